@@ -1,0 +1,68 @@
+"""The one family of exceptions and warnings.
+
+Every message says what was expected, what was found and what to do. Errors about an argument's value are also
+`ValueError`s, so that code which knows nothing of this package still catches them the usual way.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NTKError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ArgumentError(NTKError, ValueError):
+    """An argument has a value that cannot be used (an unknown name, a wrong shape, a number out of range)."""
+
+
+def unknown_name(kind: str, found: object, choices: Iterable[str]) -> ArgumentError:
+    """Return the error for a name that is not one of `choices`; it lists them and proposes the nearest.
+
+    >>> print(unknown_name("reduction", "trce", ["full", "trace"]))
+    unknown reduction 'trce': expected one of 'full', 'trace'. Did you mean 'trace'?
+    """
+    names = sorted(choices)
+    near = get_close_matches(str(found), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ArgumentError(f"unknown {kind} {found!r}: expected one of {', '.join(map(repr, names))}.{hint}")
+
+
+class ModelError(NTKError):
+    """The model has no per-sample kernel, or this library cannot compute it: the message names module, reason, remedy."""
+
+
+class MemoryBudgetError(NTKError):
+    """The memory budget is too small for one block; the message says how much is needed."""
+
+
+class KernelError(NTKError):
+    """A kernel was computed and cannot be used (non-finite entries)."""
+
+
+class ProbeError(NTKError):
+    """A probe set cannot be chosen, or is not the one it should be."""
+
+
+class PluginError(NTKError):
+    """The plugin or its metrics are not wired to the strategy as they must be."""
+
+
+class RunFolderError(NTKError):
+    """A run folder cannot be created, read or continued."""
+
+
+class NTKWarning(UserWarning):
+    """Base of this package's warnings."""
+
+
+class UndefinedMeasureWarning(NTKWarning):
+    """A measure has no value for this input (NaN was returned); the message is the reason."""
+
+
+class MeasurementFailedWarning(NTKWarning):
+    """A measurement failed; training goes on and the record holds the reason."""
+
+
+class PrecisionWarning(NTKWarning):
+    """A kernel is less exact than it should be (asymmetric, strongly negative eigenvalues); float64 is proposed."""
