@@ -1,0 +1,116 @@
+"""Probe inputs as the engine sees them: a tensor, a tuple or a dict of tensors, samples in dimension 0 of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_ntk.errors import ArgumentError
+
+
+def _map(value: Any, fn: Any) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, Mapping):
+        return {k: _map(v, fn) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_map(v, fn) for v in value)
+    return value
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in _tensors(v)]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in _tensors(v)]
+    return []
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N probe samples and, where the model wants them, their task labels.
+
+    A tensor is given to the model as `model(x)`, a tuple as `model(*x)`, a dict as `model(**x)`; `task_labels` follow
+    as the next positional argument (as the keyword `task_labels` after a dict). Entries that are not tensors (None,
+    numbers, strings) are passed on unchanged.
+    """
+
+    x: Any
+    task_labels: Any = None
+
+    @staticmethod
+    def of(x: Any, task_labels: Any = None) -> Batch:
+        """Check the shapes and detach: a batch of N samples, or an `ArgumentError` that names the sizes found."""
+        tensors = _tensors(x)
+        if not tensors:
+            raise ArgumentError(
+                f"the inputs hold no tensor: expected a tensor, a tuple or a dict of tensors with samples in dimension 0,"
+                f" found {type(x).__name__}. Convert arrays with torch.as_tensor first."
+            )
+        sizes = [t.shape[0] if t.dim() else None for t in tensors]
+        if None in sizes or len(set(sizes)) > 1:
+            raise ArgumentError(
+                f"every input tensor must have the samples in dimension 0, found shapes {[tuple(t.shape) for t in tensors]}."
+                " Bind arguments that are shared by all samples into the model (functools.partial, a wrapper module)."
+            )
+        if sizes[0] == 0:
+            raise ArgumentError("the inputs hold 0 samples: expected at least 1. Give a probe that is not empty.")
+        x = _map(x, _plain)
+        if isinstance(task_labels, Sequence) and not isinstance(task_labels, str):
+            task_labels = torch.as_tensor(task_labels)
+        if isinstance(task_labels, Tensor):
+            task_labels = _plain(task_labels)
+            if task_labels.dim() != 1 or task_labels.shape[0] != sizes[0]:
+                raise ArgumentError(
+                    f"task_labels must be one integer or one per sample: expected shape ({sizes[0]},),"
+                    f" found {tuple(task_labels.shape)}. Give the task label of every probe sample."
+                )
+        return Batch(x, task_labels)
+
+    def __len__(self) -> int:
+        """The number of samples N."""
+        return int(_tensors(self.x)[0].shape[0])
+
+    def take(self, index: slice | Tensor | list[int]) -> Batch:
+        """The samples at `index`, in its order."""
+        labels = self.task_labels[index] if isinstance(self.task_labels, Tensor) else self.task_labels
+        return Batch(_map(self.x, lambda t: t[index]), labels)
+
+    def cast(self, dtype: torch.dtype | None) -> Batch:
+        """Floating inputs in `dtype`; integer and boolean inputs as they are."""
+        if dtype is None:
+            return self
+        return Batch(_map(self.x, lambda t: t.to(dtype) if t.is_floating_point() else t), self.task_labels)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the model's call."""
+        if isinstance(self.x, Mapping):
+            return (), dict(self.x) | ({} if self.task_labels is None else {"task_labels": self.task_labels})
+        args = self.x if isinstance(self.x, tuple) else (self.x,)
+        return (*args, *(() if self.task_labels is None else (self.task_labels,))), {}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first input tensor."""
+        return _tensors(self.x)[0].device
+
+    def tensors(self) -> list[Tensor]:
+        """Every per-sample tensor, task labels last."""
+        return _tensors(self.x) + ([self.task_labels] if isinstance(self.task_labels, Tensor) else [])
+
+    def with_tensors(self, tensors: list[Tensor]) -> Batch:
+        """The same batch with its tensors (in the order of `tensors()`) replaced."""
+        rest = iter(tensors)
+        x = _map(self.x, lambda _: next(rest))
+        return Batch(x, next(rest) if isinstance(self.task_labels, Tensor) else self.task_labels)
+
+
+def _plain(t: Tensor) -> Tensor:
+    """Detached, and usable by autograd even where the caller made it in inference mode."""
+    return t.clone() if t.is_inference() else t.detach()

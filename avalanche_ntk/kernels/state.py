@@ -1,0 +1,144 @@
+"""Leave no trace: everything a measurement touches is put back, also when it fails.
+
+A measurement runs forward and backward passes through the user's live model, in the middle of a training run. What it
+may see or move on the way (random number generators, train/eval flags, buffers, gradients, numerical modes) is
+recorded on entry and restored on exit.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Restore the generators of torch (CPU, every CUDA device in use), numpy and random on exit."""
+    cpu, npy, py = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        np.random.set_state(npy)
+        random.setstate(py)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def preserve_modules(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode; restore flags, buffers, `requires_grad` and `.grad` exactly on exit.
+
+    Flags are set one by one and not by `model.eval()`: some modules override `train()` with side effects. A buffer is
+    written back only where the measurement changed it, so that version counters of untouched buffers do not move.
+    """
+    modules = list(model.modules())
+    flags = [(m, m.training) for m in modules]
+    buffers = [(m, k, b, None if b is None else b.detach().clone()) for m in modules for k, b in m._buffers.items()]
+    params = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    for m in modules:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+        with torch.no_grad():
+            for m, k, buffer, value in buffers:
+                if m._buffers.get(k) is not buffer:
+                    m._buffers[k] = buffer
+                if buffer is not None and not _same(buffer, value):
+                    buffer.copy_(value)
+        for p, needed, grad in params:
+            if p.requires_grad != needed:
+                p.requires_grad_(needed)
+            if p.grad is not grad:
+                p.grad = grad
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are bitwise interchangeable (NaN equals NaN)."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(torch.equal(a, b)) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Gradients on, autocast off, and full float32 precision in products (no TF32, no bfloat16) on every backend."""
+    precision = torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    conv = torch.backends.cudnn.allow_tf32 if torch.cuda.is_available() else None
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+        if precision != "highest":
+            torch.set_float32_matmul_precision("highest")
+        if conv:
+            torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            if torch.get_float32_matmul_precision() != precision:
+                torch.set_float32_matmul_precision(precision)
+            if conv:
+                torch.backends.cudnn.allow_tf32 = conv
+            if torch.are_deterministic_algorithms_enabled() != deterministic:
+                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Run compiled models and submodules by their original Python code: a compiled graph hides who uses a parameter."""
+    compiled = any(
+        getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()
+    )
+    if not compiled and "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were."""
+    with preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model):
+        yield
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module behind `torch.compile` and `DataParallel` wrappers; it shares every parameter with them."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        else:
+            return inner
+
+
+def rng_fingerprint() -> tuple[Any, ...]:
+    """A value that changes when any generator on the host (or a CUDA device in use) was drawn from."""
+    npy = np.random.get_state(legacy=False)
+    parts: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate()]
+    parts.append((str(npy["state"]["pos"]), npy["state"]["key"].tobytes()) if "key" in npy["state"] else repr(npy))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        parts += [s.numpy().tobytes() for s in torch.cuda.get_rng_state_all()]
+    return tuple(parts)
+
+
+Forward = Callable[..., Any]

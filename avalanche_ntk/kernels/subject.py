@@ -1,0 +1,265 @@
+"""The thing whose kernel is taken: a model with chosen parameters, outputs and working precision, as one function.
+
+Everything above this module sees a `Subject`: leaves θ (name → tensor), `forward(batch) → (N, C)`, and never the
+user's module. Where the working precision is the parameters' own, the leaves *are* the model's parameters; otherwise
+they are cast copies that stand in for them during the call, so the user's tensors are never written to.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module
+
+from avalanche_ntk.errors import ArgumentError, ModelError, unknown_name
+from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.state import unwrap
+
+_LOW = (torch.float16, torch.bfloat16)
+
+
+def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) -> list[str]:
+    """Names of the parameters whose kernel is wanted, in the model's order.
+
+    Args:
+        model: The model.
+        params: None for all, or names of parameters (shell wildcards allowed).
+        layers: None, or names of modules: every trainable parameter inside them (wildcards allowed).
+
+    Raises:
+        ModelError: The model has no trainable parameter.
+        ArgumentError: A name matches nothing, or only frozen parameters.
+    """
+    everything = dict(model.named_parameters())
+    trainable = [n for n, p in everything.items() if p.requires_grad]
+    if not trainable:
+        raise ModelError(
+            f"{type(model).__name__} has no trainable parameters: expected at least one parameter with"
+            f" requires_grad=True, found {len(everything)} parameters, all frozen."
+            " Unfreeze what the kernel should cover (parameter.requires_grad_(True))."
+            if everything
+            else f"{type(model).__name__} has no parameters: expected at least one parameter with requires_grad=True,"
+            " found none. A function without parameters has no tangent kernel."
+        )
+    if params is None and layers is None:
+        return trainable
+    chosen: set[str] = set()
+    aliases = dict(model.named_parameters(remove_duplicate=False))
+    canonical = {id(p): n for n, p in everything.items()}
+    for pattern in _names(params, "params"):
+        hits = {canonical[id(aliases[n])] for n in aliases if n == pattern or fnmatch.fnmatchcase(n, pattern)}
+        _require(hits, pattern, "parameter", aliases, trainable)
+        chosen |= hits
+    modules = [n for n, _ in model.named_modules(remove_duplicate=False)]
+    for pattern in _names(layers, "layers"):
+        inside = [m for m in modules if m == pattern or fnmatch.fnmatchcase(m, pattern)]
+        hits = {canonical[id(aliases[n])] for n in aliases for m in inside if m == "" or n.startswith(m + ".")}
+        _require(hits, pattern, "layer", modules, trainable, found_module=bool(inside))
+        chosen |= hits
+    return [n for n in trainable if n in chosen]
+
+
+def _names(value: Any, what: str) -> list[str]:
+    if value is None:
+        return []
+    names = [value] if isinstance(value, str) else list(value)
+    if not names or not all(isinstance(n, str) for n in names):
+        raise ArgumentError(f"{what} must be a name or a non-empty sequence of names, found {value!r}.")
+    return names
+
+
+def _require(
+    hits: set[str], pattern: str, kind: str, choices: Any, trainable: list[str], found_module: bool = False
+) -> None:
+    if not hits and not found_module:
+        raise unknown_name(kind, pattern, [c for c in choices if c])
+    if not hits & set(trainable):
+        raise ArgumentError(
+            f"{kind} {pattern!r} has no parameter that requires a gradient: the kernel covers trainable parameters only."
+            " Unfreeze it, or leave it out."
+        )
+
+
+def working_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The precision to compute in, or None where the parameters' own serves (float32 for half precision models)."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtype is not None:
+        if dtype not in (torch.float32, torch.float64):
+            raise ArgumentError(
+                f"unknown dtype {dtype}: expected torch.float32 or torch.float64. Half precision is too coarse for"
+                " a kernel; leave dtype out to compute in float32."
+            )
+        return None if kinds == {dtype} else dtype
+    if not kinds & set(_LOW):
+        return None
+    return torch.float64 if torch.float64 in kinds else torch.float32
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuse models whose tangent kernel this package does not define (complex, quantised, unfinished)."""
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"parameter {name!r} is not initialised yet (a lazy module): expected a parameter with a shape."
+                " Run one forward pass before the first measurement."
+            )
+        if p.is_complex():
+            raise ModelError(
+                f"parameter {name!r} is complex ({p.dtype}): the kernel is defined for real parameters only."
+                " Store real and imaginary parts as two real parameters (torch.view_as_real)."
+            )
+    for name, m in model.named_modules():
+        kind = f"{type(m).__module__}.{type(m).__name__}"
+        if ".quantized" in kind or ".qat" in kind or "torchao" in kind:
+            raise ModelError(
+                f"module {name or 'model'!r} ({type(m).__name__}) is quantised: a quantised weight has no gradient, so no"
+                " tangent kernel. Measure the float model it was made from."
+            )
+
+
+def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) -> list[int] | None:
+    """Indices of the outputs kept; None for all.
+
+    Raises:
+        ArgumentError: An index is out of range or repeated, or nothing is kept.
+    """
+    if outputs is None:
+        return None
+    if isinstance(outputs, slice):
+        kept = list(range(n_outputs))[outputs]
+    else:
+        kept = [int(i) for i in (outputs.tolist() if isinstance(outputs, Tensor) else outputs)]
+    bad = [i for i in kept if not -n_outputs <= i < n_outputs]
+    kept = [i % n_outputs for i in kept if i not in bad]
+    if bad or not kept or len(set(kept)) != len(kept):
+        raise ArgumentError(
+            f"outputs must be distinct indices of the model's {n_outputs} outputs, at least one, found {outputs!r}."
+            " Give a list of indices or a slice."
+        )
+    return kept
+
+
+@dataclass
+class Subject:
+    """Model + chosen parameters + output selector + working precision.
+
+    Attributes:
+        model: The module behind any wrapper.
+        leaves: Chosen parameters, name → tensor that stands for it in the forward pass.
+        dtype: Working precision, or None for the parameters' own.
+        selector: Maps the raw output to `(N, C)`.
+        substitutes: Every tensor that stands in for one of the model's (empty when the model's own are used).
+    """
+
+    model: nn.Module
+    leaves: dict[str, Tensor]
+    dtype: torch.dtype | None = None
+    selector: Callable[[Any], Tensor] | None = None
+    substitutes: dict[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        model: nn.Module,
+        params: Any = None,
+        layers: Any = None,
+        dtype: torch.dtype | None = None,
+        selector: Callable[[Any], Tensor] | None = None,
+    ) -> Subject:
+        """Check the model and choose its parameters; see `select_parameters` and `working_dtype` for the errors."""
+        if not isinstance(model, nn.Module):
+            raise ArgumentError(
+                f"model must be a torch.nn.Module, found {type(model).__name__}. Wrap a function in a module that holds"
+                " its parameters."
+            )
+        inner = unwrap(model)
+        check_supported(inner)
+        names = select_parameters(inner, params, layers)
+        work = working_dtype(inner, dtype)
+        if work is None:
+            own = dict(inner.named_parameters())
+            return Subject(inner, {n: own[n] for n in names}, None, selector)
+        wanted = set(names)
+        substitutes = {
+            n: (p.detach().to(work) if p.is_floating_point() else p.detach()).requires_grad_(n in wanted)
+            for n, p in inner.named_parameters()
+        }
+        for n, b in inner.named_buffers():
+            substitutes[n] = b.to(work) if b.is_floating_point() else b.clone()
+        return Subject(inner, {n: substitutes[n] for n in names}, work, selector, substitutes)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Precision of the kernel."""
+        kinds = [p.dtype for p in self.leaves.values()]
+        return torch.float64 if torch.float64 in kinds else torch.float32
+
+    @contextmanager
+    def standing_in(self, extra: dict[str, Tensor] | None = None) -> Iterator[None]:
+        """The model with its substitutes (and `extra` tensors by name) in place of its own tensors."""
+        tensors = self.substitutes | (extra or {})
+        if not tensors:
+            yield
+            return
+        with _reparametrize_module(self.model, tensors, tie_weights=True, strict=False):  # type: ignore[arg-type]
+            yield
+
+    def call(self, batch: Batch) -> Tensor:
+        """`(N, C)` outputs of the model as it stands (use inside `standing_in`).
+
+        Raises:
+            ModelError: The forward pass fails, or the (selected) output is not a floating `(N, C)` tensor.
+        """
+        args, kwargs = batch.cast(self.dtype).arguments()
+        out = self.model(*args, **kwargs)
+        if self.selector is not None:
+            out = self.selector(out)
+        return out
+
+    def forward(self, batch: Batch) -> Tensor:
+        """`call` with its errors turned into the package's own."""
+        try:
+            out = self.call(batch)
+        except Exception as exc:
+            raise ModelError(
+                f"the forward pass of {type(self.model).__name__} failed in eval mode on the probe"
+                f" ({type(exc).__name__}: {exc}). Expected model(x) to work on {len(batch)} samples; check the inputs'"
+                " shape, dtype and device, and task_labels for multi-task models."
+            ) from exc
+        return self.checked(out, len(batch))
+
+    def checked(self, out: Any, n: int) -> Tensor:
+        """The output, if it is a floating `(N, C)` tensor connected to a parameter."""
+        name = type(self.model).__name__
+        if not isinstance(out, Tensor):
+            raise ModelError(
+                f"the output of {name} is a {type(out).__name__}: expected a tensor of shape (N, C)."
+                " Give output_selector=, a function from the model's output to that tensor."
+            )
+        if out.dim() != 2 or out.shape[0] != n:
+            raise ModelError(
+                f"the output of {name} has shape {tuple(out.shape)}: expected (N, C) with N = {n} samples."
+                " Give output_selector=, a function from the model's output to a tensor of that shape"
+                " (lambda y: y.flatten(1))."
+            )
+        if out.shape[1] == 0 or not out.is_floating_point():
+            raise ModelError(
+                f"the output of {name} has shape {tuple(out.shape)} and dtype {out.dtype}: expected real numbers (N, C)"
+                " with C ≥ 1. Give output_selector=, a function from the model's output to the logits."
+            )
+        return out
+
+
+def require_graph(out: Tensor, subject: Subject) -> None:
+    """Refuse an output that no parameter leads to (an argmax, a nearest-mean classifier, a no_grad block)."""
+    if not out.requires_grad:
+        raise ModelError(
+            f"the output of {type(subject.model).__name__} in eval mode has no gradient: expected logits that depend on"
+            " the parameters differentiably. Something in the forward pass detaches them (torch.no_grad, argmax, a"
+            " nearest-mean classifier); measure the part before it (output_selector=, or the feature extractor)."
+        )
