@@ -1,0 +1,104 @@
+"""One writer at a time: a lock that the operating system releases when its holder dies, however it dies."""
+
+import errno
+import json
+import os
+import socket
+import sys
+import warnings
+from datetime import datetime, timezone
+from pathlib import Path
+
+from avalanche_ntk.errors import NTKWarning, RunFolderError
+
+if sys.platform == "win32":
+    import msvcrt
+
+    # Windows' locks keep others from reading what is locked: a byte far behind the text leaves it readable.
+    _LOCKED_BYTE = 1 << 30
+
+    def _take(fd: int) -> None:
+        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+
+    def _release(fd: int) -> None:
+        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+else:
+    import fcntl
+
+    def _take(fd: int) -> None:
+        # flock, not lockf: the latter is lost as soon as *any* descriptor of the file is closed by this process.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _release(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+_BUSY = {errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN, errno.EDEADLK}
+_UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+def acquire(fd: int, folder: Path) -> None:
+    """Lock the open file `fd` for this process, and write into it who holds it.
+
+    Args:
+        fd: Descriptor of the lock file, open for reading and writing.
+        folder: The folder that it guards, for messages.
+
+    Raises:
+        RunFolderError: Another holder, named with its process id and host, has the lock.
+        OSError: The operating system refuses the lock for another reason.
+    """
+    try:
+        _take(fd)
+    except OSError as error:
+        if error.errno in _BUSY:
+            raise RunFolderError(
+                f"run folder {folder} is being written by {_holder(fd)}: two writers would mix their measurements. "
+                "Wait until it has ended or close it there, or choose another folder. Reading with RunFolder.open is "
+                "possible meanwhile."
+            ) from None
+        if error.errno not in _UNSUPPORTED:
+            raise
+        warnings.warn(
+            f"run folder {folder} is on a file system without locks ({error.strerror}): nothing keeps a second process "
+            "from writing it too. Make sure that only one does.",
+            NTKWarning,
+            stacklevel=3,
+        )
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode() + b"\n"
+    try:
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.write(fd, text)
+    except OSError:
+        pass  # Only the message for a second writer is poorer; a full disk must not cost the lock itself.
+
+
+def release(fd: int) -> None:
+    """Give the lock up and close its file.
+
+    The lock is undone explicitly: a forked child that still has the descriptor would otherwise keep it alive.
+
+    Args:
+        fd: The descriptor given to `acquire`.
+    """
+    try:
+        os.ftruncate(fd, 0)
+        _release(fd)
+    except OSError:
+        pass  # Closing releases it as well.
+    os.close(fd)
+
+
+def _holder(fd: int) -> str:
+    try:
+        os.lseek(fd, 0, os.SEEK_SET)
+        found = json.loads(os.read(fd, 4096))
+        pid, host, since = int(found["pid"]), str(found["host"]), str(found["since"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "another process (it left no process id)"
+    here = " (this process)" if pid == os.getpid() and host == socket.gethostname() else ""
+    return f"process {pid} on host {host}{here} since {since}"
