@@ -1,0 +1,70 @@
+"""Kernel(s) → number(s): similarity, spectrum, label alignment, reactivation, in float64, without torch.
+
+Every function takes numpy arrays, torch tensors on any device, or a `KernelView`, which keeps what several measures
+share. Where an input has no answer (a zero, constant or non-finite kernel, one class, too few samples) a measure
+returns NaN and issues an `UndefinedMeasureWarning` that says why; `ArgumentError` is for calls that are wrong whatever
+the data. The definitions and their sources are in `docs/definitions.md`.
+"""
+
+from avalanche_ntk.measures.alignment import eigenvector_alignment, kernel_alignment, one_hot
+from avalanche_ntk.measures.full import as_matrix, reduce_full
+from avalanche_ntk.measures.norms import kernel_norm, kernel_trace
+from avalanche_ntk.measures.reactivation import Reactivation, Verdict, compare_ratios, reactivation, verdict
+from avalanche_ntk.measures.similarity import (
+    centre,
+    centred_kernel_alignment,
+    distance_floor,
+    drift_at_rest,
+    kernel_distance,
+    kernel_velocity,
+    uncentred_alignment,
+)
+from avalanche_ntk.measures.spectrum import (
+    EigenspaceRotation,
+    ModeResponse,
+    condition_number,
+    effective_rank,
+    eigenspace_rotation,
+    eigenvalues,
+    label_signed_kernel,
+    mode_response,
+    sharpness_ratio,
+    spectral_norm,
+)
+from avalanche_ntk.measures.summary import Summary, summary
+from avalanche_ntk.measures.view import KernelView
+
+__all__ = [
+    "EigenspaceRotation",
+    "KernelView",
+    "ModeResponse",
+    "Reactivation",
+    "Summary",
+    "Verdict",
+    "as_matrix",
+    "centre",
+    "centred_kernel_alignment",
+    "compare_ratios",
+    "condition_number",
+    "distance_floor",
+    "drift_at_rest",
+    "effective_rank",
+    "eigenspace_rotation",
+    "eigenvalues",
+    "eigenvector_alignment",
+    "kernel_alignment",
+    "kernel_distance",
+    "kernel_norm",
+    "kernel_trace",
+    "kernel_velocity",
+    "label_signed_kernel",
+    "mode_response",
+    "one_hot",
+    "reactivation",
+    "reduce_full",
+    "sharpness_ratio",
+    "spectral_norm",
+    "summary",
+    "uncentred_alignment",
+    "verdict",
+]

@@ -1,0 +1,508 @@
+"""Reactivation at a task boundary: what the kernel does when the new task begins.
+
+Works on plain series, so that it can be computed during a run, from a run folder, or from published numbers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from avalanche_ntk.errors import ArgumentError, unknown_name
+from avalanche_ntk.measures._arrays import Array, as_float64
+from avalanche_ntk.measures._undefined import warn_undefined
+from avalanche_ntk.measures.similarity import distance_floor
+
+#: Floor of S where none is given: float32 kernels of many samples.
+DEFAULT_FLOOR = distance_floor(1000, "float32")
+
+
+@dataclass(frozen=True)
+class Reactivation:
+    """What happened at one boundary. A field without a value is None and has its reason in `reasons`.
+
+    Velocities are in distance per iteration, times in iterations.
+
+    Attributes:
+        boundary: Iteration `b`.
+        end: Iteration of the last measurement taken into account.
+        onset: Peak velocity of the first experience's start.
+        base: Median of the last m velocities before b.
+        peak: Largest of the first w velocities after b.
+        spike: `peak − base`.
+        ratio: `peak / max(base, floor)`; a lower bound where `at_floor`.
+        at_floor: True when the base is below the noise, so that `ratio` is only a lower bound.
+        z: `(peak − base) / max(1.4826·MAD, floor)`, MAD the median absolute deviation of the m velocities.
+        rank: Share of the pre-boundary windows of width w whose largest velocity is below `peak`; 1 when all are.
+        windows: Number of those windows: a rank of 1 among few of them says little.
+        onset_ratio: `peak / onset`.
+        moved: `S(Θ_b, Θ_end)`.
+        path: `Σ v·Δt` from b to the end.
+        time_to_peak: Iterations from b to the end of the peak's interval.
+        half_life: Iterations from there until `v − base ≤ ½·spike`.
+        half_life_censored: True when that was not reached by the end; the reason then says within how many iterations.
+        norm_dip: `min λ_max / λ_max(b)` over the measurements after b; above 1 when λ_max never fell below `λ_max(b)`.
+        norm_recovery: `λ_max(end) / λ_max(b)`.
+        alignment_drop: `A(b) − min A` over the measurements after b; negative when the alignment only rose.
+        cadence: Median iterations between measurements: of the m velocities before b, of the w after it.
+        floor: Noise of a velocity: the floor of S over the shortest interval used.
+        reasons: Why a field is None, by its name.
+    """
+
+    boundary: float
+    end: float
+    onset: float | None = None
+    base: float | None = None
+    peak: float | None = None
+    spike: float | None = None
+    ratio: float | None = None
+    at_floor: bool | None = None
+    z: float | None = None
+    rank: float | None = None
+    windows: int | None = None
+    onset_ratio: float | None = None
+    moved: float | None = None
+    path: float | None = None
+    time_to_peak: float | None = None
+    half_life: float | None = None
+    half_life_censored: bool | None = None
+    norm_dip: float | None = None
+    norm_recovery: float | None = None
+    alignment_drop: float | None = None
+    cadence: tuple[float, float] | None = None
+    floor: float | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mixed_cadence(self) -> bool | None:
+        """True when the measurements before and after b are not equally dense, None where there is no cadence.
+
+        A distance does not grow linearly with the interval (quadratically along a straight path, more slowly once it
+        bends), so a velocity depends on the interval it is taken over, and the ratio of a dense peak to a sparse base
+        mixes two quantities.
+        """
+        return None if self.cadence is None else self.cadence[0] != self.cadence[1]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dictionary that JSON can hold."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["reasons"] = dict(self.reasons)
+        values["cadence"] = None if self.cadence is None else list(self.cadence)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Reactivation":
+        """Return the reactivation that `as_dict` wrote.
+
+        Args:
+            values: Its fields; those that are absent count as None.
+
+        Returns:
+            The same reactivation.
+
+        Raises:
+            ArgumentError: A field that a reactivation does not have, or no boundary and end.
+        """  # noqa: DOC501
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown_name("field of a reactivation", name, known)
+        if values.get("boundary") is None or values.get("end") is None:
+            raise ArgumentError(f"a reactivation needs a boundary and an end, found the fields {sorted(values)}.")
+        cadence = values.get("cadence")
+        return cls(**{**values, "cadence": None if cadence is None else (cadence[0], cadence[1])})
+
+
+# What a first experience, which has no boundary before it, leaves without a value.
+_NEEDS_BOUNDARY = tuple(
+    f.name
+    for f in fields(Reactivation)
+    if f.name not in ("boundary", "end", "onset", "half_life_censored", "windows", "floor", "reasons")
+)
+
+
+class _Builder:
+    """Collects values and the reasons of the missing ones."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+
+    def missing(self, reason: str, *names: str) -> None:
+        for name in names:
+            if self.values.get(name) is None:
+                self.reasons.setdefault(name, reason)
+
+
+def _series(values: Sequence[float | None] | ArrayLike | None, what: str, length: int) -> Array | None:
+    if values is None:
+        return None
+    if isinstance(values, Sequence):
+        values = [math.nan if v is None else v for v in values]
+    array = as_float64(values, what)
+    if array.shape != (length,):
+        raise ArgumentError(
+            f"{what} must have one value per measurement: there are {length} times, found shape {array.shape}. "
+            "Use None where a measurement has no value."
+        )
+    return array
+
+
+def reactivation(
+    times: Sequence[float] | ArrayLike,
+    velocities: Sequence[float | None] | ArrayLike,
+    boundary: float,
+    *,
+    end: float | None = None,
+    start: float | None = None,
+    lambda_max: Sequence[float | None] | ArrayLike | None = None,
+    alignment: Sequence[float | None] | ArrayLike | None = None,
+    moved: float | None = None,
+    onset: float | None = None,
+    first: bool = False,
+    m: int = 10,
+    w: int = 3,
+    floor: float = DEFAULT_FLOOR,
+) -> Reactivation:
+    """Measure the reactivation at a boundary b.
+
+    With `base` the median of the last m velocities before b (at least 2) and `peak` the largest of the first w after b,
+
+        spike = peak − base,   ratio = peak / max(base, floor),   z = (peak − base) / max(1.4826·MAD, floor),
+
+    and the others as in `Reactivation`. An interval belongs to one side only: there must be a measurement exactly at b.
+    Of several measurements at the same iteration b (after the old experience, before the new one) the last counts.
+    No threshold on these numbers is valid in itself; see `verdict`.
+
+    Args:
+        times: Iteration of each measurement, non-decreasing.
+        velocities: `velocities[i]` is the velocity from `times[i−1]` to `times[i]`, per iteration; None or NaN where
+            undefined, as the first is.
+        boundary: Iteration b: the number of iterations made when the new task begins.
+        end: Last iteration of the experience that begins at b; the last time unless given.
+        start: Iteration at which the experience before b began: velocities before it are not part of the base. The
+            first time unless given.
+        lambda_max: `λ_max` at each measurement.
+        alignment: Kernel alignment at each measurement.
+        moved: `S(Θ_b, Θ_end)`, which no series holds.
+        onset: Peak velocity of the first experience's start, that is, `onset` of the reactivation with `first=True`.
+        first: True for the first experience, which has no boundary before it: only `onset` is then measured, from the
+            first w velocities after b.
+        m: Velocities in the base.
+        w: Velocities in the peak's window.
+        floor: Noise of S at the working precision (`distance_floor`). Divided by the shortest interval used it is
+            the floor of a velocity.
+
+    Returns:
+        A `Reactivation`. Data that are missing or degenerate give None with a reason, never an exception.
+
+    Raises:
+        ArgumentError: Series of different lengths, times that decrease, m < 2, w < 1, a floor that is not positive, or
+            `end` before `boundary`.
+
+    Source: "Reactivation: Empirical NTK Dynamics Under Task Shifts" (arXiv 2507.16039); `docs/definitions.md`.
+
+    >>> times = [0, 10, 20, 30, 40, 50, 60]
+    >>> velocities = [None, 1e-3, 1e-3, 1e-3, 8e-3, 4e-3, 1e-3]
+    >>> found = reactivation(times, velocities, boundary=30, onset=1e-3)
+    >>> round(found.spike, 6), round(found.ratio, 6), found.time_to_peak, found.half_life
+    (0.007, 8.0, 10.0, 10.0)
+    """
+    t = as_float64(times, "times")
+    if t.ndim != 1 or t.size == 0 or not np.isfinite(t).all() or (np.diff(t) < 0).any():
+        raise ArgumentError(
+            f"times must be a non-empty, non-decreasing series of iterations, found shape {t.shape}"
+            f"{', values ' + str(t.tolist()) if t.size < 10 else ''}. Sort the measurements by iteration."
+        )
+    if m < 2:
+        raise ArgumentError(f"m must be 2 or more velocities before the boundary, found {m!r}.")
+    if w < 1:
+        raise ArgumentError(f"w must be 1 or more velocities after the boundary, found {w!r}.")
+    if not 0 < floor < math.inf:
+        raise ArgumentError(f"floor must be a positive distance, found {floor!r}. Use distance_floor(n, dtype).")
+    last = float(t[-1]) if end is None else float(end)
+    if last < boundary:
+        raise ArgumentError(
+            f"end must be at or after the boundary at iteration {boundary}, found {last}. "
+            "Pass the last iteration of the experience that begins there."
+        )
+    v = _series(velocities, "velocities", t.size)
+    assert v is not None
+    series = {"lambda_max": _series(lambda_max, "lambda_max", t.size)}
+    series["alignment"] = _series(alignment, "alignment", t.size)
+
+    build = _Builder()
+    build.values["onset"] = _number(onset)
+    ends, spans, v = t[1:], np.diff(t), v[1:]
+    # Two measurements at one iteration enclose no training.
+    proper = spans > 0
+    ends, spans, v = ends[proper], spans[proper], v[proper]
+    after = (ends - spans >= boundary) & (ends <= last)
+    before = ends <= boundary
+    if start is not None:
+        before &= ends - spans >= start
+
+    if first:
+        window = v[after][:w]
+        window = window[np.isfinite(window)]
+        build.values["onset"] = float(window.max()) if window.size else None
+        build.missing("no velocity was measured after the start of the first experience", "onset")
+        reason = "the first experience has no boundary before it; its onset velocity is reported instead"
+        build.missing(reason, *_NEEDS_BOUNDARY)
+        return Reactivation(boundary=float(boundary), end=last, **build.values, reasons=build.reasons)
+
+    if boundary not in t:
+        reason = f"there is no measurement exactly at the boundary, iteration {boundary}"
+        build.missing(reason, *_NEEDS_BOUNDARY)
+        return Reactivation(boundary=float(boundary), end=last, **build.values, reasons=build.reasons)
+
+    _velocity_numbers(build, ends, spans, v, before, after, float(boundary), last, m, w, floor)
+    _series_numbers(build, t, series, float(boundary), last)
+    build.values["moved"] = _number(moved)
+    build.missing("the distance from the boundary to the end was not given or is undefined", "moved")
+    build.missing("no onset velocity of the first experience was given", "onset")
+    return Reactivation(boundary=float(boundary), end=last, **build.values, reasons=build.reasons)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _velocity_numbers(
+    build: _Builder,
+    ends: Array,
+    spans: Array,
+    v: Array,
+    before: NDArray[np.bool_],
+    after: NDArray[np.bool_],
+    boundary: float,
+    last: float,
+    m: int,
+    w: int,
+    floor: float,
+) -> None:
+    values = build.values
+    known = np.flatnonzero(before & np.isfinite(v))[-m:]
+    later = np.flatnonzero(after)
+    window = later[:w][np.isfinite(v[later[:w]])]
+    base = peak = None
+    if known.size >= 2:
+        base = values["base"] = float(np.median(v[known]))
+    if window.size:
+        best = window[np.argmax(v[window])]
+        peak = values["peak"] = float(v[best])
+        values["time_to_peak"] = float(ends[best]) - boundary
+    _path(build, spans, v, later)
+
+    few = f"fewer than 2 velocities are defined before the boundary, found {known.size}"
+    none = (
+        f"none of the first {w} velocities after the boundary is defined"
+        if later.size
+        else "no velocity was measured after the boundary"
+    )
+    build.missing(few, "base")
+    build.missing(none, "peak", "time_to_peak")
+    if peak is not None:
+        first_peak = values["onset"]
+        if first_peak is not None and first_peak > 0:
+            values["onset_ratio"] = peak / first_peak
+        elif first_peak is not None:
+            build.missing("the onset velocity of the first experience is zero", "onset_ratio")
+        else:
+            build.missing("no onset velocity of the first experience was given", "onset_ratio")
+    needs_both = ("spike", "ratio", "at_floor", "z", "rank", "half_life", "cadence", "floor")
+    if base is None or peak is None:
+        build.missing(few if base is None else none, *needs_both, "windows", "half_life_censored")
+        build.missing(none, "onset_ratio")
+        return
+
+    used = np.concatenate([known, window])
+    noise = values["floor"] = floor / float(spans[used].min())
+    spike = values["spike"] = peak - base
+    values["at_floor"] = base < noise
+    values["ratio"] = peak / max(base, noise)
+    mad = float(np.median(np.abs(v[known] - base)))
+    values["z"] = spike / max(1.4826 * mad, noise)
+    values["cadence"] = (float(np.median(spans[known])), float(np.median(spans[window])))
+    if known.size >= w:
+        maxima = np.lib.stride_tricks.sliding_window_view(v[known], w).max(axis=1)
+        values["rank"] = float(np.mean(maxima < peak))
+        values["windows"] = int(maxima.size)
+    build.missing(f"fewer than {w} velocities before the boundary make no window of that width", "rank", "windows")
+    _half_life(build, ends, v, later, int(best), base, spike, last)
+
+
+def _path(build: _Builder, spans: Array, v: Array, later: NDArray[np.intp]) -> None:
+    if later.size == 0:
+        build.missing("no velocity was measured after the boundary", "path")
+    elif not np.isfinite(v[later]).all():
+        count = int(np.count_nonzero(~np.isfinite(v[later])))
+        build.missing(f"{count} of {later.size} velocities after the boundary are undefined", "path")
+    else:
+        build.values["path"] = float(np.sum(v[later] * spans[later]))
+
+
+def _half_life(
+    build: _Builder, ends: Array, v: Array, later: NDArray[np.intp], best: int, base: float, spike: float, last: float
+) -> None:
+    if spike <= 0:
+        build.missing("there is no spike: the peak does not exceed the base", "half_life", "half_life_censored")
+        return
+    following = later[later > best]
+    below = following[v[following] - base <= spike / 2]
+    build.values["half_life_censored"] = not below.size
+    if below.size:
+        build.values["half_life"] = float(ends[below[0]] - ends[best])
+    else:
+        reached = float(ends[following[-1]] if following.size else ends[best])
+        build.missing(f"not reached within {reached - float(ends[best]):g} iterations after the peak", "half_life")
+
+
+def _series_numbers(build: _Builder, t: Array, series: dict[str, Array | None], boundary: float, last: float) -> None:
+    at_boundary = int(np.flatnonzero(t == boundary)[-1])
+    after = (t > boundary) & (t <= last)
+    for name, targets in (("lambda_max", ("norm_dip", "norm_recovery")), ("alignment", ("alignment_drop",))):
+        values = series[name]
+        if values is None:
+            build.missing(f"no {name} series was given", *targets)
+            continue
+        reference = float(values[at_boundary])
+        later = values[after]
+        later = later[np.isfinite(later)]
+        if not math.isfinite(reference):
+            build.missing(f"{name} is undefined at the boundary", *targets)
+        elif not later.size:
+            build.missing(f"{name} is undefined at every measurement after the boundary", *targets)
+        elif name == "alignment":
+            build.values["alignment_drop"] = reference - float(later.min())
+        elif reference <= 0:
+            build.missing("lambda_max is not positive at the boundary", *targets)
+        else:
+            build.values["norm_dip"] = float(later.min()) / reference
+            build.values["norm_recovery"] = float(later[-1]) / reference
+
+
+def require_same_cadence(a: Reactivation, b: Reactivation) -> None:
+    """Check that two reactivations were measured equally densely, before and after the boundary.
+
+    Raises:
+        ArgumentError: They were not.
+    """
+    if a.cadence != b.cadence:
+        raise ArgumentError(
+            "velocities of different cadences are not comparable: expected equal iterations between measurements "
+            f"(before, after the boundary), found {a.cadence} and {b.cadence}. Measure both runs on the same schedule."
+        )
+
+
+def compare_ratios(a: Reactivation, b: Reactivation) -> float:
+    """Return `a.ratio / b.ratio`, how many times stronger the reactivation a is.
+
+    Args:
+        a: One reactivation.
+        b: The other, measured at the same cadence.
+
+    Returns:
+        The quotient; NaN with a warning when a ratio is None or zero, or is only a lower bound.
+
+    Raises:
+        ArgumentError: The cadences differ.
+
+    >>> a = Reactivation(30, 60, ratio=8.0, at_floor=False, cadence=(10.0, 10.0))
+    >>> b = Reactivation(30, 60, ratio=2.0, at_floor=False, cadence=(10.0, 10.0))
+    >>> compare_ratios(a, b)
+    4.0
+    """
+    for which, found in (("first", a), ("second", b)):
+        if found.ratio is None:
+            warn_undefined("compare_ratios", f"the {which} ratio is: {found.reasons.get('ratio', 'not given')}")
+            return math.nan
+    require_same_cadence(a, b)
+    for which, found in (("first", a), ("second", b)):
+        if found.at_floor:
+            warn_undefined("compare_ratios", f"the {which} ratio is only a lower bound (at_floor)")
+            return math.nan
+    if not b.ratio:
+        warn_undefined("compare_ratios", "the second ratio is zero")
+        return math.nan
+    assert a.ratio is not None
+    return a.ratio / b.ratio
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a boundary differs from what fresh samples of the same classes do.
+
+    Attributes:
+        verdict: "reactivated", "not distinguishable" or "undefined".
+        reason: The numbers it rests on, in a sentence.
+        spike: Spike at the boundary.
+        ratio: Ratio at the boundary.
+        control_spike: The largest spike among the controls.
+        control_ratio: The largest ratio among the controls.
+        rank: Share of the controls whose spike and ratio are both below; None where undefined.
+        controls: Number of controls taken into account.
+    """
+
+    verdict: str
+    reason: str
+    spike: float | None = None
+    ratio: float | None = None
+    control_spike: float | None = None
+    control_ratio: float | None = None
+    rank: float | None = None
+    controls: int = 0
+
+
+def verdict(found: Reactivation, control: Reactivation | Sequence[Reactivation] | None) -> Verdict:
+    """Compare a boundary with no-shift controls: same classes, fresh samples, everything else equal.
+
+    A redraw of samples alone makes the velocity jump, so no fixed threshold is valid. The verdict is "reactivated" when
+    both spike and ratio exceed those of every control, "not distinguishable" otherwise, "undefined" without a control
+    or where a number is missing. Without a shift, one number exceeds those of n controls with probability 1/(n + 1):
+    a single control excludes little.
+
+    Args:
+        found: The reactivation at the boundary.
+        control: That of a control run at the same boundary, or of several such runs (other seeds); None without any.
+
+    Returns:
+        A `Verdict`.
+
+    Raises:
+        ArgumentError: A control was measured at another cadence.
+
+    >>> a = Reactivation(30, 60, spike=7.0, ratio=8.0, at_floor=False, cadence=(10.0, 10.0))
+    >>> b = Reactivation(30, 60, spike=4.0, ratio=5.0, at_floor=False, cadence=(10.0, 10.0))
+    >>> verdict(a, b).verdict, verdict(b, a).verdict, verdict(a, None).verdict
+    ('reactivated', 'not distinguishable', 'undefined')
+    """
+    controls = [] if control is None else [control] if isinstance(control, Reactivation) else list(control)
+    if not controls:
+        return Verdict("undefined", "there is no no-shift control to compare with", found.spike, found.ratio)
+    if found.spike is None or found.ratio is None:
+        return Verdict("undefined", f"the boundary has no spike: {found.reasons.get('spike', 'not given')}")
+    pairs = []
+    for one in controls:
+        if one.spike is None or one.ratio is None:
+            reason = f"a control has no spike: {one.reasons.get('spike', 'not given')}"
+            return Verdict("undefined", reason, found.spike, found.ratio, controls=len(controls))
+        require_same_cadence(found, one)
+        pairs.append((one.spike, one.ratio))
+    top_spike, top_ratio = (max(column) for column in zip(*pairs, strict=True))
+    rank = sum(s < found.spike and r < found.ratio for s, r in pairs) / len(pairs)
+    exceeds = found.spike > top_spike and found.ratio > top_ratio
+    word = "reactivated" if exceeds else "not distinguishable"
+    count = "the control" if len(pairs) == 1 else f"the largest of {len(pairs)} controls"
+    reason = (
+        f"spike {found.spike:.3g} and ratio {found.ratio:.3g} against {top_spike:.3g} and {top_ratio:.3g} of {count}"
+    )
+    if exceeds and not found.at_floor and any(one.at_floor for one in controls):
+        word = "undefined"
+        reason += "; a control's ratio is only a lower bound, its base being below the noise"
+    elif exceeds:
+        reason += f"; without a shift this happens with probability at most 1/{len(pairs) + 1}"
+    return Verdict(word, reason, found.spike, found.ratio, top_spike, top_ratio, rank, len(pairs))

@@ -1,0 +1,95 @@
+"""All scalar measures of one kernel at once, for a trajectory: cheap, and silent where one is undefined."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from avalanche_ntk.measures._undefined import Undefined
+from avalanche_ntk.measures.alignment import eigenvector_alignment, kernel_alignment
+from avalanche_ntk.measures.norms import kernel_norm, kernel_trace
+from avalanche_ntk.measures.similarity import kernel_distance, kernel_velocity
+from avalanche_ntk.measures.spectrum import condition_number, effective_rank, spectral_norm
+from avalanche_ntk.measures.view import KernelView, view_of
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The scalar measures of one kernel.
+
+    Attributes:
+        values: Each measure that has a value, by name.
+        reasons: Why each of the others has none.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def summary(
+    k: ArrayLike | KernelView,
+    labels: ArrayLike | None = None,
+    *,
+    previous: ArrayLike | KernelView | None = None,
+    start: ArrayLike | KernelView | None = None,
+    init: ArrayLike | KernelView | None = None,
+    elapsed: float | None = None,
+    ranks: Sequence[int] = (1, 5, 20),
+) -> Summary:
+    """Compute every scalar measure of a self-kernel that its arguments allow, decomposing the kernel once.
+
+    Always: `kernel_norm`, `kernel_trace`, `spectral_norm`, `effective_rank`, `condition_number`. With labels:
+    `alignment`, and `eigenvector_alignment_K` for each K of `ranks`. With a reference: `distance_previous`,
+    `distance_experience_start`, `distance_init`, and the same with `_uncentred`. With `previous` and `elapsed`:
+    `velocity`, `velocity_uncentred`.
+
+    Args:
+        k: Self-kernel `(N, N)`; pass a `KernelView` and keep it for the next call.
+        labels: Class of each sample, shape `(N,)`.
+        previous: The kernel at the previous measurement.
+        start: The kernel at the start of the experience.
+        init: The kernel at initialisation.
+        elapsed: Iterations since the previous measurement.
+        ranks: Numbers of leading eigenvectors for `eigenvector_alignment`.
+
+    Returns:
+        A `Summary`: the numbers of the functions, and reasons instead of warnings where there are none.
+
+    Raises:
+        ArgumentError: What the measures raise.
+
+    >>> found = summary([[3.0, 0.0], [0.0, 4.0]], [0, 1])
+    >>> found.values["kernel_norm"], found.reasons["alignment"]
+    (5.0, 'the kernel has shape (2, 2): after centring at most one number is left, which has no direction')
+    """
+    view = view_of(k)
+    found = Summary()
+
+    def add(name: str, measure: Callable[..., float], *args: object, **kwargs: object) -> None:
+        # The body below `nan_when_undefined`: the same number, with the reason as an exception in place of a warning.
+        body: Any = measure
+        try:
+            found.values[name] = body.__wrapped__(*args, **kwargs)
+        except Undefined as reason:
+            found.reasons[name] = str(reason)
+
+    add("kernel_norm", kernel_norm, view)
+    add("kernel_trace", kernel_trace, view)
+    add("spectral_norm", spectral_norm, view)
+    add("effective_rank", effective_rank, view)
+    add("condition_number", condition_number, view)
+    if labels is not None:
+        add("alignment", kernel_alignment, view, labels)
+        for rank in ranks:
+            add(f"eigenvector_alignment_{rank}", eigenvector_alignment, view, labels, rank)
+    references = {"previous": previous, "experience_start": start, "init": init}
+    for name, reference in references.items():
+        if reference is None:
+            continue
+        for suffix, centred in (("", True), ("_uncentred", False)):
+            add(f"distance_{name}{suffix}", kernel_distance, reference, view, centred=centred)
+    if previous is not None and elapsed is not None:
+        for suffix, centred in (("", True), ("_uncentred", False)):
+            add(f"velocity{suffix}", kernel_velocity, previous, view, elapsed, centred=centred)
+    return found
