@@ -1,0 +1,46 @@
+"""Watch the empirical neural tangent kernel of a fixed probe set while an Avalanche strategy trains.
+
+Names are imported when they are first used (PEP 562), so that `import avalanche_ntk` and the torch-free report cost
+nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avalanche_ntk.evaluation import ntk_metrics
+    from avalanche_ntk.kernels import empirical_ntk
+    from avalanche_ntk.plugin import NTKPlugin
+    from avalanche_ntk.probes import Probe, ProbeSpec
+    from avalanche_ntk.schedule import Schedule
+    from avalanche_ntk.trajectory import Trajectory
+
+try:
+    __version__ = version("avalanche-ntk")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_WHERE = {
+    "NTKPlugin": "avalanche_ntk.plugin",
+    "Probe": "avalanche_ntk.probes",
+    "ProbeSpec": "avalanche_ntk.probes",
+    "Schedule": "avalanche_ntk.schedule",
+    "Trajectory": "avalanche_ntk.trajectory",
+    "empirical_ntk": "avalanche_ntk.kernels",
+    "ntk_metrics": "avalanche_ntk.evaluation",
+}
+
+__all__ = ["NTKPlugin", "Probe", "ProbeSpec", "Schedule", "Trajectory", "empirical_ntk", "ntk_metrics"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'avalanche_ntk' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,154 @@
+"""The demonstration: Split-Digits, two strategies, everything in Avalanche's own loggers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, loss_metrics
+from avalanche.logging import CSVLogger, TensorboardLogger, TextLogger
+from avalanche.training import Naive, Replay
+from avalanche.training.plugins import EvaluationPlugin
+
+from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.evaluation import ntk_metrics
+from avalanche_ntk.models import MLP
+from avalanche_ntk.plugin import NTKPlugin
+from avalanche_ntk.probes import ProbeSpec
+from avalanche_ntk.schedule import Schedule
+
+STRATEGIES: dict[str, tuple[type, dict[str, Any]]] = {"naive": (Naive, {}), "replay": (Replay, {"mem_size": 200})}
+EXPERIENCES = 5
+EPOCHS = 10
+CONTENTS = frozenset({"runs", "tensorboard", "csv", "text", "reactivation.png", "boundaries.csv"})
+
+
+@dataclass(frozen=True)
+class DemoFolders:
+    """Where the demonstration writes.
+
+    Attributes:
+        out: The folder that holds everything.
+    """
+
+    out: Path
+
+    @property
+    def runs(self) -> dict[str, Path]:
+        """Run folders by strategy."""
+        return {name: self.out / "runs" / name for name in STRATEGIES}
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder to give to `tensorboard --logdir`."""
+        return self.out / "tensorboard"
+
+    @property
+    def figure(self) -> Path:
+        """The figure of the four curves."""
+        return self.out / "reactivation.png"
+
+    @property
+    def table(self) -> Path:
+        """The table of the boundaries."""
+        return self.out / "boundaries.csv"
+
+    def prepare(self, overwrite: bool) -> None:
+        """Make the folder; refuse what is there already, or remove an earlier demonstration's files when asked.
+
+        Raises:
+            RunFolderError: The folder holds files and `overwrite` is False, or holds files that no demonstration wrote.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise RunFolderError(
+                f"{self.out} is a file; expected a folder that is empty or does not exist. Give another --out."
+            )
+        found = sorted(p.name for p in self.out.iterdir()) if self.out.exists() else []
+        strange = [name for name in found if name not in CONTENTS]
+        if strange:
+            raise RunFolderError(
+                f"{self.out} holds files that no demonstration wrote ({', '.join(strange[:3])}); "
+                "expected an empty folder or one that does not exist. Give another --out."
+            )
+        if found and not overwrite:
+            raise RunFolderError(
+                f"{self.out} already holds a demonstration; expected an empty folder or one that does not exist. "
+                "Give another --out, or --overwrite to replace it."
+            )
+        for name in found:
+            path = self.out / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.out.mkdir(parents=True, exist_ok=True)
+
+
+def run_demo(
+    out: Path,
+    *,
+    overwrite: bool = False,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    on_progress: Callable[[str, int], None] = lambda strategy, experiences: None,
+) -> DemoFolders:
+    """Train the strategies one after the other, each measured and logged.
+
+    Args:
+        out: Folder to write to.
+        overwrite: Whether an earlier demonstration in that folder may be replaced.
+        seed: Seed of data split, models and training.
+        epochs: Epochs for each experience.
+        on_progress: Called with the strategy's name and its number of finished experiences.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        RunFolderError: The folder is in use or cannot be written.
+    """
+    folders = DemoFolders(out)
+    folders.prepare(overwrite)
+    (out / "text").mkdir()
+    for name in STRATEGIES:
+        with (out / "text" / f"{name}.txt").open("w", encoding="utf-8") as text:
+            _train(name, folders, text, seed, epochs, on_progress)
+    return folders
+
+
+def _train(
+    name: str, folders: DemoFolders, text: TextIO, seed: int, epochs: int, on_progress: Callable[[str, int], None]
+) -> None:
+    torch.manual_seed(seed)
+    benchmark = split_digits(EXPERIENCES, seed=seed)
+    model = MLP(in_features=64, n_classes=10, width=256, depth=2)
+    # A constant cadence right after a boundary and before it makes velocities, and so the ratio, comparable.
+    schedule = Schedule.every_iterations(5) | Schedule.at([1])
+    ntk = NTKPlugin(ProbeSpec(size=64, from_experience=0), schedule, run_folder=folders.runs[name], seed=seed)
+    tensorboard = TensorboardLogger(folders.tensorboard / name)
+    evaluator = EvaluationPlugin(
+        accuracy_metrics(epoch=True, experience=True, stream=True),
+        forgetting_metrics(experience=True, stream=True),
+        loss_metrics(epoch=True, experience=True),
+        ntk_metrics(ntk, spectrum=True),
+        loggers=[tensorboard, CSVLogger(folders.out / "csv" / name), TextLogger(text)],
+    )
+    strategy_class, arguments = STRATEGIES[name]
+    strategy = strategy_class(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=16,
+        train_epochs=epochs,
+        eval_mb_size=256,
+        plugins=[ntk],
+        evaluator=evaluator,
+        **arguments,
+    )
+    for number, experience in enumerate(benchmark.train_stream, start=1):
+        strategy.train(experience)
+        strategy.eval(benchmark.test_stream)
+        on_progress(name, number)
+    tensorboard.writer.flush()

@@ -1,0 +1,533 @@
+"""The Avalanche plugin: the hooks at which the kernel of the probes is measured.
+
+Only this module measures; the metrics read what it recorded. Nothing that training depends on is changed: a run with
+the plugin is bit-identical to the same run without it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models.utils import is_multi_task_module
+from torch import Tensor, nn
+
+from avalanche_ntk.clock import TrainingClock
+from avalanche_ntk.errors import (
+    ArgumentError,
+    MeasurementFailedWarning,
+    NTKError,
+    PluginError,
+    ProbeError,
+    RunFolderError,
+    unknown_name,
+)
+from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.probes import Probe, ProbeSpec
+from avalanche_ntk.randomness import preserved_rng_state
+from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.trajectory import Trajectory
+
+REDUCTIONS = ("trace", "sum_logits")
+ON_ERROR = ("warn", "raise")
+
+
+class NTKPlugin(SupervisedPlugin, supports_distributed=True):
+    """Measures the empirical NTK of fixed probe sets while a strategy trains.
+
+    Give it to the strategy (`plugins=[ntk]`) and its metrics to the evaluator (`ntk_metrics(ntk)`). It measures exactly
+    at each experience's start, before any step of the new task, at its end, and in between when the schedule asks for
+    it.
+
+    Args:
+        probe: What to watch: a `ProbeSpec` (chosen when training reaches its experience), a `Probe`, or several of
+            them.
+        schedule: When to measure; `Schedule.around_boundaries()` when None, or its name as text.
+        run_folder: Folder to write `run.json`, `measurements.jsonl` and the kernels to; None keeps everything in
+            memory.
+        overwrite: Whether a run that is already in that folder may be replaced.
+        reduction: "trace" (`K[n,m] = Σ_c Θ[n,m,c,c]`) or "sum_logits" (the kernel of the summed outputs, one backward
+            pass).
+        outputs: "first" keeps the outputs that the model had at the first measurement, so that the series stays
+            comparable when a head grows; "all" takes what there is; or the indices of the outputs.
+        params: Names of the parameters whose kernel is measured; every parameter that requires a gradient when None.
+        output_selector: Picks the `(N, C)` tensor from what the model returns; needed for models that return a tuple or
+            dict.
+        dtype: Precision of the kernel's computation; the model's own when None.
+        memory_budget: Bytes that a measurement may use beyond one forward pass.
+        keep_kernels: Whether the kernels are kept, not only their numbers.
+        on_error: "warn" records a measurement that failed with its reason, warns once per kind and trains on; "raise"
+            stops.
+        seed: Seed of the training run, recorded in `run.json`; torch's initial seed when None.
+
+    Attributes:
+        trajectories: The time series by probe name.
+        evaluations: What each evaluation found, when the evaluator has `ntk_metrics(...)` as its last metrics.
+        training_seconds: Seconds spent in training, without the measurements.
+        measuring_seconds: Seconds spent in measurements.
+
+    Raises:
+        ArgumentError: An argument has a value that cannot be used.
+    """
+
+    def __init__(
+        self,
+        probe: ProbeSpec | Probe | Sequence[ProbeSpec | Probe] = ProbeSpec(),  # noqa: B008  (frozen)
+        schedule: Schedule | str | None = None,
+        *,
+        run_folder: str | PathLike[str] | None = None,
+        overwrite: bool = False,
+        reduction: str = "trace",
+        outputs: str | Sequence[int] = "first",
+        params: Sequence[str] | None = None,
+        output_selector: Callable[[Any], Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        memory_budget: int | None = None,
+        keep_kernels: bool = True,
+        on_error: str = "warn",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.specs = [probe] if isinstance(probe, (Probe, ProbeSpec)) else list(probe)
+        if not self.specs or not all(isinstance(p, (Probe, ProbeSpec)) for p in self.specs):
+            raise ArgumentError(
+                f"probe must be a ProbeSpec, a Probe, or a sequence of them; found {probe!r}. "
+                "Give probe=ProbeSpec(size=64, from_experience=0), for example."
+            )
+        names = [p.name if isinstance(p, Probe) else p.label for p in self.specs]
+        if len(set(names)) < len(names):
+            raise ArgumentError(f"each probe needs a name of its own; found {names}. Give name= to ProbeSpec or Probe.")
+        if reduction not in REDUCTIONS:
+            raise unknown_name("reduction", reduction, REDUCTIONS)
+        if on_error not in ON_ERROR:
+            raise unknown_name("on_error", on_error, ON_ERROR)
+        if isinstance(outputs, str) and outputs not in ("first", "all"):
+            raise unknown_name("outputs", outputs, ("first", "all"))
+        if schedule is None:
+            schedule = Schedule.around_boundaries()
+        elif not isinstance(schedule, Schedule):
+            schedule = Schedule.from_name(schedule)
+        self.schedule = schedule
+        self.run_folder = run_folder
+        self.overwrite = overwrite
+        self.reduction = reduction
+        self.outputs = outputs
+        self.params = None if params is None else list(params)
+        self.output_selector = output_selector
+        self.dtype = dtype
+        self.memory_budget = memory_budget
+        self.keep_kernels = keep_kernels
+        self.on_error = on_error
+        self.seed = seed
+
+        self.trajectories: dict[str, Trajectory] = {}
+        self.evaluations: list[dict[str, Any]] = []
+        self.training_seconds = 0.0
+        self.measuring_seconds = 0.0
+        self._probes: dict[str, Probe] = {}
+        self._folder: RunFolder | None = None
+        self._counts = {
+            "iteration": 0,
+            "experience": -1,
+            "exp_iteration": 0,
+            "epoch": 0,
+            "exp_epoch": 0,
+            "optimizer_step": 0,
+        }
+        self._task_label: int | None = None
+        self._outputs_seen: dict[str, list[int]] = {}
+        self._parameters_seen: dict[str, tuple[int, ...]] | None = None
+        self._at_boundary: dict[str, Tensor] = {}
+        self._warned: set[str] = set()
+        self._last_tick: float | None = None
+        self._owner: int | None = None
+        self._step_hook: Any = None
+
+    # ------------------------------------------------------------------ what users read
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The time series of the first probe.
+
+        Raises:
+            PluginError: Training has not begun.
+        """
+        if not self.trajectories:
+            raise PluginError(
+                "the plugin has no trajectory yet: expected training to have begun, found no measurement. "
+                "Call strategy.train(experience) with this plugin in the strategy's `plugins`."
+            )
+        return next(iter(self.trajectories.values()))
+
+    @property
+    def probes(self) -> dict[str, Probe]:
+        """The probes chosen so far, by name."""
+        return dict(self._probes)
+
+    @classmethod
+    def of(cls, strategy: Any) -> NTKPlugin:
+        """Return the plugin that measures in `strategy`; after loading a checkpoint this is the one that goes on.
+
+        Args:
+            strategy: An Avalanche strategy.
+
+        Returns:
+            Its first `NTKPlugin`.
+
+        Raises:
+            PluginError: It has none.
+        """
+        for plugin in strategy.plugins:
+            if isinstance(plugin, cls):
+                return plugin
+        raise PluginError(
+            f"{type(strategy).__name__} has no NTKPlugin among its {len(strategy.plugins)} plugins. "
+            "Give it one: plugins=[NTKPlugin(...)]."
+        )
+
+    def record_evaluation(self, values: dict[str, float]) -> None:
+        """Record what an evaluation found, with the training time at which it was made.
+
+        Args:
+            values: Numbers by Avalanche's tags.
+        """
+        record = {
+            "kind": "evaluation",
+            "experience": self._counts["experience"],
+            "iteration": self._counts["iteration"],
+            "values": values,
+        }
+        self.evaluations.append(record)
+        if self._folder is not None:
+            folder = self._folder
+            self._guarded("record of an evaluation", lambda: folder.append(record))
+
+    # ------------------------------------------------------------------ hooks
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        """Check that the plugin stands once in one strategy."""
+        count = sum(plugin is self for plugin in strategy.plugins)
+        if count > 1:
+            raise PluginError(
+                f"the same NTKPlugin stands {count} times in the plugins of {type(strategy).__name__}; expected once. "
+                "Remove the others."
+            )
+        if self._owner not in (None, id(strategy)):
+            raise PluginError(
+                f"this NTKPlugin already measures another strategy and cannot follow {type(strategy).__name__} too: "
+                "its time series would mix two models. Make one NTKPlugin for each strategy."
+            )
+        self._owner = id(strategy)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Choose the probes that this experience brings and measure exactly at the boundary."""
+        self._counts["experience"] += 1
+        self._counts["exp_iteration"] = self._counts["exp_epoch"] = 0
+        self._task_label = _task_label(strategy.experience)
+        self._choose_probes(strategy)
+        self._follow_optimizer(strategy)
+        self._tick()
+        self._measure_if_due(strategy, "experience_start")
+        self._at_boundary = _snapshot(strategy.model)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Measure again when another plugin has changed the model between the boundary and the first step."""
+        if self._counts["exp_iteration"] or not self._at_boundary:
+            return
+        before, self._at_boundary = self._at_boundary, {}
+        if _same(before, _snapshot(strategy.model)):
+            return
+        self._tick()
+        for trajectory in self.trajectories.values():
+            trajectory.new_segment()
+        self._measure_if_due(
+            strategy,
+            "experience_start",
+            notes=["the parameters were changed after the boundary and before the first step: a new segment begins"],
+        )
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Count the iteration and measure when the schedule asks for it."""
+        # Counted here: Avalanche's own clock stands behind this plugin and has not seen this iteration yet.
+        self._counts["iteration"] += 1
+        self._counts["exp_iteration"] += 1
+        self._tick()
+        self._measure_if_due(strategy, "iteration")
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        """Count the epoch and measure when the schedule asks for it."""
+        self._counts["epoch"] += 1
+        self._counts["exp_epoch"] += 1
+        self._tick()
+        self._measure_if_due(strategy, "epoch_end")
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Measure at the experience's end and compute its reactivation."""
+        self._tick()
+        self._measure_if_due(strategy, "experience_end")
+        for trajectory in self.trajectories.values():
+            self._guarded(
+                f"reactivation of {trajectory.probe}",
+                lambda t=trajectory: t.close_experience(self._counts["experience"]),
+            )  # type: ignore[misc]
+        self._leave_optimizer()
+        self._last_tick = None
+        if self._folder is not None:
+            folder = self._folder
+            self._guarded("measurements.csv", folder.export_csv)
+
+    # ------------------------------------------------------------------ set-up
+
+    def _choose_probes(self, strategy: Any) -> None:
+        """Choose every probe whose experience has been reached; open the run folder with the first one."""
+        for spec in self.specs:
+            name = spec.name if isinstance(spec, Probe) else spec.label
+            if name in self._probes:
+                continue
+            if isinstance(spec, Probe):
+                probe = spec
+            else:
+                dataset = _dataset_of(strategy, spec)
+                if dataset is None:
+                    continue
+                probe = spec.choose(dataset)
+            self._probes[name] = probe
+            self._open_folder(strategy)
+            trajectory = Trajectory(
+                name,
+                probe.y.numpy(),
+                folder=self._folder,
+                keep_kernels=self.keep_kernels,
+                cadence=self.schedule.cadence,
+            )
+            self.trajectories[name] = trajectory
+
+    def _open_folder(self, strategy: Any) -> None:
+        if self.run_folder is None:
+            return
+        if self._folder is None:
+            self._folder = RunFolder.create(self.run_folder, self._meta(strategy), overwrite=self.overwrite)
+        else:
+            self._folder.update_meta({"probes": [probe.describe() for probe in self._probes.values()]})
+
+    def _meta(self, strategy: Any) -> dict[str, Any]:
+        model: nn.Module = strategy.model
+        return {
+            "probes": [probe.describe() for probe in self._probes.values()],
+            "seed": torch.initial_seed() if self.seed is None else self.seed,
+            "strategy": type(strategy).__name__,
+            "optimizer": {
+                "name": type(strategy.optimizer).__name__,
+                "learning_rate": [group.get("lr") for group in strategy.optimizer.param_groups],
+            },
+            "model": {
+                "name": type(model).__name__,
+                "parameters": {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad},
+            },
+            "device": str(strategy.device),
+            "schedule": self.schedule.describe(),
+            "cadence": self.schedule.cadence,
+            "reduction": self.reduction,
+            "outputs": self.outputs if isinstance(self.outputs, str) else list(self.outputs),
+            "params": self.params,
+            "dtype": None if self.dtype is None else str(self.dtype),
+        }
+
+    # ------------------------------------------------------------------ measuring
+
+    def _clock(self, event: str) -> TrainingClock:
+        return TrainingClock(event=event, task_label=self._task_label, **self._counts)
+
+    def _measure_if_due(self, strategy: Any, event: str, notes: Sequence[str] = ()) -> None:
+        clock = self._clock(event)
+        if not self.schedule.due(clock):
+            return
+        for name, trajectory in self.trajectories.items():
+            last = trajectory.measurements[-1].clock if trajectory.measurements else None
+            if event == "epoch_end" and last is not None and last.iteration == clock.iteration:
+                continue  # measured at this very iteration already
+            self._measure(strategy, self._probes[name], trajectory, clock, notes)
+
+    def _measure(
+        self, strategy: Any, probe: Probe, trajectory: Trajectory, clock: TrainingClock, notes: Sequence[str]
+    ) -> None:
+        begin = time.perf_counter()
+        try:
+            with preserved_rng_state():
+                kernel, trust, seen = self._kernel(strategy, probe)
+            trust["seconds"] = time.perf_counter() - begin
+            trajectory.add(
+                clock,
+                kernel,
+                iterations_per_epoch=_length(strategy.dataloader),
+                notes=[*notes, *seen],
+                trust=trust,
+                extra={"measurement_seconds": trust["seconds"]},
+            )
+        except RunFolderError as error:
+            self._report(error)  # the trajectory has the measurement; only the disk has not
+        except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
+            try:
+                trajectory.add_failure(clock, f"{type(error).__name__}: {error}")
+            except RunFolderError as second:
+                self._report(second)
+            self._report(error)
+        finally:
+            spent = time.perf_counter() - begin
+            self.measuring_seconds += spent
+            self.schedule.note(0.0, spent)
+            self._last_tick = time.perf_counter()
+
+    def _kernel(self, strategy: Any, probe: Probe) -> tuple[np.ndarray, dict[str, Any], list[str]]:
+        model: nn.Module = strategy.model
+        probe = probe.to(strategy.device)
+        notes = self._parameter_changes(model)
+        task_labels = probe.task_labels if is_multi_task_module(model) else None
+        kernel, info = empirical_ntk(
+            model,
+            probe.x,
+            task_labels=task_labels,
+            reduction=self.reduction,
+            params=self.params,
+            outputs=self._outputs_seen.get(probe.name, None if isinstance(self.outputs, str) else list(self.outputs)),
+            output_selector=self.output_selector,
+            memory_budget=self.memory_budget,
+            dtype=self.dtype,
+            return_info=True,
+        )
+        if self.outputs == "first":
+            self._outputs_seen.setdefault(probe.name, list(range(getattr(info, "n_outputs", 10))))
+        return kernel.detach().cpu().numpy(), asdict(info), notes
+
+    def _parameter_changes(self, model: nn.Module) -> list[str]:
+        """Say which trainable parameters came, went or changed shape since the last measurement."""
+        now = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        before, self._parameters_seen = self._parameters_seen, now
+        if before is None or before == now:
+            return []
+        changes = {
+            "new": sorted(now.keys() - before.keys()),
+            "gone": sorted(before.keys() - now.keys()),
+            "resized": sorted(
+                f"{name} {list(before[name])} to {list(now[name])}"
+                for name in now.keys() & before.keys()
+                if now[name] != before[name]
+            ),
+        }
+        return [f"trainable parameters {kind}: {', '.join(names)}" for kind, names in changes.items() if names]
+
+    # ------------------------------------------------------------------ failures
+
+    def _guarded(self, what: str, action: Callable[[], Any]) -> None:
+        """Run an action of our own that must not end training."""
+        try:
+            action()
+        except Exception as error:
+            self._report(error, what)
+
+    def _report(self, error: Exception, what: str = "a measurement") -> None:
+        """Raise or warn, once for each kind of error."""
+        if self.on_error == "raise":
+            raise error
+        kind = f"{what}: {type(error).__name__}"
+        if kind in self._warned:
+            return
+        self._warned.add(kind)
+        cause = str(error) if isinstance(error, NTKError) else f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"{what} of the NTK failed at iteration {self._counts['iteration']} and training goes on: {cause} "
+            "(Warned once; each failure is in the trajectory. NTKPlugin(on_error='raise') stops instead.)",
+            MeasurementFailedWarning,
+            stacklevel=4,
+        )
+
+    # ------------------------------------------------------------------ time and steps
+
+    def _tick(self) -> None:
+        """Count the time since the last hook as training, and tell the schedule."""
+        now = time.perf_counter()
+        if self._last_tick is not None:
+            self.training_seconds += now - self._last_tick
+            self.schedule.note(now - self._last_tick, 0.0)
+        self._last_tick = now
+
+    def _follow_optimizer(self, strategy: Any) -> None:
+        """Count the optimizer's steps that really happen: there may be none or several in an iteration."""
+        self._leave_optimizer()
+        self._step_hook = strategy.optimizer.register_step_post_hook(self._count_step)
+
+    def _count_step(self, *_: Any) -> None:
+        self._counts["optimizer_step"] += 1
+
+    def _leave_optimizer(self) -> None:
+        if self._step_hook is not None:
+            self._step_hook.remove()
+            self._step_hook = None
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The hook belongs to the optimizer object, the owner to this process; both are found again by the next hook.
+        return {**self.__dict__, "_step_hook": None, "_owner": None, "_last_tick": None}
+
+
+# ---------------------------------------------------------------------- what is read from Avalanche
+
+
+def _task_label(experience: Any) -> int | None:
+    labels = getattr(experience, "task_labels", None)
+    return int(labels[0]) if labels is not None and len(labels) == 1 else None
+
+
+def _dataset_of(strategy: Any, spec: ProbeSpec) -> Any:
+    """Return the dataset of the experience that a spec names; None when it does not exist yet.
+
+    In training mode Avalanche hides an experience's place in the stream from strategies; measuring is logging, which
+    sees it.
+
+    Raises:
+        ProbeError: The stream has no such experience.
+    """  # noqa: DOC201  (what is returned stands in the first line)
+    experience = strategy.experience.logging()
+    # Each experience of an online stream is a small piece of a task, and its origin is the task.
+    experience = getattr(experience, "origin_experience", experience)
+    if experience.current_experience == spec.from_experience and spec.split == "train":
+        return experience.dataset
+    stream = experience.origin_stream
+    if spec.split == "test":
+        stream = stream.benchmark.streams["test"]
+    try:
+        n_experiences = len(stream)
+    except TypeError:  # a lazy stream: its experiences exist when training reaches them
+        return None
+    if spec.from_experience >= n_experiences:
+        raise ProbeError(
+            f"the probe asks for experience {spec.from_experience} and the {stream.name} stream has {n_experiences}. "
+            f"Give ProbeSpec(from_experience={n_experiences - 1}) or less."
+        )
+    return stream[spec.from_experience].dataset
+
+
+def _length(dataloader: Any) -> int | None:
+    try:
+        return len(dataloader)
+    except TypeError:
+        return None
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def _same(before: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
+    return before.keys() == now.keys() and all(
+        before[name].shape == now[name].shape and torch.equal(before[name], now[name]) for name in before
+    )

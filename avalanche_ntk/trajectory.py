@@ -1,0 +1,397 @@
+"""The time series of one probe: when it was measured, the kernels, the numbers.
+
+A trajectory turns kernels into the numbers of `docs/definitions.md` as they arrive, and writes each to the run folder
+before it goes on. It holds a few kernels only (the previous one, the one at the experience's start, the first one),
+however long the run is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avalanche_ntk import measures
+from avalanche_ntk.clock import TrainingClock
+from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXPERIENCE_START = "experience_start"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement of one probe.
+
+    Attributes:
+        index: Position in the trajectory, from 0; failures count.
+        clock: When it was taken.
+        segment: Grows by one when the model was reinitialised; nothing is compared across segments.
+        values: The numbers, by column name; one that is undefined is absent.
+        reasons: Why a number is undefined, by column name.
+        notes: What else happened (a head grew, the model was reinitialised).
+        trust: How the kernel was computed and how far it can be trusted.
+        kernel: Path of the kernel inside the run folder, if it was stored.
+        failure: Why there are no numbers, or None.
+    """
+
+    index: int
+    clock: TrainingClock
+    segment: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    trust: Mapping[str, Any] = field(default_factory=dict)
+    kernel: str | None = None
+    failure: str | None = None
+
+    def as_record(self, probe: str) -> dict[str, Any]:
+        """Return the line of `measurements.jsonl`."""
+        return {
+            "kind": "measurement",
+            "probe": probe,
+            "index": self.index,
+            "clock": self.clock.as_dict(),
+            "segment": self.segment,
+            "values": dict(self.values),
+            "reasons": dict(self.reasons),
+            "notes": list(self.notes),
+            "trust": dict(self.trust),
+            "kernel": self.kernel,
+            "failure": self.failure,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Measurement:
+        """Read a line of `measurements.jsonl` back."""
+        return cls(
+            index=record["index"],
+            clock=TrainingClock.from_dict(record["clock"]),
+            segment=record["segment"],
+            values={name: float(value) for name, value in record["values"].items()},
+            reasons=dict(record["reasons"]),
+            notes=tuple(record["notes"]),
+            trust=dict(record["trust"]),
+            kernel=record["kernel"],
+            failure=record["failure"],
+        )
+
+
+class Trajectory:
+    """The series of measurements of one probe.
+
+    Args:
+        probe: Name of the probe.
+        labels: Class of each of its N samples.
+        folder: Run folder to write to; None keeps everything in memory.
+        keep_kernels: Whether kernels are kept (in the run folder, or in memory when there is none).
+        cadence: What is known of the time between measurements; stored with every reactivation.
+    """
+
+    def __init__(
+        self,
+        probe: str,
+        labels: Sequence[int] | np.ndarray,
+        *,
+        folder: RunFolder | None = None,
+        keep_kernels: bool = True,
+        cadence: str = "",
+    ) -> None:
+        self.probe = probe
+        self.labels = np.asarray(labels)
+        self.folder = folder
+        self.keep_kernels = keep_kernels
+        self.cadence = cadence
+        self.measurements: list[Measurement] = []
+        self.reactivations: dict[int, measures.Reactivation] = {}
+        self.segment = 0
+        self._kernels: dict[int, np.ndarray] = {}
+        self._dtype = "float64"
+        self._references: dict[str, _Reference] = {}
+
+    # ------------------------------------------------------------------ reading
+
+    def __len__(self) -> int:
+        return len(self.measurements)
+
+    def __iter__(self) -> Iterator[Measurement]:
+        return iter(self.measurements)
+
+    def __getitem__(self, index: int) -> Measurement:
+        return self.measurements[index]
+
+    def __repr__(self) -> str:
+        failed = sum(m.failure is not None for m in self.measurements)
+        return f"Trajectory(probe={self.probe!r}, {len(self)} measurements, {failed} failed)"
+
+    def kernel(self, index: int) -> np.ndarray:
+        """Return the kernel of measurement `index`, shape `(N, N)`.
+
+        Args:
+            index: The measurement's `index`.
+
+        Returns:
+            The kernel in the precision in which it was computed.
+
+        Raises:
+            RunFolderError: There is no such measurement, or its kernel was not kept.
+        """
+        measurement = next((m for m in self.measurements if m.index == index), None)
+        if measurement is None:
+            raise RunFolderError(
+                f"probe {self.probe!r} has no measurement {index}; its {len(self)} measurements have the indices "
+                f"{[m.index for m in self.measurements[:3]]}… Give one of them."
+            )
+        if measurement.index in self._kernels:
+            return self._kernels[measurement.index]
+        if self.folder is not None and measurement.kernel is not None:
+            return self.folder.load_kernel(measurement.kernel)["kernel"]
+        why = "the measurement failed" if measurement.failure else "the plugin was made with keep_kernels=False"
+        raise RunFolderError(
+            f"measurement {measurement.index} of probe {self.probe!r} has no stored kernel: {why}. "
+            "Ask for another measurement, or measure with keep_kernels=True."
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row a measurement: the clock, the numbers (units in the column names), notes and failures."""
+        import pandas as pd
+
+        rows = [
+            {
+                "measurement": m.index,
+                **m.clock.as_dict(),
+                "segment": m.segment,
+                **m.values,
+                "notes": "; ".join(m.notes),
+                "failure": m.failure,
+            }
+            for m in self.measurements
+        ]
+        return pd.DataFrame(rows)
+
+    @classmethod
+    def load(cls, folder: RunFolder | str, probe: str | None = None) -> Trajectory:
+        """Read a trajectory from a run folder.
+
+        Args:
+            folder: The run folder or its path.
+            probe: Name of the probe; the folder's first when None.
+
+        Returns:
+            The trajectory; it can be continued when the folder was opened by `RunFolder.resume`.
+
+        Raises:
+            RunFolderError: The folder has no such probe.
+        """
+        opened = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
+        probes = {p["name"]: p for p in opened.meta.get("probes", [])}
+        name = probe if probe is not None else next(iter(probes), None)
+        if name is None or name not in probes:
+            raise RunFolderError(
+                f"{opened.path} holds no probe {probe!r}; it has {', '.join(map(repr, probes)) or 'none yet'}. "
+                "Give one of these names."
+            )
+        trajectory = cls(name, probes[name]["labels"], folder=opened, cadence=opened.meta.get("cadence", ""))
+        for record in opened.records():
+            if record.get("probe") != name:
+                continue
+            if record["kind"] == "measurement":
+                trajectory.measurements.append(Measurement.from_record(record))
+            elif record["kind"] == "reactivation":
+                trajectory.reactivations[record["experience"]] = measures.Reactivation.from_dict(record["reactivation"])
+        trajectory._restore_references()
+        return trajectory
+
+    # ------------------------------------------------------------------ writing
+
+    def add(
+        self,
+        clock: TrainingClock,
+        kernel: np.ndarray,
+        *,
+        iterations_per_epoch: float | None = None,
+        notes: Sequence[str] = (),
+        trust: Mapping[str, Any] | None = None,
+        extra: Mapping[str, float] | None = None,
+    ) -> Measurement:
+        """Add a kernel: compute its numbers, store it, write the record.
+
+        Args:
+            clock: When it was measured.
+            kernel: Self-kernel of the probe, shape `(N, N)`.
+            iterations_per_epoch: Training iterations in one epoch of the present task, for the velocity per epoch.
+            notes: What else happened.
+            trust: How the kernel was computed.
+            extra: Further numbers measured at the same time.
+
+        Returns:
+            The measurement.
+        """
+        index = self._next_index()
+        view = measures.KernelView(kernel)
+        self._dtype = str(kernel.dtype)
+        values, reasons = self._numbers(clock, view, iterations_per_epoch)
+        values.update(extra or {})
+        path, unsaved = self._keep(index, kernel)
+        measurement = Measurement(
+            index=index,
+            clock=clock,
+            segment=self.segment,
+            values=values,
+            reasons=reasons,
+            notes=tuple(notes),
+            trust=dict(trust or {}),
+            kernel=path,
+        )
+        # In memory first: when the disk fails, the series here is whole all the same.
+        self.measurements.append(measurement)
+        self._remember(clock, view)
+        self._write(measurement.as_record(self.probe))
+        if unsaved is not None:
+            raise unsaved
+        return measurement
+
+    def add_failure(self, clock: TrainingClock, reason: str) -> Measurement:
+        """Record that the measurement due now has failed, and why."""
+        measurement = Measurement(index=self._next_index(), clock=clock, segment=self.segment, failure=reason)
+        self.measurements.append(measurement)
+        self._write(measurement.as_record(self.probe))
+        return measurement
+
+    def new_segment(self) -> None:
+        """Start anew: the model was reinitialised, and what comes is not to be compared with what was."""
+        self.segment += 1
+        self._references.clear()
+
+    def close_experience(self, experience: int) -> measures.Reactivation | None:
+        """Compute the reactivation of the experience that has just ended and write it down.
+
+        Args:
+            experience: Number of the experience in the order of training.
+
+        Returns:
+            The reactivation; None when the experience was not measured.
+        """
+        result = self.reactivation(experience)
+        if result is not None:
+            self.reactivations[experience] = result
+            self._write(
+                {
+                    "kind": "reactivation",
+                    "probe": self.probe,
+                    "experience": experience,
+                    "reactivation": result.as_dict(),
+                }
+            )
+        return result
+
+    # ------------------------------------------------------------------ numbers
+
+    def _numbers(
+        self, clock: TrainingClock, view: measures.KernelView, iterations_per_epoch: float | None
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        references = {name: r.view for name, r in self._references.items()}
+        found = measures.summary(view, self.labels, **references)
+        values, reasons = dict(found.values), dict(found.reasons)
+        previous = self._references.get("previous")
+        if previous is not None:
+            spans = {
+                "per_iteration": float(clock.iteration - previous.clock.iteration),
+                "per_step": float(clock.optimizer_step - previous.clock.optimizer_step),
+            }
+            if iterations_per_epoch:
+                spans["per_epoch"] = spans["per_iteration"] / iterations_per_epoch
+            for unit, span in spans.items():
+                for suffix in ("", "_uncentred"):
+                    distance = f"distance_previous{suffix}"
+                    # No time passes between the end of a task and the next boundary: no velocity is defined there.
+                    if span > 0 and distance in values:
+                        values[f"velocity_{unit}{suffix}"] = values[distance] / span
+        return values, reasons
+
+    def reactivation(self, experience: int) -> measures.Reactivation | None:
+        """Compute what happened at the boundary with which an experience began.
+
+        Args:
+            experience: Number of the experience in the order of training.
+
+        Returns:
+            The reactivation; for the first experience only its onset velocity has a value. None when the experience
+            was not measured.
+        """
+        good = [m for m in self.measurements if m.failure is None]
+        starts = [
+            i for i, m in enumerate(good) if m.clock.experience == experience and m.clock.event == EXPERIENCE_START
+        ]
+        mine = [m for m in good if m.clock.experience == experience]
+        if not starts:
+            return None
+        boundary = good[starts[-1]]
+        earlier = [m for m in good[: starts[-1]] if m.segment == boundary.segment]
+        series = [*earlier, *[m for m in good[starts[-1] :] if m.clock.experience <= experience]]
+        first_experience = good[0].clock.experience
+        onset = self.reactivations[first_experience].onset if first_experience in self.reactivations else None
+        before = [m for m in earlier if m.clock.experience < experience]
+        return measures.reactivation(
+            times=[m.clock.iteration for m in series],
+            velocities=[m.values.get("velocity_per_iteration") for m in series],
+            boundary=boundary.clock.iteration,
+            end=mine[-1].clock.iteration,
+            start=min(m.clock.iteration for m in before if m.clock.experience == before[-1].clock.experience)
+            if before
+            else None,
+            lambda_max=[m.values.get("spectral_norm") for m in series],
+            alignment=[m.values.get("alignment") for m in series],
+            moved=mine[-1].values.get("distance_experience_start"),
+            onset=onset,
+            first=experience == first_experience or not before,
+            floor=measures.distance_floor(len(self.labels), self._dtype),
+        )
+
+    def _remember(self, clock: TrainingClock, view: measures.KernelView) -> None:
+        reference = _Reference(clock, view)
+        self._references["previous"] = reference
+        self._references.setdefault("init", reference)
+        if clock.event == EXPERIENCE_START:
+            self._references["start"] = reference
+
+    def _restore_references(self) -> None:
+        """Bring back the kernels that the next measurement is compared with."""
+        good = [m for m in self.measurements if m.failure is None]
+        self.segment = self.measurements[-1].segment if self.measurements else 0
+        now = [m for m in good if m.segment == self.segment]
+        starts = [m for m in now if m.clock.event == EXPERIENCE_START]
+        for short, found in (("init", now[:1]), ("start", starts[-1:]), ("previous", now[-1:])):
+            if found and found[0].kernel is not None:
+                self._references[short] = _Reference(found[0].clock, measures.KernelView(self.kernel(found[0].index)))
+
+    def _next_index(self) -> int:
+        return self.measurements[-1].index + 1 if self.measurements else 0
+
+    def _keep(self, index: int, kernel: np.ndarray) -> tuple[str | None, RunFolderError | None]:
+        """Store the kernel; when the disk refuses, keep it in memory and return the error for later."""
+        if not self.keep_kernels:
+            return None, None
+        if self.folder is None:
+            self._kernels[index] = kernel
+            return None, None
+        try:
+            return self.folder.save_kernel(self.probe, index, {"kernel": np.ascontiguousarray(kernel)}), None
+        except RunFolderError as error:
+            self._kernels[index] = kernel
+            return None, error
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.folder is not None:
+            self.folder.append(record)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    clock: TrainingClock
+    view: measures.KernelView
