@@ -82,7 +82,7 @@ def _print_boundaries(frame: pd.DataFrame) -> None:
     from rich.table import Table
 
     def number(value: object, text: str) -> str:
-        return "–" if pd.isna(value) else text.format(value)  # type: ignore[call-overload]
+        return "–" if pd.isna(value) else text.format(value)
 
     table = Table(title="What happened when the task changed (all measured on task 1)", title_justify="left")
     for heading in (

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -273,11 +274,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         """Measure at the experience's end and compute its reactivation."""
         self._tick()
         self._measure_if_due(strategy, "experience_end")
-        for trajectory in self.trajectories.values():
-            self._guarded(
-                f"reactivation of {trajectory.probe}",
-                lambda t=trajectory: t.close_experience(self._counts["experience"]),
-            )  # type: ignore[misc]
+        experience = self._counts["experience"]
+        for name, trajectory in self.trajectories.items():
+            self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
         self._leave_optimizer()
         self._last_tick = None
         if self._folder is not None:

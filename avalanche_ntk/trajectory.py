@@ -295,8 +295,13 @@ class Trajectory:
     def _numbers(
         self, clock: TrainingClock, view: measures.KernelView, iterations_per_epoch: float | None
     ) -> tuple[dict[str, float], dict[str, str]]:
-        references = {name: r.view for name, r in self._references.items()}
-        found = measures.summary(view, self.labels, **references)
+        found = measures.summary(
+            view,
+            self.labels,
+            previous=self._reference_view("previous"),
+            start=self._reference_view("start"),
+            init=self._reference_view("init"),
+        )
         values, reasons = dict(found.values), dict(found.reasons)
         previous = self._references.get("previous")
         if previous is not None:
@@ -352,6 +357,9 @@ class Trajectory:
             first=experience == first_experience or not before,
             floor=measures.distance_floor(len(self.labels), self._dtype),
         )
+
+    def _reference_view(self, name: str) -> measures.KernelView | None:
+        return self._references[name].view if name in self._references else None
 
     def _remember(self, clock: TrainingClock, view: measures.KernelView) -> None:
         reference = _Reference(clock, view)
