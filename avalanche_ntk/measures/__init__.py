@@ -7,9 +7,13 @@ the data. The definitions and their sources are in `docs/definitions.md`.
 """
 
 from avalanche_ntk.measures.alignment import eigenvector_alignment, kernel_alignment, one_hot
+from avalanche_ntk.measures.blocks import ClassBlocks, class_block_means
 from avalanche_ntk.measures.full import as_matrix, reduce_full
+from avalanche_ntk.measures.linearisation import linearisation_error
 from avalanche_ntk.measures.norms import kernel_norm, kernel_trace
+from avalanche_ntk.measures.overlap import overlap_matrix, task_overlap
 from avalanche_ntk.measures.reactivation import Reactivation, Verdict, compare_ratios, reactivation, verdict
+from avalanche_ntk.measures.regression import KernelRegression, kernel_regression, kernel_ridge
 from avalanche_ntk.measures.similarity import (
     centre,
     centred_kernel_alignment,
@@ -35,7 +39,9 @@ from avalanche_ntk.measures.summary import Summary, summary
 from avalanche_ntk.measures.view import KernelView
 
 __all__ = [
+    "ClassBlocks",
     "EigenspaceRotation",
+    "KernelRegression",
     "KernelView",
     "ModeResponse",
     "Reactivation",
@@ -44,6 +50,7 @@ __all__ = [
     "as_matrix",
     "centre",
     "centred_kernel_alignment",
+    "class_block_means",
     "compare_ratios",
     "condition_number",
     "distance_floor",
@@ -55,16 +62,21 @@ __all__ = [
     "kernel_alignment",
     "kernel_distance",
     "kernel_norm",
+    "kernel_regression",
+    "kernel_ridge",
     "kernel_trace",
     "kernel_velocity",
     "label_signed_kernel",
+    "linearisation_error",
     "mode_response",
     "one_hot",
+    "overlap_matrix",
     "reactivation",
     "reduce_full",
     "sharpness_ratio",
     "spectral_norm",
     "summary",
+    "task_overlap",
     "uncentred_alignment",
     "verdict",
 ]

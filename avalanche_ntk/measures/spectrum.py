@@ -30,7 +30,7 @@ def eigenvalues(k: ArrayLike | KernelView) -> Array:
     view = view_of(k)
     n = view.require_square("eigenvalues")
     try:
-        return view.eigenvalues
+        return view.eigenvalues.copy()
     except Undefined as reason:
         warn_undefined("eigenvalues", reason)
         return np.full(n, np.nan)
@@ -292,7 +292,7 @@ def mode_response(k: ArrayLike | KernelView, residual: ArrayLike) -> ModeRespons
         warn_undefined("mode_response", reason)
         return ModeResponse(np.full(n, np.nan), np.full(n, np.nan))
     values, vectors = view.eigh
-    return ModeResponse(values, np.sum((vectors.T @ r.reshape(n, -1)) ** 2, axis=1))
+    return ModeResponse(values.copy(), np.sum((vectors.T @ r.reshape(n, -1)) ** 2, axis=1))
 
 
 def label_signed_kernel(k: ArrayLike | KernelView, labels: ArrayLike) -> Array:

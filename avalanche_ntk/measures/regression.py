@@ -1,0 +1,192 @@
+"""What the kernel alone can predict: ridge regression with it, on samples it has not seen."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.measures._arrays import Array, as_float64, as_labels, count_non_finite
+from avalanche_ntk.measures._undefined import Undefined, undefined, warn_undefined
+from avalanche_ntk.measures.alignment import one_hot
+from avalanche_ntk.measures.view import KernelView, view_of
+
+#: Ridges tried, in units of the mean diagonal entry of the training kernel.
+RIDGES = tuple(10.0**power for power in range(-6, 2))
+
+
+def kernel_ridge(
+    k_train: ArrayLike | KernelView, y_train: ArrayLike, k_test: ArrayLike | KernelView, ridge: float
+) -> Array:
+    """Predictions of kernel ridge regression, `Θ(X', X) (Θ(X, X) + ridge·I)⁻¹ Y`, without an intercept.
+
+    Solved in the eigenbasis of the symmetrised training kernel; eigenvalues that rounding made negative count as zero,
+    and with `ridge = 0` directions of eigenvalue zero are left out (the pseudo-inverse).
+
+    Args:
+        k_train: `Θ(X, X)`, `(N, N)`.
+        y_train: Targets, `(N,)` or `(N, C)`.
+        k_test: `Θ(X', X)`, `(M, N)`.
+        ridge: Added to the diagonal, in the units of the kernel; 0 or more.
+
+    Returns:
+        Predictions, `(M,)` or `(M, C)`; all NaN, with a warning, when a number is not finite.
+
+    Raises:
+        ArgumentError: Shapes that do not fit together, or a ridge that is negative or not finite.
+
+    Source: Saunders et al. 1998; with the empirical NTK, Fort et al. 2020.
+
+    >>> kernel_ridge([[2.0, 0.0], [0.0, 2.0]], [4.0, 8.0], [[1.0, 1.0]], ridge=2.0)
+    array([3.])
+    """
+    train, test = view_of(k_train), view_of(k_test)
+    n = train.require_square("kernel_ridge")
+    y = as_float64(y_train, "y_train")
+    if y.ndim not in (1, 2) or len(y) != n or test.shape[1] != n:
+        raise ArgumentError(
+            f"kernel_ridge needs k_train ({n}, {n}), y_train ({n},) or ({n}, C) and k_test (M, {n}), "
+            f"found y_train {y.shape} and k_test {test.shape}. The columns of k_test are the training samples."
+        )
+    if not 0 <= ridge < math.inf:
+        raise ArgumentError(f"ridge must be a finite number, 0 or more, found {ridge!r}.")
+    try:
+        for name, view in (("k_train", train), ("k_test", test)):
+            if view.non_finite:
+                undefined(f"{name} has {view.non_finite} non-finite entries of {view.matrix.size}")
+        if bad := count_non_finite(y):
+            undefined(f"y_train has {bad} non-finite entries of {y.size}")
+    except Undefined as reason:
+        warn_undefined("kernel_ridge", reason)
+        return np.full((test.shape[0], *y.shape[1:]), np.nan)
+    return test.matrix @ _dual(train, y, ridge)
+
+
+def _dual(train: KernelView, y: Array, ridge: float) -> Array:
+    values, vectors = train.eigh
+    shifted = np.clip(values, 0.0, None) + ridge
+    keep = shifted > len(values) * np.finfo(float).eps * shifted.max()
+    inverse = np.divide(1.0, shifted, out=np.zeros_like(shifted), where=keep)
+    projected = vectors.T @ y
+    return vectors @ (inverse.reshape(-1, *([1] * (y.ndim - 1))) * projected)
+
+
+@dataclass(frozen=True)
+class KernelRegression:
+    """Held-out result of a regression with one kernel.
+
+    Attributes:
+        accuracy: Share of held-out samples whose largest predicted output is their class; NaN where undefined.
+        loss: Mean over held-out samples of `Σ_c (ŷ_c − y_c)²` with one-hot y; NaN where undefined.
+        ridge: The chosen ridge, in units of the mean diagonal entry of the training kernel; NaN where undefined.
+        validation_losses: The loss on the validation split for each ridge tried, in the order given.
+    """
+
+    accuracy: float
+    loss: float
+    ridge: float
+    validation_losses: tuple[float, ...] = ()
+
+
+def kernel_regression(
+    k_train_train: ArrayLike | KernelView,
+    labels: ArrayLike,
+    k_test_train: ArrayLike | KernelView,
+    labels_test: ArrayLike,
+    *,
+    ridges: Sequence[float] = RIDGES,
+    validation_share: float = 0.25,
+    seed: int = 0,
+) -> KernelRegression:
+    """Kernel regression: held-out accuracy and loss of ridge regression with a kernel on one-hot labels.
+
+    The mean of the training targets is subtracted before and added after, in place of an intercept. The ridge is
+    the one with the smallest loss on a validation split of the training samples (the largest of equals), class by
+    class and drawn with `seed`; all training samples are then used with it.
+
+    Args:
+        k_train_train: `Θ(X, X)` of the probe, `(N, N)`.
+        labels: Its classes, `(N,)`.
+        k_test_train: `Θ(X', X)` between held-out samples and the probe, `(M, N)`.
+        labels_test: Their classes, `(M,)`; one that does not occur among `labels` can only be predicted wrongly.
+        ridges: Ridges to choose from, in units of the mean diagonal entry of `k_train_train`, so that the choice does
+            not depend on the kernel's scale.
+        validation_share: Share of each class that goes to the validation split, above 0 and below 1; at least one
+            sample of a class that has two.
+        seed: Of the split.
+
+    Returns:
+        A `KernelRegression`; NaN with a warning when all labels are equal, no class has two samples, the kernel is
+        zero, or a number is not finite.
+
+    Raises:
+        ArgumentError: Shapes that do not fit together, no ridge or a negative one, or a share outside (0, 1).
+
+    Source: Fort et al. 2020, "Deep learning versus kernel learning".
+
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    >>> kernel_regression(x @ x.T, [0, 0, 1, 1], x[[0, 2]] @ x.T, [0, 1]).accuracy
+    1.0
+    """
+    train, test = view_of(k_train_train), view_of(k_test_train)
+    n = train.require_square("kernel_regression")
+    y, y_test = as_labels(labels, n), as_labels(labels_test)
+    if test.shape != (len(y_test), n):
+        raise ArgumentError(
+            f"kernel_regression needs k_test_train of shape ({len(y_test)}, {n}), one row per held-out label and one "
+            f"column per training sample, found {test.shape}. Pass Θ(X', X)."
+        )
+    if len(ridges) == 0 or not all(0 <= r < math.inf for r in ridges):
+        raise ArgumentError(f"ridges must be one or more finite numbers, 0 or more, found {list(ridges)}.")
+    if not 0 < validation_share < 1:
+        raise ArgumentError(f"validation_share must lie between 0 and 1, found {validation_share!r}.")
+    try:
+        fit, held = _check_and_split(train, test, y, validation_share, seed)
+    except Undefined as reason:
+        warn_undefined("kernel_regression", reason)
+        return KernelRegression(math.nan, math.nan, math.nan)
+
+    classes = np.union1d(y, y_test)
+    targets, targets_test = one_hot(y, classes), one_hot(y_test, classes)
+    scale = float(np.trace(train.matrix)) / n
+    part = KernelView(train.matrix[np.ix_(fit, fit)], epsilon=train.epsilon)
+    across = train.matrix[np.ix_(held, fit)]
+    losses = tuple(_loss(_predict(part, targets[fit], across, scale * ridge), targets[held]) for ridge in ridges)
+    best = min(range(len(ridges)), key=lambda i: (losses[i], -ridges[i]))
+    predicted = _predict(train, targets, test.matrix, scale * ridges[best])
+    right = classes[np.argmax(predicted, axis=1)] == y_test
+    return KernelRegression(float(np.mean(right)), _loss(predicted, targets_test), float(ridges[best]), losses)
+
+
+def _predict(train: KernelView, targets: Array, k_test: Array, ridge: float) -> Array:
+    mean = targets.mean(axis=0)
+    return k_test @ _dual(train, targets - mean, ridge) + mean
+
+
+def _loss(predicted: Array, targets: Array) -> float:
+    return float(np.mean(np.sum((predicted - targets) ** 2, axis=1)))
+
+
+def _check_and_split(
+    train: KernelView, test: KernelView, y: NDArray[np.generic], share: float, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    for name, view in (("k_train_train", train), ("k_test_train", test)):
+        if view.non_finite:
+            undefined(f"{name} has {view.non_finite} non-finite entries of {view.matrix.size}")
+    if not np.trace(train.matrix) > 0:
+        undefined("k_train_train has no positive diagonal, as the kernel of a dead network has none")
+    classes, counts = np.unique(y, return_counts=True)
+    if len(classes) < 2:
+        undefined("all samples have the same label")
+    if counts.max() < 2:
+        undefined("no class has two samples, so that none can be held out to choose the ridge")
+    generator = np.random.default_rng(seed)
+    held = []
+    for c, count in zip(classes, counts, strict=True):
+        members = generator.permutation(np.flatnonzero(y == c))
+        held.append(members[: min(count - 1, max(1, round(share * count)))])
+    chosen = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(y)), chosen), chosen
