@@ -22,6 +22,7 @@ leaves the folder for no path. What it cannot use, it refuses with `RunFolderErr
 """
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -1019,6 +1020,10 @@ def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; the files themselves are synced all the same.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)
 
