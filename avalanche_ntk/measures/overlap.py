@@ -45,9 +45,9 @@ def task_overlap(
             f"task_overlap needs a cross kernel of shape ({n}, {m}), one row per sample of the first self-kernel and "
             f"one column per sample of the second, found {between.shape}. Pass Θ(X_i, X_j), Θ(X_i, X_i), Θ(X_j, X_j)."
         )
-    for which, view in (("cross", between), ("first self-", first), ("second self-", second)):
+    for which, view in (("cross kernel", between), ("first self-kernel", first), ("second self-kernel", second)):
         if view.non_finite:
-            undefined(f"the {which}kernel has {view.non_finite} non-finite entries of {view.matrix.size}")
+            undefined(f"the {which} has {view.non_finite} non-finite entries of {view.matrix.size}")
     for which, view in (("first", first), ("second", second)):
         if view.frobenius == 0:
             undefined(f"the {which} self-kernel is exactly zero, as that of a dead network is")

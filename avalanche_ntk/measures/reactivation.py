@@ -122,6 +122,7 @@ _NEEDS_BOUNDARY = tuple(
     for f in fields(Reactivation)
     if f.name not in ("boundary", "end", "onset", "half_life_censored", "windows", "floor", "reasons")
 )
+_NO_ONSET = "no onset velocity of the first experience was given"
 
 
 class _Builder:
@@ -257,13 +258,14 @@ def reactivation(
     if boundary not in t:
         reason = f"there is no measurement exactly at the boundary, iteration {boundary}"
         build.missing(reason, *_NEEDS_BOUNDARY)
+        build.missing(_NO_ONSET, "onset")
         return Reactivation(boundary=float(boundary), end=last, **build.values, reasons=build.reasons)
 
     _velocity_numbers(build, ends, spans, v, before, after, float(boundary), last, m, w, floor)
     _series_numbers(build, t, series, float(boundary), last)
     build.values["moved"] = _number(moved)
     build.missing("the distance from the boundary to the end was not given or is undefined", "moved")
-    build.missing("no onset velocity of the first experience was given", "onset")
+    build.missing(_NO_ONSET, "onset")
     return Reactivation(boundary=float(boundary), end=last, **build.values, reasons=build.reasons)
 
 
@@ -312,7 +314,7 @@ def _velocity_numbers(
         elif first_peak is not None:
             build.missing("the onset velocity of the first experience is zero", "onset_ratio")
         else:
-            build.missing("no onset velocity of the first experience was given", "onset_ratio")
+            build.missing(_NO_ONSET, "onset_ratio")
     needs_both = ("spike", "ratio", "at_floor", "z", "rank", "half_life", "cadence", "floor")
     if base is None or peak is None:
         build.missing(few if base is None else none, *needs_both, "windows", "half_life_censored")
