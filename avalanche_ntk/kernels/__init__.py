@@ -1,6 +1,16 @@
 """Model + inputs → empirical neural tangent kernel. Pure torch; `empirical_ntk` is the door."""
 
-from avalanche_ntk.kernels.empirical import KernelInfo, empirical_ntk
+from avalanche_ntk.kernels.checks import spot_check
+from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_group
+from avalanche_ntk.kernels.method import KernelInfo, Method
 from avalanche_ntk.kernels.reference import reference_jacobian, reference_ntk
 
-__all__ = ["KernelInfo", "empirical_ntk", "reference_jacobian", "reference_ntk"]
+__all__ = [
+    "KernelInfo",
+    "Method",
+    "empirical_ntk",
+    "empirical_ntk_by_group",
+    "reference_jacobian",
+    "reference_ntk",
+    "spot_check",
+]

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import KernelError, ModelError, unknown_name
-from avalanche_ntk.kernels import fallback
+from avalanche_ntk.errors import (
+    ArgumentError,
+    KernelError,
+    MemoryBudgetError,
+    ModelError,
+    PrecisionWarning,
+    unknown_name,
+)
+from avalanche_ntk.kernels import checks, engine, fallback
+from avalanche_ntk.kernels.contraction import Tally
 from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.method import KernelInfo, Method
+from avalanche_ntk.kernels.plan import Plan
+from avalanche_ntk.kernels.reference import REDUCTIONS
 from avalanche_ntk.kernels.state import measuring
-from avalanche_ntk.kernels.subject import Subject, output_rows, require_graph
+from avalanche_ntk.kernels.subject import Subject, output_rows, select_parameters
 
-REDUCTIONS = ("full", "trace", "sum_logits")
-
-
-@dataclass
-class KernelInfo:
-    """How a kernel was computed."""
-
-    methods: dict[str, str] = field(default_factory=dict)
+DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
 
 
+@overload
+def empirical_ntk(model: nn.Module, x1: Any, x2: Any = ..., *, return_info: Literal[False] = ..., **kw: Any) -> Tensor: ...
+@overload
+def empirical_ntk(
+    model: nn.Module, x1: Any, x2: Any = ..., *, return_info: Literal[True], **kw: Any
+) -> tuple[Tensor, KernelInfo]: ...
 def empirical_ntk(
     model: nn.Module,
     x1: Any,
@@ -33,62 +43,480 @@ def empirical_ntk(
     task_labels: Any = None,
     task_labels2: Any = None,
     reduction: str = "trace",
-    params: Any = None,
-    layers: Any = None,
+    params: str | Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     outputs: Sequence[int] | slice | None = None,
     output_selector: Callable[[Any], Tensor] | None = None,
     memory_budget: int | None = None,
     dtype: torch.dtype | None = None,
-    method: str = "auto",
+    method: str | Method = "auto",
     estimator: str | None = None,
     n_projections: int | None = None,
+    seed: int = 0,
+    block: int | None = None,
     return_info: bool = False,
-) -> Any:
-    """Empirical neural tangent kernel."""
+) -> Tensor | tuple[Tensor, KernelInfo]:
+    """Empirical neural tangent kernel `Θ[n,m,c,d] = <∂f_c(x_n)/∂θ, ∂f_d(x_m)/∂θ>` of a model, in eval mode.
+
+    Exact for any torch model whose outputs depend on one sample each; the model, its gradients and every random number
+    generator are left as they were, also after an error.
+
+    Args:
+        model: The model; `torch.compile` and `DataParallel` wrappers are looked through.
+        x1: N inputs: a tensor (`model(x)`), a tuple (`model(*x)`) or a dict (`model(**x)`), samples in dimension 0.
+        x2: M inputs for a cross-kernel; None for the self-kernel of `x1`.
+        task_labels: Given to the model as its next positional argument when not None (an integer, or one per sample).
+        task_labels2: The same for `x2`; by default the integer given for `x1`.
+        reduction: `full` `(N, M, C, C)`; `trace` `(N, M)`, Σ_c Θ[n,m,c,c]; `sum_logits` `(N, M)`, Σ_{c,d} Θ[n,m,c,d].
+        params: Names of the parameters covered (shell wildcards allowed); None for every trainable one.
+        layers: Names of modules whose trainable parameters are covered (shell wildcards allowed).
+        outputs: Indices of the outputs kept; None for all.
+        output_selector: Maps the model's raw output (tuple, dict, object) to an `(N, C)` tensor.
+        memory_budget: Bytes that may be taken beyond the forward pass; 1 GiB by default.
+        dtype: `torch.float32` or `torch.float64` to compute in; None for the parameters' own (float32 for half precision).
+        method: See `Method`.
+        estimator: `rademacher` for an unbiased estimate of the trace kernel from random signs, for many outputs.
+        n_projections: Number of random sign vectors of the estimator.
+        seed: Seed of the estimator's own generator.
+        block: Samples per block; chosen from the budget by default.
+        return_info: Also return a `KernelInfo`.
+
+    Returns:
+        The kernel, and a `KernelInfo` if asked for.
+
+    Raises:
+        ArgumentError: An argument has a value that cannot be used.
+        ModelError: The model has no per-sample kernel.
+        KernelError: The kernel has entries that are not finite.
+        MemoryBudgetError: The budget is too small for one block.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 2.0], [0.0, 3.0]])
+        >>> empirical_ntk(model, x)  # the kernel of a linear model is its inputs' Gram matrix
+        tensor([[5., 6.],
+                [6., 9.]])
+    """
+    kernels, info = _measure(
+        model,
+        x1,
+        x2,
+        task_labels=task_labels,
+        task_labels2=task_labels2,
+        reduction=reduction,
+        params=params,
+        layers=layers,
+        groups=None,
+        outputs=outputs,
+        output_selector=output_selector,
+        memory_budget=memory_budget,
+        dtype=dtype,
+        method=method,
+        estimator=estimator,
+        n_projections=n_projections,
+        seed=seed,
+        block=block,
+        spectrum=return_info,
+    )
+    return (kernels[""], info) if return_info else kernels[""]
+
+
+def empirical_ntk_by_group(
+    model: nn.Module,
+    x1: Any,
+    groups: Mapping[str, Sequence[str]],
+    x2: Any = None,
+    *,
+    task_labels: Any = None,
+    task_labels2: Any = None,
+    reduction: str = "trace",
+    outputs: Sequence[int] | slice | None = None,
+    output_selector: Callable[[Any], Tensor] | None = None,
+    memory_budget: int | None = None,
+    dtype: torch.dtype | None = None,
+    method: str | Method = "auto",
+) -> dict[str, Tensor]:
+    """Kernels of several groups of parameters in one pass; the sum over disjoint groups is their joint kernel.
+
+    Args:
+        model: See `empirical_ntk`.
+        x1: See `empirical_ntk`.
+        groups: Name → names of parameters or modules (shell wildcards allowed).
+        x2: See `empirical_ntk`.
+        task_labels: See `empirical_ntk`.
+        task_labels2: See `empirical_ntk`.
+        reduction: See `empirical_ntk`.
+        outputs: See `empirical_ntk`.
+        output_selector: See `empirical_ntk`.
+        memory_budget: See `empirical_ntk`.
+        dtype: See `empirical_ntk`.
+        method: See `empirical_ntk`.
+
+    Returns:
+        Name → kernel.
+
+    Raises:
+        ArgumentError: No group is given, or a group names nothing trainable.
+    """
+    if not groups:
+        raise ArgumentError(
+            "groups must name at least one group of parameters, found none. Give a dict from a name to a list of"
+            " parameter or module names."
+        )
+    kernels, _ = _measure(
+        model,
+        x1,
+        x2,
+        task_labels=task_labels,
+        task_labels2=task_labels2,
+        reduction=reduction,
+        params=None,
+        layers=None,
+        groups=groups,
+        outputs=outputs,
+        output_selector=output_selector,
+        memory_budget=memory_budget,
+        dtype=dtype,
+        method=method,
+        estimator=None,
+        n_projections=None,
+        seed=0,
+        block=None,
+        spectrum=False,
+    )
+    return kernels
+
+
+def _measure(
+    model: nn.Module,
+    x1: Any,
+    x2: Any,
+    *,
+    task_labels: Any,
+    task_labels2: Any,
+    reduction: str,
+    params: Any,
+    layers: Any,
+    groups: Mapping[str, Sequence[str]] | None,
+    outputs: Any,
+    output_selector: Any,
+    memory_budget: int | None,
+    dtype: torch.dtype | None,
+    method: str | Method,
+    estimator: str | None,
+    n_projections: int | None,
+    seed: int,
+    block: int | None,
+    spectrum: bool,
+) -> tuple[dict[str, Tensor], KernelInfo]:
     if reduction not in REDUCTIONS:
         raise unknown_name("reduction", reduction, REDUCTIONS)
+    ways = [m.value for m in Method]
+    if str(getattr(method, "value", method)) not in ways:
+        raise unknown_name("method", method, ways)
+    method = Method(method)
+    _check_estimator(estimator, n_projections, reduction)
+    budget = _positive("memory_budget", memory_budget, "bytes") or DEFAULT_BUDGET
+    block = _positive("block", block, "samples")
     b1 = Batch.of(x1, task_labels)
     b2 = None
     if x2 is not None:
-        b2 = Batch.of(
-            x2, task_labels2 if task_labels2 is not None else (task_labels if isinstance(task_labels, int) else None)
-        )
+        if task_labels2 is None and isinstance(task_labels, int):
+            task_labels2 = task_labels
+        b2 = Batch.of(x2, task_labels2)
+    info = KernelInfo()
     with measuring(model):
         subject = Subject.of(model, params, layers, dtype, output_selector)
+        members = _members(subject, groups)
+        if groups is not None:
+            wanted = {n for names in members.values() for n in names}
+            subject = subject.restricted(wanted)
         with subject.standing_in():
-            out = subject.forward(b1.take(slice(0, 1)))
-            require_graph(out, subject)
-            kept = output_rows(outputs, out.shape[1])
-            v = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
-            v = v if kept is None else v[kept]
-            if reduction == "sum_logits":
-                v = v.sum(0, keepdim=True)
-            names = list(subject.leaves)
-            j1 = _jacobian(subject, b1, v, names)
-            j2 = j1 if b2 is None else _jacobian(subject, b2, v, names)
-            kernel = 0
-            for n in names:
-                a, b = j1[n].flatten(2), j2[n].flatten(2)
-                if reduction == "full":
-                    kernel = kernel + torch.einsum("ncp,mdp->nmcd", a, b)
-                else:
-                    kernel = kernel + a.flatten(1) @ b.flatten(1).T
-    if not torch.isfinite(kernel).all():
-        raise KernelError(
-            "the kernel has entries that are not finite: expected finite numbers. The weights or activations overflow;"
-            " check the loss for NaN, or measure with dtype=torch.float64."
+            run = _Run(subject, members, reduction == "full", budget, method, info)
+            first = checks.deterministic_output(subject, b1.take(slice(0, 1)))
+            rows = _cotangents(first, outputs, reduction)
+            if estimator is None:
+                result = run.all_blocks(b1, b2, rows, block)
+            else:
+                result = _estimate(run, b1, b2, rows, int(n_projections or 0), seed, block, info)
+    for name, kernel in result.items():
+        _require_finite(kernel, name)
+    if b2 is None:
+        result = {g: _symmetric(k, info) for g, k in result.items()}
+        for k in result.values():
+            _check_spectrum(k, info, spectrum)
+    return result, info
+
+
+def _members(subject: Subject, groups: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:
+    """Group → parameters.
+
+    Returns:
+        One nameless group of all when none are given.
+    """
+    if groups is None:
+        return {"": list(subject.leaves)}
+    members: dict[str, list[str]] = {}
+    everything = dict(subject.model.named_parameters(remove_duplicate=False))
+    for name, patterns in groups.items():
+        chosen: set[str] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            as_parameter = pattern in everything or (
+                "*" in pattern and any(_fits(n, pattern) for n in everything)
+            )
+            kind = {"params": pattern} if as_parameter else {"layers": pattern}
+            chosen |= set(select_parameters(subject.model, **kind))
+        if not chosen:
+            raise ArgumentError(
+                f"group {name!r} names no parameters: expected at least one parameter or module name. Leave the group out."
+            )
+        members[name] = [n for n in subject.leaves if n in chosen]
+    return members
+
+
+def _fits(name: str, pattern: str) -> bool:
+    import fnmatch
+
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _positive(name: str, value: int | None, unit: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"{name} must be a positive number of {unit}, found {value!r}. Leave it out for the default.")
+    return value
+
+
+def _check_estimator(estimator: str | None, n_projections: int | None, reduction: str) -> None:
+    if estimator is None:
+        if n_projections is not None:
+            raise ArgumentError(
+                f"n_projections={n_projections} was given without an estimator: the kernel is exact unless an estimator is"
+                " asked for. Add estimator='rademacher', or leave n_projections out."
+            )
+        return
+    if estimator != "rademacher":
+        raise unknown_name("estimator", estimator, ["rademacher"])
+    if reduction != "trace":
+        raise ArgumentError(
+            f"estimator='rademacher' estimates the trace kernel, found reduction={reduction!r}. Use reduction='trace', or"
+            " leave the estimator out."
         )
-    return (kernel, KernelInfo({n: "jacobian" for n in names})) if return_info else kernel
+    if n_projections is None or isinstance(n_projections, bool) or n_projections < 2:
+        raise ArgumentError(
+            f"n_projections must be an integer of at least 2 (a standard error needs two), found {n_projections!r}."
+            " Give the number of random sign vectors, for example 32."
+        )
 
 
-def _jacobian(subject: Subject, batch: Batch, v: Tensor, names: list[str]) -> dict[str, Tensor]:
-    chunks = []
-    for start in range(0, len(batch), 16):
-        part = batch.take(slice(start, start + 16))
+def _cotangents(out: Tensor, outputs: Any, reduction: str) -> Tensor:
+    """Output combinations `(R, C)`: unit vectors of the outputs kept, or their sum.
+
+    Returns:
+        The rows.
+    """
+    kept = output_rows(outputs, out.shape[1])
+    rows = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
+    rows = rows if kept is None else rows[kept]
+    return rows.sum(0, keepdim=True) if reduction == "sum_logits" else rows
+
+
+def _estimate(
+    run: _Run, b1: Batch, b2: Batch | None, rows: Tensor, r: int, seed: int, block: int | None, info: KernelInfo
+) -> dict[str, Tensor]:
+    """Mean and standard error over kernels of random signed sums of outputs (Hutchinson 1990).
+
+    Returns:
+        Group → estimated kernel.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (r, rows.shape[0]), generator=generator).to(rows) * 2 - 1
+    mean: dict[str, Tensor] = {}
+    square: dict[str, Tensor] = {}
+    for i, v in enumerate(signs @ rows):
+        for g, k in run.all_blocks(b1, b2, v[None], block).items():
+            k = k.double()
+            delta = k - mean[g] if g in mean else k
+            mean[g] = mean[g] + delta / (i + 1) if g in mean else k
+            square[g] = square[g] + delta * (k - mean[g]) if g in square else torch.zeros_like(k)
+    info.standard_error = (square[""] / (r - 1) / r).sqrt().to(rows.dtype)
+    return {g: k.to(rows.dtype) for g, k in mean.items()}
+
+
+class _Run:
+    """One measurement: blocks of samples, the graph engine, and generic paths for the rest."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        members: dict[str, list[str]],
+        full: bool,
+        budget: int,
+        method: Method,
+        info: KernelInfo,
+    ) -> None:
+        self.subject, self.members, self.full = subject, members, full
+        self.budget, self.method, self.info = budget, method, info
+        self.tally = Tally()
+
+    def all_blocks(self, b1: Batch, b2: Batch | None, rows: Tensor, block: int | None) -> dict[str, Tensor]:
+        """Return group → kernel of the whole batches, computed block by block."""
+        n, m = len(b1), len(b1 if b2 is None else b2)
+        r = rows.shape[0]
+        size = block or self._block(b1, rows, max(n, m))
+        self.info.block = min(size, max(n, m))
+        if size >= max(n, m):
+            result = self.pair(b1, b2, rows)
+        else:
+            shape = (n, m, r, r) if self.full else (n, m)
+            result = {g: rows.new_zeros(shape) for g in self.members}
+            for i in range(0, n, size):
+                left = b1.take(slice(i, i + size))
+                for k in range(i if b2 is None else 0, m, size):
+                    right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
+                    for g, value in self.pair(left, right, rows).items():
+                        result[g][i : i + size, k : k + size] = value
+                        if b2 is None and k != i:
+                            turned = value.permute(1, 0, 3, 2) if self.full else value.T
+                            result[g][k : k + size, i : i + size] = turned
+        self.info.methods |= self.tally.forms
+        self.info.flops = self.tally.flops
+        self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
+        return result
+
+    def _block(self, batch: Batch, rows: Tensor, n: int) -> int:
+        """Return the most samples (a power of two below n) for which one block of everything fits the budget."""
+        if self.method in (Method.JACOBIAN, Method.LOOP):
+            need = sum(p.numel() for p in self.subject.leaves.values()) * rows.element_size() * rows.shape[0]
+            need *= 2
+        else:
+            need = self._bytes_per_sample(batch, rows)
+        if n * need <= self.budget:
+            return n
+        size = 1
+        while 2 * size * need <= self.budget:
+            size *= 2
+        if need > self.budget:
+            raise MemoryBudgetError(
+                f"memory_budget={self.budget} bytes is too small for a block of one sample: about {need} bytes are needed"
+                f" for {type(self.subject.model).__name__} with {rows.shape[0]} outputs. Raise memory_budget to that."
+            )
+        return size
+
+    def _bytes_per_sample(self, batch: Batch, rows: Tensor) -> int:
+        """Return the bytes that one sample of a block takes at least: its largest signal and explicit gradient, twice."""
+        one = batch.take(slice(0, 1))
+        at = engine.forward(self.subject, one)
+        plan = engine.plan_for(self.subject, one, at)
+        r = rows.shape[0] if self.full else 1
+        largest = engine.largest_piece(self.subject, plan, at)
+        return 3 * largest * r * rows.element_size()
+
+    def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
+        """Return group → kernel of one pair of blocks."""
+        names = list(self.subject.leaves)
+        values: dict[str, Tensor] = {}
+        rest = names
+        if self.method not in (Method.JACOBIAN, Method.LOOP):
+            values, rest = self._by_graph(b1, b2, rows)
+        if rest:
+            alone = self.method is Method.LOOP
+            ways = fallback.kernels(self.subject, b1, b2, rows, rest, self.full, self.budget, alone)
+            for name, (value, way) in ways.items():
+                values[name] = value
+                self.tally.forms[name] = way
+        n, m = len(b1), len(b1 if b2 is None else b2)
+        r = rows.shape[0]
+        shape = (n, m, r, r) if self.full else (n, m)
+        result = {}
+        for g, wanted in self.members.items():
+            total: Tensor | None = None
+            for name in wanted:
+                if name in values:
+                    total = values[name].clone() if total is None else total.add_(values[name])
+                else:
+                    self.tally.forms.setdefault(name, "unused")
+            result[g] = rows.new_zeros(shape) if total is None else total
+        return result
+
+    def _by_graph(self, b1: Batch, b2: Batch | None, rows: Tensor) -> tuple[dict[str, Tensor], list[str]]:
+        """Return the kernels that the graph engine gives, and the parameters left over."""
+        subject = self.subject
+        p = engine.forward(subject, b1)
+        plan: Plan = engine.plan_for(subject, b1, p)
+        q = p
+        if b2 is not None:
+            q = engine.forward(subject, b2)
+            if q.graph.signature != p.graph.signature:
+                self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
+                return {}, list(subject.leaves)
+            other = engine.plan_for(subject, b2, q)
+            plan = plan.joined(other)
+        force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:
-            chunks.append(fallback.jacobian_vmap(subject, part, v, names))
-        except ModelError:
-            raise
-        except Exception:
-            chunks.append(fallback.jacobian_loop(subject, part, v, names))
-    return {n: torch.cat([c[n] for c in chunks]) for n in names}
+            values = engine.kernels(subject, plan, p, q, rows, self.full, self.budget, self.tally, force)
+        except (engine.Unreadable, RuntimeError, NotImplementedError, AttributeError, IndexError, TypeError) as exc:
+            if isinstance(exc, torch.OutOfMemoryError | MemoryError):
+                raise
+            self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({exc})")
+            return {}, list(subject.leaves)
+        self.info.reasons |= plan.generic
+        return values, list(plan.generic)
+
+
+def _require_finite(kernel: Tensor, group: str) -> None:
+    finite = torch.isfinite(kernel)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        where = f" of group {group!r}" if group else ""
+        raise KernelError(
+            f"the kernel{where} has {bad} of {kernel.numel()} entries that are not finite: expected finite numbers."
+            " Weights, activations or gradients overflow or are NaN; check the training loss, or measure with"
+            " dtype=torch.float64."
+        )
+
+
+def _symmetric(kernel: Tensor, info: KernelInfo) -> Tensor:
+    """The symmetric part of a self-kernel; rounding is all that is removed.
+
+    Returns:
+        The kernel.
+    """
+    turned = kernel.permute(1, 0, 3, 2) if kernel.dim() == 4 else kernel.T
+    size = float(kernel.norm())
+    gap = float((kernel - turned).norm()) / size if size else 0.0
+    info.asymmetry = max(gap, info.asymmetry or 0.0)
+    return (kernel + turned) * 0.5
+
+
+def _check_spectrum(kernel: Tensor, info: KernelInfo, wanted: bool) -> None:
+    """Warn where rounding made a self-kernel clearly indefinite; fill in eigenvalues where asked for."""
+    matrix = kernel
+    if kernel.dim() == 4:
+        n, _, c, _ = kernel.shape
+        matrix = kernel.transpose(1, 2).reshape(n * c, n * c)
+    if matrix.shape[0] > 4096:
+        return
+    matrix = matrix.double()
+    if not wanted:
+        # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
+        v = matrix.sum(1)
+        size = float(v @ (matrix @ v)) / max(float(v @ v), 1e-300)
+        shifted = matrix + 0.9e-5 * max(size, 1e-300) * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+            return
+    values = torch.linalg.eigvalsh(matrix)
+    low, high = float(values[0]), float(values[-1])
+    info.min_eigenvalue = low if info.min_eigenvalue is None else min(low, info.min_eigenvalue)
+    info.max_eigenvalue = high if info.max_eigenvalue is None else max(high, info.max_eigenvalue)
+    if low < -1e-5 * high:
+        warnings.warn(
+            f"the kernel's smallest eigenvalue is {low:.3g}, its largest {high:.3g}: expected none below -1e-5 of the"
+            " largest. The inputs are nearly equal for this precision; measure with dtype=torch.float64.",
+            PrecisionWarning,
+            stacklevel=4,
+        )
+
+
+__all__ = ["KernelInfo", "Method", "ModelError", "empirical_ntk", "empirical_ntk_by_group"]

@@ -64,3 +64,83 @@ def jacobian_loop(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
         for i in range(len(names)):
             rows[i].append(torch.stack([r[i] for r in per_row]))
     return {n: torch.stack(r).detach() for n, r in zip(names, rows, strict=True)}
+
+
+def kernels(
+    subject: Subject,
+    b1: Batch,
+    b2: Batch | None,
+    cotangents: Tensor,
+    names: list[str],
+    full: bool,
+    budget: int,
+    alone: bool,
+) -> dict[str, tuple[Tensor, str]]:
+    """Kernels of some parameters from explicit per-sample Jacobians, in groups that fit the budget.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        b1: N samples.
+        b2: M samples, or None for the self-kernel.
+        cotangents: `(R, C)`.
+        names: Parameters.
+        full: Keep output pairs apart.
+        budget: Bytes for the Jacobians held at a time.
+        alone: One sample at a time from the start.
+
+    Returns:
+        Parameter → `(kernel, way)`, way being `jacobian` or `loop`.
+    """
+    n, m = len(b1), 0 if b2 is None else len(b2)
+    r = cotangents.shape[0]
+    item = cotangents.element_size()
+    result: dict[str, tuple[Tensor, str]] = {}
+    room = max(1, budget // 2)
+    groups: list[list[str]] = [[]]
+    load = 0
+    for name in names:
+        size = (n + m) * subject.leaves[name].numel() * item * (r if full else 1)
+        if groups[-1] and load + size > room:
+            groups.append([])
+            load = 0
+        groups[-1].append(name)
+        load += size
+    for group in groups:
+        size = (n + m) * sum(subject.leaves[k].numel() for k in group) * item
+        step = r if full else max(1, min(r, room // max(1, size)))
+        for start in range(0, r, step):
+            rows = cotangents[start : start + step]
+            left, way = jacobian(subject, b1, rows, group, alone)
+            right = left if b2 is None else jacobian(subject, b2, rows, group, way == "loop")[0]
+            for k in group:
+                j, h = left[k].flatten(2), right[k].flatten(2)
+                if full:
+                    value = torch.einsum("ncp,mdp->nmcd", j, h)
+                else:
+                    value = j.flatten(1) @ h.flatten(1).T
+                result[k] = (value + result[k][0] if k in result else value, way)
+    return result
+
+
+def jacobian(
+    subject: Subject, batch: Batch, cotangents: Tensor, names: list[str], alone: bool = False
+) -> tuple[dict[str, Tensor], str]:
+    """Per-sample Jacobians by `vmap` where it works and agrees with one sample done alone, else one at a time.
+
+    Returns:
+        name → `(N, R, *shape)`, and the way taken.
+    """
+    if not alone:
+        try:
+            chunks = [
+                jacobian_vmap(subject, batch.take(slice(i, i + 8)), cotangents, names) for i in range(0, len(batch), 8)
+            ]
+        except Exception:  # noqa: BLE001 - whatever vmap cannot do is done one sample at a time
+            chunks = []
+        if chunks:
+            joined = {k: torch.cat([c[k] for c in chunks]) for k in names}
+            one = jacobian_loop(subject, batch.take(slice(0, 1)), cotangents, names)
+            tol = 1e-3 if cotangents.dtype == torch.float32 else 1e-9
+            if all(float((joined[k][:1] - one[k]).norm()) <= tol * float(one[k].norm()) for k in names):
+                return joined, "jacobian"
+    return jacobian_loop(subject, batch, cotangents, names), "loop"

@@ -104,6 +104,16 @@ class Batch:
         """Every per-sample tensor, task labels last."""
         return _tensors(self.x) + ([self.task_labels] if isinstance(self.task_labels, Tensor) else [])
 
+    @property
+    def n_inputs(self) -> int:
+        """How many of `tensors()` are inputs (the rest are task labels)."""
+        return len(_tensors(self.x))
+
+    def shapes(self) -> tuple[object, ...]:
+        """Shapes of one sample and kinds of every tensor: equal for batches that run through the same graph."""
+        labels = self.task_labels if isinstance(self.task_labels, int) else None
+        return (*((tuple(t.shape[1:]), t.dtype, t.device) for t in self.tensors()), labels)
+
     def with_tensors(self, tensors: list[Tensor]) -> Batch:
         """The same batch with its tensors (in the order of `tensors()`) replaced."""
         rest = iter(tensors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def preserve_rng() -> Iterator[None]:
+def preserve_rng() -> Generator[None, None, None]:
     """Restore the generators of torch (CPU, every CUDA device in use), numpy and random on exit."""
     cpu, npy, py = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
@@ -34,7 +34,7 @@ def preserve_rng() -> Iterator[None]:
 
 
 @contextmanager
-def preserve_modules(model: nn.Module) -> Iterator[None]:
+def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
     """Put the model in eval mode; restore flags, buffers, `requires_grad` and `.grad` exactly on exit.
 
     Flags are set one by one and not by `model.eval()`: some modules override `train()` with side effects. A buffer is
@@ -72,7 +72,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
+def exact_arithmetic() -> Generator[None, None, None]:
     """Gradients on, autocast off, and full float32 precision in products (no TF32, no bfloat16) on every backend."""
     precision = torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -100,7 +100,7 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 @contextmanager
-def eager(model: nn.Module) -> Iterator[None]:
+def eager(model: nn.Module) -> Generator[None, None, None]:
     """Run compiled models and submodules by their original Python code: a compiled graph hides who uses a parameter."""
     compiled = any(
         getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()
@@ -113,7 +113,7 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def measuring(model: nn.Module) -> Iterator[None]:
+def measuring(model: nn.Module) -> Generator[None, None, None]:
     """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were."""
     with preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model):
         yield
@@ -141,4 +141,3 @@ def rng_fingerprint() -> tuple[Any, ...]:
     return tuple(parts)
 
 
-Forward = Callable[..., Any]

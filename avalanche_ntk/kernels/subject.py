@@ -8,7 +8,7 @@ they are cast copies that stand in for them during the call, so the user's tenso
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,6 +193,16 @@ class Subject:
             substitutes[n] = b.to(work) if b.is_floating_point() else b.clone()
         return Subject(inner, {n: substitutes[n] for n in names}, work, selector, substitutes)
 
+    def restricted(self, names: set[str]) -> Subject:
+        """The same model with fewer parameters chosen."""
+        leaves = {n: t for n, t in self.leaves.items() if n in names}
+        return Subject(self.model, leaves, self.dtype, self.selector, self.substitutes)
+
+    def everything(self) -> dict[str, Tensor]:
+        """Every tensor that plays a parameter in the forward pass, chosen or not."""
+        names = dict(self.model.named_parameters())
+        return {n: self.substitutes.get(n, p) for n, p in names.items()}
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """Precision of the kernel."""
@@ -200,7 +210,7 @@ class Subject:
         return torch.float64 if torch.float64 in kinds else torch.float32
 
     @contextmanager
-    def standing_in(self, extra: dict[str, Tensor] | None = None) -> Iterator[None]:
+    def standing_in(self, extra: dict[str, Tensor] | None = None) -> Generator[None, None, None]:
         """The model with its substitutes (and `extra` tensors by name) in place of its own tensors."""
         tensors = self.substitutes | (extra or {})
         if not tensors:

@@ -1,0 +1,151 @@
+"""Is there a per-sample kernel at all? And is the one at hand right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_ntk.errors import ArgumentError, ModelError
+from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.reference import reference_jacobian
+from avalanche_ntk.kernels.state import rng_fingerprint
+from avalanche_ntk.kernels.subject import Subject, require_graph
+
+
+def deterministic_output(subject: Subject, batch: Batch) -> Tensor:
+    """The output on a batch, if it does not depend on chance.
+
+    A forward pass that draws no random number is deterministic. One that does is run again from another state of the
+    generators and compared.
+
+    Returns:
+        `(N, C)` output, detached.
+
+    Raises:
+        ModelError: The output changes from call to call, or has no gradient.
+    """
+    before = rng_fingerprint()
+    out = subject.forward(batch)
+    require_graph(out, subject)
+    if rng_fingerprint() != before:
+        again = subject.forward(batch)
+        if not torch.equal(out, again):
+            raise stochastic(subject, batch)
+    return out.detach()
+
+
+def stochastic(subject: Subject, batch: Batch) -> ModelError:
+    """Return the error for a forward pass that is random in eval mode; names the module that draws."""
+    found: list[tuple[str, str]] = []
+    hooks = []
+    stack: list[Any] = []
+    try:
+        for name, m in subject.model.named_modules():
+
+            def enter(_m: nn.Module, _i: Any) -> None:
+                stack.append(rng_fingerprint())
+
+            def leave(m: nn.Module, _i: Any, _o: Any, name: str = name) -> None:
+                if stack.pop() != rng_fingerprint() and not found:
+                    found.append((name or "model", type(m).__name__))
+
+            hooks.append(m.register_forward_pre_hook(enter))
+            hooks.append(m.register_forward_hook(leave))
+        with torch.no_grad():
+            subject.call(batch)
+    finally:
+        for h in hooks:
+            h.remove()
+    where = f"module {found[0][0]!r} ({found[0][1]})" if found else f"the model {type(subject.model).__name__}"
+    return ModelError(
+        f"{where} is random in eval mode: expected the same output for the same input, found two different ones, so the"
+        " kernel is not defined. Make it honour eval mode (F.dropout(x, p, self.training), no sampling), or fix its noise."
+    )
+
+
+def spot_check(
+    model: nn.Module,
+    x: Any,
+    kernel: Tensor,
+    n_entries: int = 8,
+    *,
+    x2: Any = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    reduction: str = "trace",
+    task_labels: Any = None,
+    task_labels2: Any = None,
+    params: Any = None,
+    layers: Any = None,
+    outputs: Sequence[int] | slice | None = None,
+    output_selector: Callable[[Any], Tensor] | None = None,
+) -> float:
+    """Compare random entries of a kernel with the float64 oracle.
+
+    The error of an entry is `|K[n,m] − Θ[n,m]| / sqrt(Θ[n,n]·Θ[m,m])`: relative to the largest value that the entry could
+    have (Cauchy–Schwarz), so that entries near zero do not blow it up. For `full`, the norm over output pairs is used.
+
+    Args:
+        model: The model, as it was when the kernel was computed.
+        x: Its inputs.
+        kernel: `(N, M)` or `(N, M, C, C)`.
+        n_entries: How many (n, m) pairs to compare.
+        x2: The second inputs of a cross-kernel.
+        seed: Seed of the choice of entries.
+        generator: A generator to use instead of `seed`.
+        reduction: Reduction of the kernel.
+        task_labels: See `empirical_ntk`.
+        task_labels2: See `empirical_ntk`.
+        params: See `empirical_ntk`.
+        layers: See `empirical_ntk`.
+        outputs: See `empirical_ntk`.
+        output_selector: See `empirical_ntk`.
+
+    Returns:
+        The largest error found; 0.0 where both are zero.
+
+    Raises:
+        ArgumentError: `n_entries` is not positive, or the kernel's shape does not fit the inputs.
+    """
+    b1, b2 = Batch.of(x, task_labels), None if x2 is None else Batch.of(x2, task_labels2)
+    n, m = len(b1), len(b1 if b2 is None else b2)
+    if n_entries < 1:
+        raise ArgumentError(f"n_entries must be at least 1, found {n_entries}. Give the number of entries to compare.")
+    if tuple(kernel.shape[:2]) != (n, m):
+        raise ArgumentError(
+            f"the kernel has shape {tuple(kernel.shape)}: expected its first two sizes to be {(n, m)}, the numbers of samples."
+            " Give the inputs that it was computed from."
+        )
+    g = generator if generator is not None else torch.Generator().manual_seed(seed)
+    rows = torch.randint(0, n, (n_entries,), generator=g).tolist()
+    cols = torch.randint(0, m, (n_entries,), generator=g).tolist()
+
+    def jacobians(b: Batch, index: list[int]) -> dict[int, Tensor]:
+        unique = sorted(set(index))
+        part = b.take(torch.tensor(unique, device=b.device))
+        j = reference_jacobian(
+            model,
+            part.x,
+            task_labels=part.task_labels,
+            params=params,
+            layers=layers,
+            outputs=outputs,
+            output_selector=output_selector,
+        )
+        j = j.sum(1, keepdim=True) if reduction == "sum_logits" else j
+        return dict(zip(unique, j, strict=True))
+
+    left = jacobians(b1, rows + cols if b2 is None else rows)
+    right = left if b2 is None else jacobians(b2, cols)
+    worst = 0.0
+    for i, k in zip(rows, cols, strict=True):
+        theta = left[i] @ right[k].T
+        want = theta if reduction == "full" else theta.diagonal().sum()
+        have = kernel[i, k].to(theta)
+        scale = float(left[i].norm() * right[k].norm())
+        gap = float((have - want).norm())
+        worst = max(worst, gap / scale if scale else (0.0 if gap == 0 else float("inf")))
+    return worst

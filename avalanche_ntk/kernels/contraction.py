@@ -1,0 +1,255 @@
+"""From two pieces to kernel entries, by the cheapest exact form.
+
+With `J[n,r] = Σ_t a[n,t] ⊗ g[r,n,t]` the entry `Σ_r <J[n,r], J'[m,r]>` has two exact forms:
+
+* explicit: form J for a slice of W and multiply, `J J'ᵀ`;
+* ghost: `Σ_{t,s} (a[n,t]·a'[m,s]) (Σ_r g[r,n,t]·g'[r,m,s])`, where W's size never appears.
+
+For one position the ghost form is `(A Aᵀ) ∘ (G Gᵀ)`. A cost model (multiply-adds at the matrix rate, plus memory traffic
+for elementwise work) chooses; all intermediate blocks stay below `workspace` bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece
+
+_ELEMENTWISE = 12.0  # cost of one elementwise multiply-and-sum in multiply-adds of a matrix product
+
+
+@dataclass
+class Tally:
+    """What was done: multiply-adds, forms used by parameter, largest block."""
+
+    flops: float = 0.0
+    forms: dict[str, str] = field(default_factory=dict)
+    peak: int = 0
+
+    def block(self, *tensors: Tensor) -> None:
+        """Note the size of blocks that live at the same time."""
+        self.peak = max(self.peak, sum(t.numel() * t.element_size() for t in tensors))
+
+
+def contract(p: Piece, q: Piece, full: bool, workspace: int, tally: Tally, force: str | None = None) -> tuple[Tensor, str]:
+    """Kernel of two pieces of the same parameter.
+
+    Args:
+        p: Piece of the first batch.
+        q: Piece of the second batch (the same object for a self-kernel).
+        full: Keep output pairs apart.
+        workspace: Bytes that intermediate blocks may take.
+        tally: Where work is noted.
+        force: `explicit` or `ghost` where a form is asked for.
+
+    Returns:
+        `(N, M)` summed over outputs, or `(N, M, R, R)`, and the form used.
+    """
+    if isinstance(p, Outer) and isinstance(q, Outer):
+        return _outer(p, q, full, workspace, tally, force)
+    if isinstance(p, Lookup) and isinstance(q, Lookup):
+        return _lookup(p, q, full, workspace, tally), "lookup"
+    assert isinstance(p, Dense) and isinstance(q, Dense)
+    return _gram(p.j.flatten(2), q.j.flatten(2), full, tally), "dense"
+
+
+def _gram(j: Tensor, k: Tensor, full: bool, tally: Tally) -> Tensor:
+    """`J J'ᵀ` of `(N, R, P)` and `(M, R, P)`.
+
+    Returns:
+        `(N, M)` or `(N, M, R, R)`.
+    """
+    n, r, p = j.shape
+    m, rk = k.shape[:2]
+    tally.flops += n * m * r * p * (rk if full else 1)
+    tally.block(j, k)
+    if full:
+        return (j.reshape(n * r, p) @ k.reshape(m * rk, p).T).reshape(n, r, m, rk).transpose(1, 2)
+    return j.reshape(n, r * p) @ k.reshape(m, rk * p).T
+
+
+def costs(n: int, m: int, t: int, s: int, a: int, b: int, r: int, same: bool, full: bool) -> tuple[float, float]:
+    """Multiply-adds of the two forms.
+
+    Returns:
+        `(explicit, ghost)`.
+    """
+    explicit = float(a * b * r) * (n * t + (0 if same else m * s) + n * m * (r if full else 1))
+    pairs = n * m * t * s * (0.55 if same and n > 4 else 1.0)
+    ghost = pairs * (a + b * r * (r if full else 1) + _ELEMENTWISE * (r * r if full else 1))
+    return explicit, ghost
+
+
+def _outer(p: Outer, q: Outer, full: bool, workspace: int, tally: Tally, force: str | None) -> tuple[Tensor, str]:
+    n, t, a = p.a.shape
+    m, s, _ = q.a.shape
+    r, b = p.g.shape[0], p.g.shape[3]
+    same = p is q
+    if t == 1 and s == 1 and force != "explicit":
+        return _rank_one(p, q, full, tally), "gram"
+    explicit, ghost = costs(n, m, t, s, a, b, r, same, full)
+    form = force or ("explicit" if explicit <= ghost else "ghost")
+    if form == "explicit":
+        tally.flops += explicit
+        return _explicit(p, q, same, full, workspace, tally), form
+    tally.flops += ghost
+    return _ghost(p, q, same, full, workspace, tally), form
+
+
+def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally) -> Tensor:
+    """`(A A'ᵀ) ∘ (G G'ᵀ)`.
+
+    Returns:
+        `(N, M)` or `(N, M, R, R)`.
+    """
+    n, _, a = p.a.shape
+    m = q.a.shape[0]
+    r, b = p.g.shape[0], p.g.shape[3]
+    left = p.a.reshape(n, a) @ q.a.reshape(m, a).T
+    tally.flops += n * m * (a + b * r * (r if full else 1))
+    if full:
+        g = p.g.reshape(r, n, b).transpose(0, 1).reshape(n * r, b)
+        h = g if p is q else q.g.reshape(r, m, b).transpose(0, 1).reshape(m * r, b)
+        right = (g @ h.T).reshape(n, r, m, r).transpose(1, 2)
+        return left[:, :, None, None] * right
+    if r == 1:
+        right = p.g.reshape(n, b) @ q.g.reshape(m, b).T
+    else:
+        g = p.g.reshape(r, n, b).transpose(0, 1).reshape(n, r * b)
+        h = g if p is q else q.g.reshape(r, m, b).transpose(0, 1).reshape(m, r * b)
+        right = g @ h.T
+    tally.block(left, right)
+    return left * right
+
+
+def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally) -> Tensor:
+    """`Σ_slices J J'ᵀ`, J formed for as many columns of g at a time as fit.
+
+    Returns:
+        `(N, M)` or `(N, M, R, R)`.
+    """
+    n, _, a = p.a.shape
+    m = q.a.shape[0]
+    r, b = p.g.shape[0], p.g.shape[3]
+    item = p.g.element_size()
+    width = max(1, min(b, workspace // max(1, (n + (0 if same else m)) * r * a * item)))
+    total: Tensor | None = None
+    for start in range(0, b, width):
+        j = _slice(p, start, width)
+        k = j if same else _slice(q, start, width)
+        if full:
+            part = (j.reshape(n * r, -1) @ k.reshape(m * r, -1).T).reshape(n, r, m, r).transpose(1, 2)
+        else:
+            part = j.reshape(n, -1) @ k.reshape(m, -1).T
+        tally.block(j, k)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def _slice(p: Outer, start: int, width: int) -> Tensor:
+    """Explicit gradients for columns `start … start + width` of g.
+
+    Returns:
+        `(N, R·width, A)`.
+    """
+    g = p.g[..., start : start + width]  # (R, N, T, w)
+    r, n, t, w = g.shape
+    if r == 1:
+        return torch.bmm(g[0].transpose(1, 2), p.a)
+    if g.stride(-1) == 1 or w == 1:  # rows are positions: gather (N, T, R·w)
+        return torch.bmm(g.permute(1, 2, 0, 3).reshape(n, t, r * w).transpose(1, 2), p.a)
+    return torch.bmm(g.permute(1, 0, 3, 2).reshape(n, r * w, t), p.a)
+
+
+def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally) -> Tensor:
+    """Grams over pairs of positions, in blocks of samples; one triangle only for a self-kernel.
+
+    Returns:
+        `(N, M)` or `(N, M, R, R)`.
+    """
+    n, t, a = p.a.shape
+    m, s, _ = q.a.shape
+    r, b = p.g.shape[0], p.g.shape[3]
+    item = p.g.element_size()
+    out = p.g.new_zeros((n, m, r, r) if full else (n, m))
+    pa, pg = p.a.reshape(n * t, a), _rows(p, full)
+    qa, qg = (pa, pg) if same else (q.a.reshape(m * s, a), _rows(q, full))
+    room = max(1, workspace // max(1, 3 * t * s * item * (r * r if full else 1)))  # sample pairs in one block
+    rows = max(1, min(n, int(room**0.5) if room < n * m else 16))
+    cols = max(1, min(m, room // rows))
+    for i in range(0, n, rows):
+        ni = min(rows, n - i)
+        first = i if same else 0
+        for k in range(first, m, cols):
+            mk = min(cols, m - k)
+            left = pa[i * t : (i + ni) * t] @ qa[k * s : (k + mk) * s].T
+            if full:
+                left = left.reshape(ni, t, 1, mk, s, 1)
+                g = pg[i * t * r : (i + ni) * t * r] @ qg[k * s * r : (k + mk) * s * r].T
+                right = g.reshape(ni, t, r, mk, s, r)
+                block = (left * right).sum((1, 4)).transpose(1, 2)
+            else:
+                right = pg[i * t : (i + ni) * t] @ qg[k * s : (k + mk) * s].T
+                block = right.mul_(left).reshape(ni, t, mk, s).sum((1, 3))
+            tally.block(left, right)
+            out[i : i + ni, k : k + mk] = block
+    return mirror(out) if same else out
+
+
+def mirror(out: Tensor) -> Tensor:
+    """Complete a self-kernel of which only blocks on and above the diagonal were computed.
+
+    Returns:
+        The symmetric kernel.
+    """
+    n = out.shape[0]
+    upper = torch.ones(n, n, dtype=torch.bool, device=out.device).triu()
+    if out.dim() == 2:
+        return torch.where(upper, out, out.T)
+    return torch.where(upper[:, :, None, None], out, out.permute(1, 0, 3, 2))
+
+
+def _rows(p: Outer, full: bool) -> Tensor:
+    """Signals with a row per (sample, position), outputs beside each other (or as further rows).
+
+    Returns:
+        `(N·T, R·B)`, or `(N·T·R, B)` when output pairs are kept apart.
+    """
+    r, n, t, b = p.g.shape
+    if r == 1:
+        return p.g.reshape(n * t, b)
+    g = p.g.permute(1, 2, 0, 3)
+    return g.reshape(n * t * r, b) if full else g.reshape(n * t, r * b)
+
+
+def _lookup(p: Lookup, q: Lookup, full: bool, workspace: int, tally: Tally) -> Tensor:
+    """`Σ_{t,s} [id = id'] g·g'`: the table is never formed.
+
+    Returns:
+        `(N, M)` or `(N, M, R, R)`.
+    """
+    r, n, t, d = p.g.shape
+    m, s = q.ids.shape
+    item = p.g.element_size()
+    tally.flops += n * m * t * s * d * r * (r if full else 1)
+    out = p.g.new_zeros((n, m, r, r) if full else (n, m))
+    g = p.g.permute(1, 2, 0, 3)
+    h = q.g.permute(1, 2, 0, 3)
+    hh = h.reshape(m * s * r, d) if full else h.reshape(m * s, r * d)
+    rows = max(1, min(n, workspace // max(1, 3 * t * m * s * item * (r * r if full else 1))))
+    for i in range(0, n, rows):
+        ni = min(rows, n - i)
+        ids = p.ids[i : i + ni]
+        hit = (ids[:, :, None, None] == q.ids[None, None]) & (ids >= 0)[:, :, None, None]
+        if full:
+            right = (g[i : i + ni].reshape(ni * t * r, d) @ hh.T).reshape(ni, t, r, m, s, r)
+            out[i : i + ni] = (right * hit.reshape(ni, t, 1, m, s, 1)).sum((1, 4)).transpose(1, 2)
+        else:
+            right = (g[i : i + ni].reshape(ni * t, r * d) @ hh.T).reshape(ni, t, m, s)
+            out[i : i + ni] = right.mul_(hit).sum((1, 3))
+        tally.block(right)
+    return out

@@ -1,0 +1,688 @@
+"""The graph engine: plan once, then signals → pieces → kernel entries, part by part.
+
+`plan_for` reads a model's graph on a few samples and proves what it read; `kernels` computes with that plan. Both work
+on a `Subject` inside `subject.standing_in()` and inside `state.measuring`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from avalanche_ntk.errors import ModelError
+from avalanche_ntk.kernels import layout as lay
+from avalanche_ntk.kernels import signals
+from avalanche_ntk.kernels.contraction import Tally, contract
+from avalanche_ntk.kernels.graph import Edge, Graph
+from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.pieces import Dense, Piece, merge
+from avalanche_ntk.kernels.plan import ROUTING, Handle, Plan, Use, chain, pure_nodes
+from avalanche_ntk.kernels.rules import Site, piece_of
+from avalanche_ntk.kernels.subject import Subject, require_graph
+
+SMALL, LARGE = 3, 5  # batch sizes at which a plan is made; coprime, so that no dimension grows by accident
+WEIGHTS = (1.0, 1.5, 2.2, 3.3, 5.0)
+
+
+class Unreadable(Exception):
+    """The graph cannot be read as per-sample uses of parameters; the reason is the message."""
+
+
+@dataclass
+class Pass:
+    """One forward pass: the output, its graph, the number of samples."""
+
+    out: Tensor
+    graph: Graph
+    n: int
+
+
+def forward(subject: Subject, batch: Batch, graph: bool = True) -> Pass:
+    """Run the model with probe inputs marked as such in the graph.
+
+    Inputs require a gradient (through a copy, so that in-place operations on them stay legal): only then does the graph
+    show which tensors depend on the samples.
+
+    Returns:
+        The pass.
+    """
+    batch = batch.cast(subject.dtype)
+    marked = batch.with_tensors(
+        [
+            t.detach().requires_grad_().clone() if t.is_floating_point() and i < batch.n_inputs else t
+            for i, t in enumerate(batch.tensors())
+        ]
+    )
+    with plain_operators(subject.model):
+        out = subject.forward(marked)
+    require_graph(out, subject)
+    own = {id(p): n for n, p in subject.everything().items()}
+    return Pass(out, Graph.of(out, own), len(batch))
+
+
+@contextmanager
+def plain_operators(model: nn.Module) -> Generator[None, None, None]:
+    """Recurrent layers run as the elementary products they are made of, reentrant checkpoints as plain calls.
+
+    Fused recurrent kernels and the reentrant checkpoint hide their parameters from the graph. The recurrent switch is
+    only thrown for models that have such layers; the checkpoint's is not visible from outside.
+    """
+    from torch.utils import checkpoint
+
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    original = checkpoint.CheckpointFunction.__dict__.get("apply")
+    checkpoint.CheckpointFunction.apply = staticmethod(lambda function, _preserve, *args: function(*args))  # type: ignore[method-assign,assignment]
+    try:
+        if recurrent:
+            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+                yield
+        else:
+            yield
+    finally:
+        if original is None:
+            del checkpoint.CheckpointFunction.apply
+        else:
+            checkpoint.CheckpointFunction.apply = original  # type: ignore[method-assign]
+
+
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
+
+
+def forget_plans() -> None:
+    """Forget every plan (plans are also forgotten with their model)."""
+    _PLANS.clear()
+
+
+def plan_for(subject: Subject, batch: Batch, at: Pass) -> Plan:
+    """The plan of a pass: a known one for the same graph, or a new one, proved on a few of its samples.
+
+    Returns:
+        The plan.
+    """
+    key = (at.graph.signature, batch.shapes(), at.out.shape[1], at.out.dtype, tuple(subject.leaves))
+    known = _PLANS.setdefault(subject.model, {})
+    plan = known.get(key)
+    if plan is None:
+        plan = make_plan(subject, batch, at)
+        if len(known) >= 32:
+            known.clear()
+        known[key] = plan
+    if plan.routed:
+        plan = Plan(**{**plan.__dict__, "native": dict(plan.native), "pulled": dict(plan.pulled), "generic": dict(plan.generic)})
+        _prove_layouts(plan, at)
+    return plan
+
+
+def make_plan(subject: Subject, batch: Batch, at: Pass) -> Plan:
+    """Read and prove a graph on `LARGE` samples of the batch (repeated where it has fewer).
+
+    Returns:
+        The plan.
+
+    Raises:
+        ModelError: Outputs of one sample depend on other samples, or on chance.
+    """
+    index = [i % len(batch) for i in range(LARGE)]
+    few = batch.take(torch.tensor(index))
+    large = forward(subject, few)
+    small = forward(subject, few.take(slice(0, SMALL)))
+    alone = _alone(subject, few)
+    names = list(subject.leaves)
+    same_shape = large.graph.signature == small.graph.signature == at.graph.signature
+    separate = _agree(large.out[:SMALL], small.out) and _agree(at.out[: len(batch)][index], large.out)
+    separate = separate and (alone is None or _agree(large.out[:1], alone.out))
+    if not separate:
+        flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
+        if _mixes(large) or not flow:
+            raise coupled(subject, few)
+    if not same_shape or not separate:
+        return Plan(generic=dict.fromkeys(names, "the graph depends on the samples in the batch"))
+    plan = _read(subject, small, large)
+    _prove(subject, plan, large)
+    return plan
+
+
+def _alone(subject: Subject, few: Batch) -> Pass | None:
+    """The first sample by itself, where the model can be called so (squeezes and batch statistics may refuse).
+
+    Returns:
+        The pass, or None.
+    """
+    try:
+        return forward(subject, few.take(slice(0, 1)))
+    except ModelError:
+        return None
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    a, b = a.detach(), b.detach()
+    tol = 1e-4 if a.dtype == torch.float32 else 1e-9
+    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return True  # a non-finite output is reported as a non-finite kernel
+    return bool((a - b).abs().max() <= tol * max(float(a.abs().max()), 1e-30))
+
+
+def _mixes(at: Pass) -> bool:
+    """Tell whether some output's gradient reaches another sample's input or activation.
+
+    Returns:
+        True when a signal carries the mark of more than one sample.
+    """
+    g = at.graph
+    edges = sorted({e for es in g.edges for e in es if e is not None and e[0] not in g.owner})
+    shapes = {e: g.shape(e) for e in edges}
+    edges += [(i, 0) for i, name in g.owner.items() if name is None]
+    shapes |= {(i, 0): tuple(g.nodes[i].variable.shape) for i, name in g.owner.items() if name is None}
+    edges = [e for e in edges if shapes[e] and shapes[e][0] == at.n]
+    first = torch.zeros_like(at.out)
+    first[0] = torch.randn(at.out.shape[1], generator=torch.Generator().manual_seed(0)).to(first)
+    for e in edges:
+        target = g.nodes[e[0]].variable if e[0] in g.owner else GradientEdge(g.nodes[e[0]], e[1])
+        (s,) = torch.autograd.grad(at.out, [target], first, retain_graph=True, allow_unused=True)
+        if s is not None and s[1:].numel() and float(s[1:].abs().max()) > 1e-9 * float(s.abs().max()):
+            return True
+    return False
+
+
+def coupled(subject: Subject, few: Batch) -> ModelError:
+    """Return the error for a model whose outputs depend on the other samples of the batch; names the module if it can."""
+    for name, m in subject.model.named_modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
+            return ModelError(
+                f"module {name!r} ({type(m).__name__}) normalises by the statistics of the batch also in eval mode"
+                " (track_running_stats=False): expected each output to depend on its own sample only, so that a per-sample"
+                " kernel exists. Use running statistics, or a norm without batch statistics (GroupNorm, LayerNorm)."
+            )
+    culprit = _first_coupled_module(subject, few)
+    where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else f"the model {type(subject.model).__name__}"
+    return ModelError(
+        f"{where} mixes the samples of a batch: expected each output to depend on its own sample only, found that f(x)"
+        " changes with the other samples given beside x, so no per-sample kernel exists. Remove the operation over"
+        " dimension 0 (a mean, a batch norm, attention over the batch), or measure the part of the model before it."
+    )
+
+
+def _first_coupled_module(subject: Subject, few: Batch) -> tuple[str, str] | None:
+    """Compare every module's output for one sample given alone and given among others.
+
+    Returns:
+        `(name, class)` of the innermost first module that differs.
+    """
+    seen: list[dict[str, Tensor]] = []
+    order: list[str] = []
+    for part in (few, few.take(slice(0, SMALL))):
+        found: dict[str, Tensor] = {}
+        hooks = []
+        try:
+            for name, m in subject.model.named_modules():
+
+                def keep(_m: nn.Module, _i: Any, o: Any, name: str = name, found: dict[str, Tensor] = found) -> None:
+                    if isinstance(o, Tensor) and o.dim() and name not in found:
+                        found[name] = o.detach()[:SMALL].clone()
+                        order.append(name)
+
+                hooks.append(m.register_forward_hook(keep))
+            with torch.no_grad():
+                subject.call(part)
+        except Exception:  # noqa: BLE001 - only the place is being looked for; the refusal itself stands
+            return None
+        finally:
+            for h in hooks:
+                h.remove()
+        seen.append(found)
+    modules = dict(subject.model.named_modules())
+    for name in order:
+        a, b = seen[0].get(name), seen[1].get(name)
+        if a is not None and b is not None and a.shape == b.shape and not _agree(a, b):
+            return (name or "model", type(modules[name]).__name__)
+    return None
+
+
+def _read(subject: Subject, small: Pass, large: Pass) -> Plan:
+    """Find the uses of every chosen parameter and where their samples are.
+
+    Returns:
+        An unproved plan.
+    """
+    g = large.graph
+    pure = pure_nodes(small.graph, g)
+    plan = Plan(batched=signals.batches_well(g))
+    plan.routed = any(not pure[i] and any(k in name for k in ROUTING) for i, name in enumerate(g.names))
+    out_edges: list[set[int]] = [set() for _ in g.nodes]
+    out_edges[0].add(0)
+    for es in g.edges:
+        for e in es:
+            if e is not None:
+                out_edges[e[0]].add(e[1])
+    uses: dict[Edge, list[tuple[int, int]]] = {}
+    for i, es in enumerate(g.edges):
+        if pure[i]:
+            continue
+        for slot, e in enumerate(es):
+            if e is not None and pure[e[0]]:
+                uses.setdefault(e, []).append((i, slot))
+    known = {e: chain(g, e) for e in uses}
+    chosen = set(subject.leaves)
+    uses = {e: u for e, u in uses.items() if known[e][4] & chosen}
+    sites = sorted({(i, next(iter(out_edges[i]))) for u in uses.values() for i, _ in u if len(out_edges[i]) == 1})
+    layouts = _layouts(small, large, sites)
+    broken: dict[str, str] = {}
+    index: dict[Edge, int] = {}
+    for e, found in uses.items():
+        kind, plain, scaled, part, below = known[e]
+        made: list[Use] = []
+        for i, slot in found:
+            if len(out_edges[i]) != 1:
+                broken |= dict.fromkeys(below, f"{g.names[i]} has several outputs")
+                continue
+            edge = (i, next(iter(out_edges[i])))
+            where = layouts.get(edge)
+            if where is None:
+                broken |= dict.fromkeys(below, f"the samples cannot be told apart at {g.names[i]}")
+                continue
+            made.append(Use(i, slot, edge, where))
+        index[e] = len(plan.handles)
+        plan.handles.append(Handle(e, tuple(made), kind, plain and len(below) == 1, scaled, part))
+    for name in subject.leaves:
+        mine = [h for e, h in index.items() if name in known[e][4]]
+        if name in broken:
+            plan.generic[name] = broken[name]
+        elif not mine:
+            plan.unused.append(name)
+        else:
+            _way(plan, name, mine)
+    return plan
+
+
+def _way(plan: Plan, name: str, mine: list[int]) -> None:
+    """Choose how a parameter with these handles is contracted."""
+    hs = [plan.handles[h] for h in mine]
+    if not all(h.plain for h in hs):
+        plan.pulled[name] = mine
+        return
+    by_kind: dict[str, list[int]] = {}
+    for i, h in zip(mine, hs, strict=True):
+        by_kind.setdefault(f"{h.kind}#{h.part}", []).append(i)
+    groups = list(by_kind.values())
+    if len(groups) == 1:
+        plan.native[name] = groups
+        return
+    parts = [plan.handles[g[0]].part for g in groups]
+    if all(p is not None for p in parts):
+        nodes = {p[0] for p in parts if p is not None}
+        pieces = {p[1] for p in parts if p is not None}
+        if len(nodes) == 1 and len(pieces) == len(groups):  # disjoint parts of one parameter: no cross terms
+            plan.native[name] = groups
+            return
+    plan.pulled[name] = mine
+
+
+def _probe(out: Tensor, seed: int) -> Tensor:
+    """A random combination of outputs, by a generator of its own.
+
+    Returns:
+        `(C,)`.
+    """
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(out.shape[1], generator=g, dtype=torch.float64).to(out)
+
+
+def _signals(at: Pass, edges: list[Edge], weights: Tensor) -> list[Tensor | None]:
+    cot = weights[:, None] * _probe(at.out, 1)
+    targets = [GradientEdge(at.graph.nodes[i], nr) for i, nr in edges]
+    return list(torch.autograd.grad(at.out, targets, cot, retain_graph=True, allow_unused=True))
+
+
+def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> dict[Edge, lay.Layout]:
+    """Read the samples' places off shapes and weighted signals.
+
+    Returns:
+        A layout for every edge where it could be told.
+    """
+    if not sites:
+        return {}
+    ones = torch.ones(large.n, dtype=large.out.dtype, device=large.out.device)
+    weights = torch.tensor(WEIGHTS, dtype=large.out.dtype, device=large.out.device)
+    plain = _signals(large, sites, ones)
+    weighted = _signals(large, sites, weights)
+    found: dict[Edge, lay.Layout] = {}
+    for e, p, w in zip(sites, plain, weighted, strict=True):
+        options = lay.candidates(small.graph.shape(e), large.graph.shape(e), small.n, large.n)
+        if not options:
+            continue
+        if p is None or w is None:  # no signal arrives here: any reading gives zero
+            found[e] = options[0]
+            continue
+        index, clear = lay.sample_of(p, w, weights)
+        fitting = [o for o in options if lay.consistent(o, index, clear, large.n)]
+        if len(fitting) == 1 or (fitting and len(options) == 1):
+            found[e] = fitting[0]
+    return found
+
+
+def _prove_layouts(plan: Plan, at: Pass) -> None:
+    """Check every layout on the whole batch, digit by digit of the sample's number; demote what does not hold."""
+    edges = plan.edges()
+    if not edges or at.n == 1:
+        return
+    base = 8
+    digits = 1
+    while base**digits < at.n:
+        digits += 1
+    number = torch.arange(at.n, device=at.out.device)
+    plain = _signals(at, edges, torch.ones(at.n, dtype=at.out.dtype, device=at.out.device))
+    bad: set[Edge] = set()
+    where = {u.edge: u.layout for h in plan.handles for u in h.uses}
+    table = 1.25 ** torch.arange(base, dtype=at.out.dtype, device=at.out.device)
+    for k in range(digits):
+        digit = (number // base**k) % base
+        weighted = _signals(at, edges, table[digit])
+        for e, p, w in zip(edges, plain, weighted, strict=True):
+            if p is None or w is None:
+                continue
+            if not where[e].fits(tuple(p.shape), at.n):
+                bad.add(e)
+                continue
+            index, clear = lay.sample_of(p, w, table)
+            shape = p.shape
+            inner = where[e].after
+            for d in shape[where[e].dim + 1 :]:
+                inner *= d
+            position = torch.arange(p.numel(), device=p.device).reshape(shape)
+            if not bool((index == digit[(position // inner) % at.n])[clear].all()):
+                bad.add(e)
+    broken = {h for h, handle in enumerate(plan.handles) if any(u.edge in bad for u in handle.uses)}
+    for name, groups in list(plan.native.items()):
+        if broken & {h for g in groups for h in g}:
+            plan.demote(name, "samples are moved by their values")
+    for name, hs in list(plan.pulled.items()):
+        if broken & set(hs):
+            plan.demote(name, "samples are moved by their values")
+
+
+def _prove(subject: Subject, plan: Plan, at: Pass) -> None:
+    """Compare every parameter's kernel for two random output combinations with ordinary gradients; demote liars."""
+    names = [n for n in subject.leaves if n not in plan.generic]
+    if not names:
+        return
+    cot = torch.stack([_probe(at.out, 2), _probe(at.out, 3)])
+    tol = 1e-3 if at.out.dtype == torch.float32 else 1e-9
+    got: dict[str, Tensor] = {}
+    try:
+        got = kernels(subject, plan, at, at, cot, False, None, Tally())
+    except (ModelError, NotImplementedError, RuntimeError, IndexError, AttributeError, TypeError, AssertionError, ValueError) as exc:
+        for n in names:
+            plan.demote(n, f"reading the graph failed ({type(exc).__name__}: {exc})")
+        return
+    leaves = [subject.leaves[n] for n in names]
+    rows: list[list[Tensor]] = [[] for _ in names]
+    for n in range(at.n):
+        for v in cot:
+            grads = torch.autograd.grad(at.out[n] @ v, leaves, retain_graph=True, allow_unused=True)
+            for k, (g, p) in enumerate(zip(grads, leaves, strict=True)):
+                rows[k].append((torch.zeros_like(p) if g is None else g.to_dense()).reshape(-1))
+    for k, name in enumerate(names):
+        j = torch.stack(rows[k]).reshape(at.n, -1)
+        want = j @ j.T
+        have = got.get(name)
+        size = float(want.norm())
+        error = float(want.norm() if have is None else (have - want).norm())
+        if not error <= tol * size and size == size:
+            plan.demote(name, f"the graph's reading disagreed with autograd by {error / max(size, 1e-300):.1e}")
+
+
+@torch.no_grad()
+def kernels(
+    subject: Subject,
+    plan: Plan,
+    p: Pass,
+    q: Pass,
+    cotangents: Tensor,
+    full: bool,
+    budget: int | None,
+    tally: Tally,
+    force: str | None = None,
+) -> dict[str, Tensor]:
+    """Kernel of every parameter that the plan knows a way for.
+
+    Args:
+        subject: The model.
+        plan: Of both passes.
+        p: First batch.
+        q: Second batch, the same object for a self-kernel.
+        cotangents: `(R, C)` combinations of outputs.
+        full: Keep output pairs apart.
+        budget: Bytes for signals and blocks beyond the two passes; None for no bound.
+        tally: Where work is noted.
+        force: See `contract`.
+
+    Returns:
+        Parameter → `(N, M)` or `(N, M, R, R)`. Parameters without any signal are absent.
+    """
+    same = p is q
+    item = p.out.element_size()
+    r = cotangents.shape[0]
+    sides = 1 if same else 2
+    total = float("inf") if budget is None else budget / item
+    edges = plan.edges()
+    if not edges:
+        return {}
+    step = r if full else _outputs_at_once(p, q, edges, r, total, same)
+    room = total * 0.5 / sides
+    workspace = int(min(total, 2**28) * 0.25 * item)
+    parts = signals.segments(p.graph, edges, room / step)
+    result: dict[str, Tensor] = {}
+    for start in range(0, r, step):
+        cot = cotangents[start : start + step]
+        left = signals.stream(p.out, p.graph, parts, cot, room, plan.batched)
+        right = left if same else signals.stream(q.out, q.graph, parts, cot, room, plan.batched)
+        _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force)
+    return result
+
+
+def largest_piece(subject: Subject, plan: Plan, at: Pass) -> int:
+    """Return the numbers in the largest signal or explicit gradient that one sample of this pass needs."""
+    sizes = [_numel(at.graph.shape(e)) // at.n for e in plan.edges()]
+    for name in (*plan.pulled, *plan.generic):
+        sizes.append(subject.leaves[name].numel())
+    for name, groups in plan.native.items():
+        side = _Side(subject, plan, at)
+        if any(_is_dense(side, h) for g in groups for h in g):
+            sizes.append(subject.leaves[name].numel())
+    return max(sizes, default=1)
+
+
+def _outputs_at_once(p: Pass, q: Pass, edges: list[Edge], r: int, total: float, same: bool) -> int:
+    """Outputs for which the largest single signal, and the one held at a cut, fit.
+
+    Returns:
+        Between 1 and r.
+    """
+    if total == float("inf"):
+        return r
+    largest = max(_numel(p.graph.shape(e)) + (0 if same else _numel(q.graph.shape(e))) for e in edges)
+    return int(max(1, min(r, total * 0.25 // max(1, largest))))
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    n = 1
+    for s in shape:
+        n *= s
+    return n
+
+
+class _Side:
+    """Signals of one batch that have arrived, and what they make."""
+
+    def __init__(self, subject: Subject, plan: Plan, at: Pass) -> None:
+        self.subject, self.plan, self.at = subject, plan, at
+        self.signals: dict[Edge, Tensor | None] = {}
+
+    def ready(self, handles: list[int]) -> bool:
+        """Return whether all signals of these handles are there."""
+        return all(u.edge in self.signals for h in handles for u in self.plan.handles[h].uses)
+
+    def w_shape(self, handle: Handle) -> tuple[int, ...]:
+        """Return the shape of the handle's tensor."""
+        i, nr = handle.edge
+        g = self.at.graph
+        return tuple(g.nodes[i].variable.shape) if i in g.owner else g.shape((i, nr))
+
+    def piece(self, handles: list[int], rows: slice, tally: Tally, name: str) -> Piece | None:
+        """Return the merged piece of these handles for some outputs, or None where no signal arrives."""
+        pieces: list[Piece] = []
+        shape: tuple[int, ...] = ()
+        for h in handles:
+            handle = self.plan.handles[h]
+            shape = self.w_shape(handle)
+            for u in handle.uses:
+                g = self.signals[u.edge]
+                if g is None:
+                    continue
+                if not u.layout.fits(tuple(g.shape[1:]), self.at.n):
+                    raise Unreadable(f"the shape at {self.at.graph.names[u.node]} is not the one the plan was made for")
+                node = self.at.graph.nodes[u.node]
+                site = Site(node, u.slot, g[rows].detach(), u.layout, self.at.n, shape)
+                piece, way = piece_of(site, self.at.graph.names[u.node])
+                if way == "masked":
+                    tally.forms[name] = "masked"
+                pieces.append(piece)
+        return merge(pieces, shape) if pieces else None
+
+    def scale(self, handles: list[int], name: str) -> Tensor | None:
+        """Return the factor that the chain multiplies all entries with, or None for 1."""
+        handle = self.plan.handles[handles[0]]
+        if not handle.scaled:
+            return None
+        i, nr = handle.edge
+        edge = GradientEdge(self.at.graph.nodes[i], nr)
+        ones = torch.ones(self.w_shape(handle), dtype=self.at.out.dtype, device=self.at.out.device)
+        (s,) = torch.autograd.grad([edge], [self.subject.leaves[name]], [ones], retain_graph=True)
+        if float(s.max()) != float(s.min()):
+            raise Unreadable("not a scale")
+        return s.reshape(-1)[0]
+
+    def pulled(self, handles: list[int], rows: slice, tally: Tally, name: str) -> Dense | None:
+        """Return explicit gradients carried through the parameter's own chain."""
+        leaf = self.subject.leaves[name]
+        total: Tensor | None = None
+        for h in handles:
+            piece = self.piece([h], rows, tally, name)
+            if piece is None:
+                continue
+            handle = self.plan.handles[h]
+            j = piece.dense(self.w_shape(handle))
+            if handle.edge[0] not in self.at.graph.owner:
+                n, r = j.shape[:2]
+                edge = GradientEdge(self.at.graph.nodes[handle.edge[0]], handle.edge[1])
+                flat = j.reshape(n * r, *j.shape[2:])
+                try:
+                    (got,) = signals.pull([edge], [leaf], [flat], True)
+                except RuntimeError:
+                    (got,) = signals.pull([edge], [leaf], [flat], False)
+                if got is None:
+                    continue
+                j = got.reshape(n, r, *leaf.shape)
+            total = j if total is None else total + j
+        return None if total is None else Dense(total)
+
+
+def _consume(
+    subject: Subject,
+    plan: Plan,
+    p: Pass,
+    q: Pass,
+    left: Any,
+    right: Any,
+    full: bool,
+    workspace: int,
+    tally: Tally,
+    result: dict[str, Tensor],
+    force: str | None,
+) -> None:
+    """Contract each parameter as soon as its signals have arrived, and let them go."""
+    same = p is q
+    one = _Side(subject, plan, p)
+    two = one if same else _Side(subject, plan, q)
+    waiting = {n: [h for g in groups for h in g] for n, groups in plan.native.items()} | dict(plan.pulled)
+    users: dict[Edge, int] = {}
+    for hs in waiting.values():
+        for e in {u.edge for h in hs for u in plan.handles[h].uses}:
+            users[e] = users.get(e, 0) + 1
+    for arrived in left:
+        one.signals |= arrived
+        if not same:
+            two.signals |= next(right)
+        for name in [n for n, hs in waiting.items() if one.ready(hs)]:
+            hs = waiting.pop(name)
+            value = _parameter(one, two, name, full, workspace, tally, force)
+            if value is not None:
+                result[name] = result[name] + value if name in result else value
+            for e in {u.edge for h in hs for u in plan.handles[h].uses}:
+                users[e] -= 1
+                if not users[e]:
+                    one.signals[e] = None
+                    two.signals[e] = None
+        arrived.clear()
+
+
+def _parameter(
+    one: _Side, two: _Side, name: str, full: bool, workspace: int, tally: Tally, force: str | None
+) -> Tensor | None:
+    """Kernel of one parameter from the signals at hand.
+
+    Returns:
+        `(N, M)` or `(N, M, R, R)`, or None where no signal arrives.
+    """
+    plan = one.plan
+    hs = plan.pulled.get(name) or [h for g in plan.native[name] for h in g]
+    found = [s for h in hs for u in plan.handles[h].uses if (s := one.signals[u.edge]) is not None]
+    if not found:
+        return None
+    r = found[0].shape[0]
+    rows = [slice(0, r)]
+    explicit = name in plan.pulled or any(_is_dense(one, h) for h in hs)
+    if explicit and not full:
+        size = max(one.subject.leaves[name].numel(), *(_numel(one.w_shape(plan.handles[h])) for h in hs))
+        each = (one.at.n + (0 if one is two else two.at.n)) * size * one.at.out.element_size()
+        block = max(1, min(r, workspace // max(1, each)))
+        rows = [slice(i, min(i + block, r)) for i in range(0, r, block)]
+    total: Tensor | None = None
+    for part in rows:
+        if name in plan.pulled:
+            a = one.pulled(plan.pulled[name], part, tally, name)
+            b = a if one is two else two.pulled(plan.pulled[name], part, tally, name)
+            values = [(a, b, None, None)]
+        else:
+            values = []
+            for group in plan.native[name]:
+                a = one.piece(group, part, tally, name)  # type: ignore[assignment]
+                b = a if one is two else two.piece(group, part, tally, name)  # type: ignore[assignment]
+                values.append((a, b, one.scale(group, name), two.scale(group, name)))  # type: ignore[arg-type]
+        for a, b, s, t in values:
+            if a is None or b is None:
+                continue
+            k, form = contract(a, b, full, workspace, tally, force)
+            tally.forms.setdefault(name, form)
+            if s is not None and t is not None:
+                k = k * (s * t)
+            total = k if total is None else total + k
+    return total
+
+
+def _is_dense(side: _Side, h: int) -> bool:
+    """Return whether a handle's pieces are likely explicit (grouped convolutions, whatever has no rule)."""
+    names = {side.at.graph.names[u.node] for u in side.plan.handles[h].uses}
+    return not names <= {"AddmmBackward0", "MmBackward0", "EmbeddingBackward0", "EmbeddingBagBackward0"} and not (
+        names == {"ConvolutionBackward0"}
+        and all(
+            int(side.at.graph.nodes[u.node]._saved_groups) == 1 for u in side.plan.handles[h].uses
+        )
+    )

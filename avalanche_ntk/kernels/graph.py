@@ -1,0 +1,91 @@
+"""The autograd graph of one forward pass, read as a structure: which node consumes which parameter.
+
+Nodes are numbered in a topological order that depends on the graph's shape only, so that what was learnt about a node
+in one forward pass can be used in the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Node = Any  # torch.autograd.graph.Node; its `_saved_*` attributes exist on some subclasses only
+Edge = tuple[int, int]  # (number of the node, which of its outputs)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes reachable from the output, the output first and parameters last.
+
+    Attributes:
+        nodes: Autograd nodes, each before everything it leads to.
+        names: `node.name()` of each.
+        edges: For each node, for each of its inputs, the edge that produced it, or None for a constant.
+        owner: Number of an accumulation node → the name of its parameter, or None for a probe input.
+        signature: Equal for two graphs of the same shape (names, connections, parameters).
+    """
+
+    nodes: list[Node]
+    names: tuple[str, ...]
+    edges: tuple[tuple[Edge | None, ...], ...]
+    owner: dict[int, str | None]
+    signature: int
+
+    @staticmethod
+    def of(out: Tensor, parameters: dict[int, str]) -> Graph:
+        """Read the graph behind `out`; `parameters` maps `id(tensor)` to a name.
+
+        Returns:
+            The graph.
+        """
+        root = out.grad_fn if out.grad_fn is not None else out.expand_as(out).grad_fn
+        order: list[Node] = []
+        seen: set[Node] = set()
+        stack: list[tuple[Node, bool]] = [(root, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                order.append(node)
+                continue
+            if node in seen:
+                continue
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child, _ in node.next_functions if child is not None and child not in seen)
+        order.reverse()
+        number = {node: i for i, node in enumerate(order)}
+        names = tuple(node.name() for node in order)
+        edges = tuple(
+            tuple(None if child is None else (number[child], nr) for child, nr in node.next_functions) for node in order
+        )
+        owner = {
+            i: parameters.get(id(node.variable))
+            for i, node in enumerate(order)
+            if names[i].endswith("AccumulateGrad")
+        }
+        return Graph(order, names, edges, owner, hash((names, edges, tuple(owner.items()))))
+
+    def shape(self, edge: Edge) -> tuple[int, ...]:
+        """Shape of the tensor that runs along an edge.
+
+        Returns:
+            The shape, as a tuple.
+        """
+        return tuple(self.nodes[edge[0]]._input_metadata[edge[1]].shape)
+
+    def candidates(self) -> list[bool]:
+        """For each node, whether every tensor it is known to depend on is a parameter (constants excepted).
+
+        Returns:
+            One flag a node, in the graph's order.
+        """
+        flags = [False] * len(self.nodes)
+        for i in range(len(self.nodes) - 1, -1, -1):
+            if i in self.owner:
+                flags[i] = self.owner[i] is not None
+            else:
+                children = [e for e in self.edges[i] if e is not None]
+                flags[i] = bool(children) and all(flags[c] for c, _ in children)
+        return flags

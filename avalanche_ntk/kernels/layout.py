@@ -1,0 +1,96 @@
+"""Which entries of a flattened activation belong to which sample: found out, never assumed.
+
+A tensor that carries N samples has one dimension of size `a·N·b`: sample-major `(N·b)`, token-major `(a·N)` as torch's
+attention makes it, or both. Shapes at two batch sizes show which dimension grows; the order within it is read off two
+backward passes whose cotangents differ by a known weight for every sample: the ratio of the two signals *is* the
+sample's weight. An entry that depends on two samples shows no such ratio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Dimension `dim` of a tensor is `(before, N, after)`, flattened."""
+
+    dim: int
+    before: int = 1
+    after: int = 1
+
+    def fits(self, shape: tuple[int, ...], n: int) -> bool:
+        """Tell whether a tensor of this shape can hold n samples in this order.
+
+        Returns:
+            True when it can.
+        """
+        return len(shape) > self.dim and shape[self.dim] == self.before * n * self.after
+
+    def samples_first(self, g: Tensor, n: int) -> Tensor:
+        """View `(R, *shape)` as `(R, N, *shape)` where the sample dimension has become `before·after`.
+
+        Returns:
+            A view where strides allow, otherwise a copy.
+        """
+        d = self.dim + 1
+        split = g.reshape(*g.shape[:d], self.before, n, self.after, *g.shape[d + 1 :])
+        moved = split.movedim(d + 1, 1)
+        return moved.reshape(*moved.shape[: d + 1], self.before * self.after, *moved.shape[d + 3 :])
+
+
+def candidates(small: tuple[int, ...], large: tuple[int, ...], n_small: int, n_large: int) -> list[Layout] | None:
+    """Layouts that explain a tensor's shapes at two batch sizes.
+
+    Returns:
+        None where the shape does not depend on the batch size, else the possible layouts (maybe none).
+    """
+    if small == large:
+        return None
+    if len(small) != len(large):
+        return []
+    grown = [d for d in range(len(small)) if small[d] != large[d]]
+    if len(grown) != 1:
+        return []
+    d = grown[0]
+    if large[d] % n_large or small[d] % n_small or large[d] // n_large != small[d] // n_small:
+        return []
+    inner = large[d] // n_large
+    return [Layout(d, a, inner // a) for a in range(1, inner + 1) if inner % a == 0]
+
+
+def sample_of(plain: Tensor, weighted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample of each entry from the ratio of two signals.
+
+    Args:
+        plain: Signals of a cotangent that is the same for every sample.
+        weighted: Signals of the same cotangent times `weights[n]`.
+        weights: `(N,)` well separated positive numbers.
+
+    Returns:
+        `(index, clear)`: the sample of each entry, -1 where the ratio is no sample's weight; and which entries are
+        large enough to tell.
+    """
+    size = plain.abs().max()
+    clear = plain.abs() > 1e-3 * size if size > 0 else torch.zeros_like(plain, dtype=torch.bool)
+    ratio = torch.where(clear, weighted / torch.where(clear, plain, torch.ones_like(plain)), torch.zeros_like(plain))
+    distance = (ratio.unsqueeze(-1) - weights).abs() / weights
+    best = distance.min(-1)
+    return torch.where(best.values < 0.02, best.indices, torch.full_like(best.indices, -1)), clear
+
+
+def consistent(layout: Layout, index: Tensor, clear: Tensor, n: int) -> bool:
+    """Tell whether every clear entry belongs to the sample that the layout says.
+
+    Returns:
+        True when all agree.
+    """
+    shape = index.shape
+    position = torch.arange(prod(shape), device=index.device).reshape(shape)
+    inner = prod(shape[layout.dim + 1 :]) * layout.after
+    expected = (position // inner) % n
+    return bool((index == expected)[clear].all())

@@ -1,0 +1,402 @@
+"""One rule per kind of use: from an autograd node and the signal at its output to per-sample gradients.
+
+A rule is a function `(Site) -> Piece`, registered under the node's name; adding one is one function. It may raise
+`NoRule` for a variant that it does not cover, and the use then goes through `masked`, which is exact for every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_ntk.kernels.layout import Layout
+from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece
+
+
+class NoRule(Exception):
+    """This variant of a node has no rule."""
+
+
+@dataclass
+class Site:
+    """Where a parameter enters the computation.
+
+    Attributes:
+        node: The autograd node that consumes it.
+        slot: Which of the node's inputs it is.
+        g: `(R, *output shape)` backpropagated signals at the node's output.
+        layout: Where the samples are in that output.
+        n: Number of samples.
+        shape: Shape of the consumed tensor W.
+    """
+
+    node: Any
+    slot: int
+    g: Tensor
+    layout: Layout
+    n: int
+    shape: tuple[int, ...]
+
+    def positions(self, t: Tensor, features: int) -> Tensor:
+        """Bring `(R, *shape)` to `(R, N, T, features…)`; the last `features` dimensions stay.
+
+        Returns:
+            A view where strides allow.
+        """
+        first = self.layout.samples_first(t, self.n)
+        keep = first.shape[first.dim() - features :]
+        return first.reshape(first.shape[0], self.n, -1, *keep)
+
+
+Rule = Callable[[Site], Piece]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for autograd nodes of these names.
+
+    Returns:
+        The decorator.
+    """
+
+    def register(fn: Rule) -> Rule:
+        for name in names:
+            RULES[name] = fn
+        return fn
+
+    return register
+
+
+def _need(condition: bool) -> None:
+    if not condition:
+        raise NoRule
+
+
+def _product(s: Site, left: Tensor | None, right: Tensor | None, left_slot: int, scale: float) -> Piece:
+    """The product `left @ right`: samples are rows of it (W on the right) or columns (W on the left).
+
+    Returns:
+        An `Outer` piece.
+    """
+    g = s.g if scale == 1 else s.g * scale
+    if s.slot == left_slot + 1:  # W = right, (in, out); samples among the rows
+        _need(s.layout.dim == 0 and left is not None)
+        assert left is not None
+        return Outer(s.positions(left[None], 1)[0], s.positions(g, 1), a_first=True)
+    _need(s.layout.dim == 1 and right is not None)  # W = left, (out, in); samples among the columns
+    assert right is not None
+    turned = Site(s.node, s.slot, g, Layout(0, s.layout.before, s.layout.after), s.n, s.shape)
+    return Outer(turned.positions(right.T[None], 1)[0], turned.positions(g.transpose(1, 2), 1), a_first=False)
+
+
+@rule("MmBackward0")
+def mm(s: Site) -> Piece:
+    """`self @ mat2`."""
+    return _product(
+        s, s.node._saved_self if s.slot == 1 else None, s.node._saved_mat2 if s.slot == 0 else None, 0, 1
+    )
+
+
+@rule("AddmmBackward0")
+def addmm(s: Site) -> Piece:
+    """`beta·bias + alpha·(mat1 @ mat2)`."""
+    if s.slot == 0:
+        return broadcast(s, None, float(s.node._saved_beta))
+    alpha = float(s.node._saved_alpha)
+    return _product(
+        s, s.node._saved_mat1 if s.slot == 2 else None, s.node._saved_mat2 if s.slot == 1 else None, 1, alpha
+    )
+
+
+@rule("BmmBackward0")
+def bmm(s: Site) -> Piece:
+    """Batched product whose batch is not the samples' (heads, groups): one `Outer` for one group, else explicit."""
+    _need(s.layout.dim in (1, 2))
+    if s.slot == 1:
+        _need(s.layout.dim == 1)
+        a, g, a_first = s.node._saved_self, s.g, True
+    else:
+        _need(s.layout.dim == 2)
+        a, g, a_first = s.node._saved_mat2.transpose(1, 2), s.g.transpose(2, 3), False
+    turned = Site(s.node, s.slot, g, Layout(1, s.layout.before, s.layout.after), s.n, s.shape)
+    a = turned.layout.samples_first(a[None], s.n)[0]  # (N, groups, T, A)
+    g = turned.layout.samples_first(g, s.n)  # (R, N, groups, T, B)
+    if a.shape[1] == 1:
+        return Outer(a[:, 0], g[:, :, 0], a_first)
+    return Dense(torch.einsum("nhta,rnhtb->nrhab" if a_first else "nhta,rnhtb->nrhba", a, g))
+
+
+@rule("MvBackward0")
+def mv(s: Site) -> Piece:
+    """`matrix @ vector` with the vector as W."""
+    _need(s.slot == 1 and s.layout.dim == 0)
+    return Outer(s.positions(s.node._saved_self[None], 1)[0], s.positions(s.g[..., None], 1), a_first=True)
+
+
+def patches(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], out: list[int]):  # type: ignore[no-untyped-def]  # noqa: D103
+    nd = len(kernel)
+    extent = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(out, stride, kernel, dilation, strict=True)]
+    pad: list[int] = []
+    for size, p, e in reversed(list(zip(x.shape[2:], padding, extent, strict=True))):
+        pad += [p, max(0, e - size - p)]
+    if any(pad):
+        x = torch.nn.functional.pad(x, pad)
+    st = x.stride()
+    view = x.as_strided(
+        (x.shape[0], x.shape[1], *kernel, *out),
+        (st[0], st[1], *(st[2 + i] * dilation[i] for i in range(nd)), *(st[2 + i] * stride[i] for i in range(nd))),
+        x.storage_offset(),
+    )
+    return view
+
+
+@rule("ConvolutionBackward0")
+def convolution(s: Site) -> Piece:
+    """Convolutions of 1–3 dimensions, strided, padded, dilated, grouped, transposed."""
+    node = s.node
+    _need(s.layout.dim == 0)
+    if s.slot == 2:
+        return broadcast(s, None, 1.0, dims=(1,))
+    _need(s.slot == 1)
+    x, groups, transposed = node._saved_input, int(node._saved_groups), bool(node._saved_transposed)
+    stride, padding, dilation = list(node._saved_stride), list(node._saved_padding), list(node._saved_dilation)
+    _need(x is not None and x.dim() > 2)
+    nd = x.dim() - 2
+    stride, padding, dilation = ([v[0]] * nd if len(v) == 1 else v for v in (stride, padding, dilation))
+    kernel = list(s.shape[2:])
+    r, batch = s.g.shape[:2]
+    if transposed:
+        # y = Wᵀ-convolution of x: the weight's gradient pairs every input pixel with the patch of the signal it feeds
+        a = x.reshape(batch, groups, x.shape[1] // groups, -1).transpose(2, 3)
+        flat = s.g.reshape(r * batch, *s.g.shape[2:])
+        p = patches(flat, kernel, stride, padding, dilation, list(x.shape[2:]))
+        g = p.reshape(r, batch, groups, -1, a.shape[2]).transpose(3, 4)
+        a_first = True
+    else:
+        out = list(s.g.shape[3:])
+        if all(k == 1 for k in kernel) and all(v == 1 for v in stride) and not any(padding):
+            p = x
+        else:
+            p = patches(x, kernel, stride, padding, dilation, out)
+        a = p.reshape(batch, groups, -1, s.g[0, 0, 0].numel()).transpose(2, 3)
+        g = s.g.reshape(r, batch, groups, s.g.shape[2] // groups, -1).transpose(3, 4)
+        a_first = False
+    a = s.layout.samples_first(a[None], s.n)[0]  # (N, frames, groups, T, A)
+    g = s.layout.samples_first(g, s.n)  # (R, N, frames, groups, T, B)
+    if groups == 1:
+        return Outer(_join(a[:, :, 0], 1), _join(g[:, :, :, 0], 2), a_first)
+    return Dense(torch.einsum("nfhta,rnfhtb->nrhab" if a_first else "nfhta,rnfhtb->nrhba", a, g))
+
+
+def _join(t: Tensor, dim: int) -> Tensor:
+    """Merge dimensions `dim` and `dim + 1`, without a copy where the first has size 1.
+
+    Returns:
+        The merged tensor.
+    """
+    return t.squeeze(dim) if t.shape[dim] == 1 else t.flatten(dim, dim + 1)
+
+
+def broadcast(s: Site, factor: Tensor | None, scale: float = 1.0, dims: tuple[int, ...] | None = None) -> Piece:
+    """W enters elementwise, times `factor`, broadcast over the output: sum what it was broadcast over.
+
+    Args:
+        s: The site.
+        factor: Broadcasts against the output, or None for 1.
+        scale: A further scalar.
+        dims: Output dimension of each of W's; by default the trailing ones, as torch broadcasts.
+
+    Returns:
+        A `Dense` piece.
+    """
+    out = s.g.shape[1:]
+    if dims is None:
+        dims = tuple(range(len(out) - len(s.shape), len(out)))
+    _need(all(d >= 0 and size in (1, out[d]) for d, size in zip(dims, s.shape, strict=True)))
+    kept = [d for d, size in zip(dims, s.shape, strict=True) if size != 1]
+    # the samples' dimension may be one of W's only where W has one copy a sample, which is no parameter
+    _need(s.layout.dim not in kept)
+    if factor is not None:
+        factor = s.layout.samples_first(factor.expand(out)[None], s.n)[0]
+    rows = []
+    for g in s.g:  # one output at a time: the product with `factor` stays small
+        first = s.layout.samples_first(g[None], s.n)[0]  # (N, *out) with the samples' dimension before·after
+        if factor is not None:
+            first = first * factor
+        gone = [1 + d for d in range(len(out)) if d not in kept]
+        rows.append((first.sum(gone) if gone else first).reshape(s.n, *s.shape))
+    j = torch.stack(rows, 1)
+    return Dense(j if scale == 1 else j * scale)
+
+
+def _scalar(value: Any) -> float:
+    return float(value.item() if isinstance(value, Tensor) else value)
+
+
+@rule("AddBackward0")
+def add(s: Site) -> Piece:
+    """`self + alpha·other`."""
+    return broadcast(s, None, _scalar(s.node._saved_alpha) if s.slot == 1 else 1.0)
+
+
+@rule("SubBackward0")
+def sub(s: Site) -> Piece:
+    """`self - alpha·other`."""
+    return broadcast(s, None, -_scalar(s.node._saved_alpha) if s.slot == 1 else 1.0)
+
+
+@rule("MulBackward0")
+def mul(s: Site) -> Piece:
+    """`self·other`."""
+    factor = s.node._saved_other if s.slot == 0 else s.node._saved_self
+    _need(factor is not None)
+    return broadcast(s, factor.to(s.g.dtype))
+
+
+@rule("ExpandBackward0")
+def expand(s: Site) -> Piece:
+    """A parameter repeated for every sample (class tokens, `matmul(W, x)` with a batch of x)."""
+    return broadcast(s, None)
+
+
+@rule("RepeatBackward0")
+def repeat(s: Site) -> Piece:
+    """A parameter tiled for every sample, along its own dimension (instance norm) or a new one."""
+    first = s.layout.samples_first(s.g, s.n)  # (R, N, *out) with the samples' dimension before·after
+    w = (1,) * (first.dim() - 2 - len(s.shape)) + tuple(s.shape)
+    _need(s.layout.before == 1 and all(o % k == 0 for o, k in zip(first.shape[2:], w, strict=True)))
+    folded = first.reshape(*first.shape[:2], *(v for o, k in zip(first.shape[2:], w, strict=True) for v in (o // k, k)))
+    j = folded.sum(list(range(2, folded.dim(), 2)))
+    return Dense(j.transpose(0, 1).reshape(s.n, s.g.shape[0], *s.shape))
+
+
+@rule("PreluKernelBackward0")
+def prelu(s: Site) -> Piece:
+    """`max(x, 0) + w·min(x, 0)`."""
+    _need(s.slot == 1)
+    return broadcast(s, s.node._saved_self.clamp(max=0))
+
+
+@rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
+def batch_norm(s: Site) -> Piece:
+    """Batch norm by running statistics (in eval mode)."""
+    if s.slot == 2:
+        return broadcast(s, None, dims=(1,))
+    node = s.node
+    x = node._saved_input
+    _need(s.slot == 1 and not bool(node._saved_training))
+    view = (1, -1) + (1,) * (x.dim() - 2)
+    invstd = (node._saved_running_var + float(node._saved_eps if hasattr(node, "_saved_eps") else 0)).rsqrt()
+    return broadcast(s, (x - node._saved_running_mean.view(view)) * invstd.view(view), dims=(1,))
+
+
+@rule("NativeLayerNormBackward0")
+def layer_norm(s: Site) -> Piece:
+    """Layer norm."""
+    if s.slot == 2:
+        return broadcast(s, None)
+    _need(s.slot == 1)
+    node = s.node
+    return broadcast(s, (node._saved_input - node._saved_result1) * node._saved_result2)
+
+
+@rule("NativeGroupNormBackward0")
+def group_norm(s: Site) -> Piece:
+    """Group norm."""
+    if s.slot == 2:
+        return broadcast(s, None, dims=(1,))
+    _need(s.slot == 1)
+    node = s.node
+    x, groups = node._saved_input, int(node._saved_group)
+    xs = x.reshape(x.shape[0], groups, -1)
+    normed = (xs - node._saved_result1.reshape(-1, groups, 1)) * node._saved_result2.reshape(-1, groups, 1)
+    return broadcast(s, normed.reshape(x.shape), dims=(1,))
+
+
+def _ids(indices: Tensor, padding: int, rows: int) -> Tensor:
+    return indices if padding < 0 else torch.where(indices == padding, torch.full_like(indices, -1), indices)
+
+
+@rule("EmbeddingBackward0")
+def embedding(s: Site) -> Piece:
+    """Embedding tables, dense or sparse gradients."""
+    node = s.node
+    _need(not bool(node._saved_scale_grad_by_freq))  # the frequency in a batch is not the frequency in a sample
+    rows = int(s.shape[0])
+    padding = int(node._saved_padding_idx)
+    padding = padding - 2**64 if padding >= 2**63 else padding
+    ids = _ids(node._saved_indices, padding, rows)
+    at = s.layout.samples_first(ids.unsqueeze(-1)[None], s.n)[0].reshape(s.n, -1)
+    return Lookup(at, s.positions(s.g, 1), rows)
+
+
+@rule("EmbeddingBagBackward0")
+def embedding_bag(s: Site) -> Piece:
+    """Sums and means of embedding rows, one bag a sample."""
+    node = s.node
+    mode = int(node._saved_mode)
+    _need(s.slot == 0 and not bool(node._saved_scale_grad_by_freq) and mode in (0, 1))
+    _need(s.layout == Layout(0) and s.g.shape[1] == s.n)
+    indices, offset2bag, size = node._saved_indices, node._saved_result1, node._saved_result2
+    _need(offset2bag.numel() == indices.numel())
+    padding = int(node._saved_padding_idx)
+    padding = padding - 2**64 if padding >= 2**63 else padding
+    ids = _ids(indices, padding, int(s.shape[0]))
+    weight = torch.ones(indices.shape, dtype=s.g.dtype, device=s.g.device)
+    if mode == 1:
+        weight = weight / size[offset2bag].to(s.g.dtype).clamp(min=1)
+    if node._saved_per_sample_weights is not None:
+        weight = weight * node._saved_per_sample_weights.reshape(-1)
+    counts = torch.bincount(offset2bag, minlength=s.n)
+    longest = max(int(counts.max()), 1)
+    at = torch.full((s.n, longest), -1, dtype=ids.dtype, device=ids.device)
+    w = s.g.new_zeros(s.n, longest)
+    start = torch.cumsum(counts, 0) - counts
+    column = torch.arange(ids.numel(), device=ids.device) - start[offset2bag]
+    at[offset2bag, column] = ids
+    w[offset2bag, column] = weight
+    return Lookup(at, s.g[:, :, None, :] * w[None, :, :, None], int(s.shape[0]))
+
+
+def masked(s: Site) -> Piece:
+    """Any node at all: its own backward, given the signal of one sample at a time. Exact, and N·R times its cost.
+
+    Returns:
+        A `Dense` piece.
+    """
+    d = s.layout.dim + 1
+    r = s.g.shape[0]
+    shape = s.g.shape
+    split = s.g.reshape(*shape[:d], s.layout.before, s.n, s.layout.after, *shape[d + 1 :])
+    rows = []
+    for n in range(s.n):
+        only = torch.zeros_like(split)
+        only.select(d + 1, n).copy_(split.select(d + 1, n))
+        only = only.reshape(shape)
+        per = []
+        for k in range(r):
+            grads = s.node(only[k])
+            w = grads[s.slot] if isinstance(grads, tuple) else grads
+            _need(w is not None)
+            per.append(w.to_dense().reshape(s.shape))
+        rows.append(torch.stack(per))
+    return Dense(torch.stack(rows))
+
+
+def piece_of(s: Site, name: str) -> tuple[Piece, str]:
+    """Apply the node's rule, or the one for every node.
+
+    Returns:
+        The piece and the name of the way taken.
+    """
+    found = RULES.get(name)
+    if found is not None:
+        try:
+            return found(s), "rule"
+        except NoRule:
+            pass
+    return masked(s), "masked"
