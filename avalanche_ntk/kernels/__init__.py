@@ -2,6 +2,8 @@
 
 from avalanche_ntk.kernels.checks import spot_check
 from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_group
+from avalanche_ntk.kernels.features import feature_kernel
+from avalanche_ntk.kernels.linearise import jvp_prediction
 from avalanche_ntk.kernels.method import KernelInfo, Method
 from avalanche_ntk.kernels.reference import reference_jacobian, reference_ntk
 
@@ -10,6 +12,8 @@ __all__ = [
     "Method",
     "empirical_ntk",
     "empirical_ntk_by_group",
+    "feature_kernel",
+    "jvp_prediction",
     "reference_jacobian",
     "reference_ntk",
     "spot_check",

@@ -1,0 +1,128 @@
+"""The network's linearisation: `J_b(x)·δ` by one forward-mode pass at base parameters θ_b."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from avalanche_ntk.errors import ArgumentError, ModelError
+from avalanche_ntk.kernels.engine import plain_operators
+from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.state import measuring, unwrap
+from avalanche_ntk.kernels.subject import Subject, check_supported, working_dtype
+
+
+def jvp_prediction(
+    model: nn.Module,
+    x: Any,
+    params_base: Mapping[str, Tensor],
+    delta: Mapping[str, Tensor],
+    *,
+    task_labels: Any = None,
+    output_selector: Callable[[Any], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """First-order change of the outputs, `J_b(x)·δ` with the Jacobian taken at base parameters θ_b.
+
+    With `δ = θ_t − θ_b` this is what a network with a static kernel would have moved by (Chizat et al. 2019;
+    Ortiz-Jiménez et al. 2021). Parameters that `params_base` leaves out have their current value; buffers are the current
+    ones unless named in `params_base`. Parameters that `delta` leaves out do not move.
+
+    Args:
+        model: The model as it is now; evaluated in eval mode and left as it was.
+        x: N inputs, see `empirical_ntk`.
+        params_base: Name → value at the base point.
+        delta: Name → displacement.
+        task_labels: See `empirical_ntk`.
+        output_selector: See `empirical_ntk`.
+        dtype: Precision to compute in; None for the parameters' own.
+
+    Returns:
+        `(N, C)`.
+
+    Raises:
+        ArgumentError: A name is unknown or a shape is not the model's (a head that has grown since).
+        ModelError: The model has no forward-mode and no double-backward derivative.
+
+    Examples:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> jvp_prediction(model, x, {"weight": torch.zeros(1, 2)}, {"weight": torch.tensor([[3.0, 4.0]])})
+        tensor([[11.]])
+    """
+    batch = Batch.of(x, task_labels)
+    with measuring(model):
+        inner = unwrap(model)
+        check_supported(inner)
+        work = working_dtype(inner, dtype)
+        own: dict[str, Tensor] = {k: p.detach() for k, p in inner.named_parameters()}
+        buffers = dict(inner.named_buffers())
+        _fitting(params_base, own | buffers, "params_base")
+        _fitting(delta, own, "delta")
+        base = {k: params_base.get(k, v).detach().to(v) for k, v in (own | buffers).items()}
+        if work is not None:
+            base = {k: v.to(work) if v.is_floating_point() else v for k, v in base.items()}
+        base = {k: v.clone() if k in buffers else v for k, v in base.items()}
+        tangent = {k: delta[k].detach().to(base[k]) for k in own if k in delta}
+        subject = Subject(inner, {}, work, output_selector)
+        fixed = {k: v for k, v in base.items() if k not in tangent}
+        moving = {k: base[k] for k in tangent}
+
+        def f(theta: dict[str, Tensor]) -> Tensor:
+            with subject.standing_in(fixed | theta):
+                return subject.forward(batch)
+
+        if not moving:
+            return torch.zeros_like(f({}).detach())
+        with plain_operators(inner), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch's own, when it first loads forward mode
+            try:
+                return torch.func.jvp(f, (moving,), (tangent,))[1].detach()
+            except (RuntimeError, NotImplementedError):
+                return _double_backward(f, moving, tangent, type(inner).__name__)
+
+
+def _double_backward(
+    f: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor], name: str
+) -> Tensor:
+    """The same product by differentiating `uᵀJ` in u, for operators without a forward-mode derivative.
+
+    Returns:
+        `(N, C)`.
+
+    Raises:
+        ModelError: Neither derivative exists.
+    """
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in at.items()}
+    try:
+        out = f(leaves)
+        u = torch.zeros_like(out, requires_grad=True)
+        grads = torch.autograd.grad(out, list(leaves.values()), u, create_graph=True, allow_unused=True)
+        pairs = [(g, tangent[k]) for k, g in zip(leaves, grads, strict=True) if g is not None]
+        total = torch.stack([(g * t).sum() for g, t in pairs]).sum() if pairs else u.sum() * 0
+        return torch.autograd.grad(total, u)[0].detach()
+    except RuntimeError as exc:
+        raise ModelError(
+            f"{name} has an operator with neither a forward-mode nor a second derivative ({exc}): expected one of them, to"
+            " push a displacement of the parameters through the model. Leave the linearisation error out for this model."
+        ) from exc
+
+
+def _fitting(given: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    unknown = [k for k in given if k not in own]
+    if unknown:
+        raise ArgumentError(
+            f"{what} names {unknown[0]!r}, which the model does not have: expected names of its parameters. The model has"
+            " changed since; compare only what both have."
+        )
+    for k, v in given.items():
+        if v.shape != own[k].shape:
+            raise ArgumentError(
+                f"{what}[{k!r}] has shape {tuple(v.shape)}: expected {tuple(own[k].shape)}, the model's own. The model has"
+                " changed since (a head that has grown); start a new base point."
+            )
