@@ -229,9 +229,9 @@ def test_a_copy_holds_nothing_and_writes_once_the_original_is_closed(path, copie
     assert len(RunFolder.open(path).records()) == 2
 
 
-def test_pickles_hold_path_and_mode_only(path):
+def test_pickles_hold_path_mode_and_count_only(path):
     with RunFolder.create(path) as folder:
-        assert folder.__getstate__() == {"path": str(path), "mode": "a"}
+        assert folder.__getstate__() == {"path": str(path), "mode": "a", "count": 0}
         assert str(path).encode() in pickle.dumps(folder)
 
 
@@ -249,6 +249,74 @@ def test_a_relative_path_is_made_absolute(path, monkeypatch):
     folder.append(measurement(0))
     folder.close()
     assert len(RunFolder.open(path).records()) == 1
+
+
+# --- going back to a checkpoint ---
+
+
+def write_numbered(folder, indices, value):
+    for index in indices:
+        where = folder.save_kernel("Exp000", index, {"kernel": np.full(2, value)})
+        folder.append(measurement(index, kernel=where, values={"NTK_Norm": value}))
+
+
+def test_rewinding_to_a_checkpoint_sets_what_came_after_it_aside(path):
+    folder = RunFolder.create(path, META)
+    write_numbered(folder, range(2), 1.0)
+    checkpoint = pickle.dumps(folder)
+    folder.append({"kind": "reactivation", "probe": "Exp000"})
+    write_numbered(folder, [2, 3], 2.0)
+    folder.close()
+
+    resumed = pickle.loads(checkpoint)
+    assert resumed.rewind() == 3
+    assert resumed.rewind() == 0
+    write_numbered(resumed, [2], 3.0)
+    resumed.close()
+    records = RunFolder.open(path).records()
+    assert [(r["index"], r["values"]["NTK_Norm"]) for r in records] == [(0, 1.0), (1, 1.0), (2, 3.0)]
+    assert [resumed.load_kernel(r["kernel"])["kernel"][0] for r in records] == [1.0, 1.0, 3.0]
+
+    aside = [json.loads(line) for line in (path / "measurements.rewound001.jsonl").read_text().splitlines()]
+    kernels = [None, "kernels/Exp000/000002.rewound001.safetensors", "kernels/Exp000/000003.rewound001.safetensors"]
+    assert [r.get("kernel") for r in aside] == kernels
+    assert [resumed.load_kernel(where)["kernel"][0] for where in kernels[1:]] == [2.0, 2.0]
+    assert not (path / "kernels/Exp000/000003.safetensors").exists()
+
+    again = pickle.loads(checkpoint)
+    assert again.rewind() == 1
+    again.close()
+    assert json.loads((path / "measurements.rewound002.jsonl").read_text())["values"] == {"NTK_Norm": 3.0}
+    RunFolder.create(path, overwrite=True).close()
+    assert set(snapshot(path)) == {"run.json", "measurements.jsonl"}
+
+
+def test_rewinding_where_files_can_have_one_name_only(path, monkeypatch):
+    def refused(*arguments, **keywords):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with RunFolder.create(path) as folder:
+        write_numbered(folder, range(2), 1.0)
+        assert folder.rewind(0) == 2
+        assert folder.records() == []
+        assert folder.load_kernel("kernels/Exp000/000001.rewound001.safetensors")["kernel"][0] == 1.0
+        write_numbered(folder, [0], 2.0)
+
+
+def test_what_cannot_be_rewound_is_refused(path):
+    with RunFolder.create(path) as folder:
+        write_numbered(folder, range(2), 1.0)
+        assert message_of(folder.rewind, 3) == (
+            f"run folder {path} cannot be rewound to 3 records: it has 2. Give the folder that belongs to the checkpoint."
+        )
+        assert message_of(folder.rewind, -1, kind=ArgumentError) == (
+            "rewind: count must be an integer of at least 0, found -1."
+        )
+        assert message_of(folder.rewind, kind=ArgumentError) == (
+            "rewind: count must be an integer of at least 0, found no count, by a handle that was neither copied nor "
+            "closed."
+        )
 
 
 # --- a folder that is there already ---

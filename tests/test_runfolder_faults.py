@@ -90,7 +90,7 @@ def check_consistent(folder):
 # For each n, a forked child does the work and kills itself at its n-th system call that changes the disk: before it,
 # after it or, for a write, in the middle of it. It reports each append that has returned.
 KILLED = """
-CALLS = ("write", "fsync", "replace", "unlink", "mkdir", "ftruncate", "rmdir")
+CALLS = ("write", "fsync", "replace", "unlink", "mkdir", "ftruncate", "rmdir", "link")
 
 def arm(n, when):
     left = [n]
@@ -134,6 +134,9 @@ while not done:
             folder, numbers = RunFolder.create(path, {"first": False}, overwrite=True), range(2)
         else:
             folder, numbers = RunFolder.resume(path), range(2, 4)
+            if scenario == "rewind":
+                folder.rewind(1)
+                numbers = range(1, 3)
         real_write(progress, b"o")
         for number in numbers:
             write(folder, [number])
@@ -152,7 +155,7 @@ print(n)
 
 
 @pytest.mark.parametrize("when", ["before", "within", "after"])
-@pytest.mark.parametrize("scenario", ["create", "resume", "torn", "overwrite"])
+@pytest.mark.parametrize("scenario", ["create", "resume", "torn", "overwrite", "rewind"])
 def test_a_kill_at_any_point_loses_at_most_the_measurement_being_written(tmp_path, scenario, when):
     points = int(run(KILLED, scenario, tmp_path, when))
     # The last child ran to its end; before it, one was killed at each point. Two measurements, each with a kernel and a
@@ -172,6 +175,16 @@ def test_a_kill_at_any_point_loses_at_most_the_measurement_being_written(tmp_pat
             assert kept in ([0, 1], []) and (reader.meta == {"first": True} or kept == [])
             RunFolder.create(path, overwrite=True).close()
             continue
+        if scenario == "rewind":
+            aside = [json.loads(line) for p in path.glob("*.rewound001.jsonl") for line in p.read_text().splitlines()]
+            if kept == [0] or "o" in progress:
+                assert [record["index"] for record in aside] == [1]
+                np.testing.assert_array_equal(reader.load_kernel(aside[0]["kernel"])["kernel"], np.full((4, 4), 1))
+            if "o" not in progress:
+                assert kept in ([0, 1], [0])
+                before = len(kept)
+            else:
+                before = 1
         confirmed = before + progress.count("a")
         assert kept in (list(range(confirmed)), list(range(confirmed + 1)))
         assert "m" not in progress or reader.meta["changed"] == kept[-1]

@@ -196,17 +196,11 @@ def test_a_union_tells_its_parts_what_was_spent():
     assert [d.iteration for d in union.decisions] == [0, 8, 12, 16, 20]
 
 
-def test_a_clock_that_jumps_is_refused_and_changes_nothing():
+@pytest.mark.parametrize("jump", [-3.0, float("nan"), float("inf"), float("-inf")])
+def test_a_clock_that_jumps_counts_for_nothing(jump):
     schedule = Schedule.share_of_training(0.5)
     schedule.note(10.0, 1.0)
-    for arguments, message in [
-        ((-3.0, 0.0), "note: training_seconds must be a finite number of at least 0, found -3.0."),
-        ((1.0, float("nan")), "note: measuring_seconds must be a finite number of at least 0, found nan."),
-        ((float("inf"), 1.0), "note: training_seconds must be a finite number of at least 0, found inf."),
-    ]:
-        with pytest.raises(ArgumentError) as error:
-            schedule.note(*arguments)
-        assert str(error.value) == message
+    schedule.note(jump, jump)
     schedule.due(clock("experience_start"))
     assert schedule.decisions[-1] == Decision("experience_start", 0, "boundary", 10.0, 1.0, 1.0)
 

@@ -1,0 +1,114 @@
+"""Lower layers never import upper ones; report and `--help` never import torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import avalanche_ntk
+
+ROOT = Path(avalanche_ntk.__file__).parent
+
+# Layers of docs/design.md, lowest first; a module may import its own layer and those below.
+LAYERS = {
+    **dict.fromkeys(["errors", "randomness", "clock", "_lock"], 0),
+    **dict.fromkeys(["kernels", "measures", "schedule", "runfolder"], 1),
+    **dict.fromkeys(["probes", "trajectory", "trained", "benchmarks", "models", "regimes"], 2),
+    "plugin": 3,
+    "evaluation": 4,
+    "strategies": 5,
+    "demo": 6,
+    "experiments": 6,
+    "report": 3,  # reads run folders and trajectories, nothing that trains
+    "cli": 7,
+}
+MAY_IMPORT_AVALANCHE = {"benchmarks", "plugin", "evaluation", "strategies", "demo", "experiments", "probes", "trained"}
+
+
+def imports(source: str) -> set[str]:
+    """Modules that a source imports when it runs (imports for type checkers only are left out)."""
+    found = set()
+    for node in ast.walk(_Runtime().visit(ast.parse(source))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+class _Runtime(ast.NodeTransformer):
+    def visit_If(self, node):  # noqa: N802
+        return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def violations(layer_of: str, source: str) -> list[str]:
+    found = set()
+    for name in sorted(imports(source)):
+        parts = name.split(".")
+        if parts[0] == "avalanche" and layer_of not in MAY_IMPORT_AVALANCHE:
+            found.add(f"{layer_of} imports avalanche")
+        if parts[0] == "avalanche_ntk" and len(parts) > 1 and LAYERS.get(parts[1], -1) > LAYERS[layer_of]:
+            found.add(f"{layer_of} imports {parts[1]}")
+    return sorted(found)
+
+
+def sources():
+    for path in sorted(ROOT.rglob("*.py")):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if part != "__init__":
+            yield part, path
+    for path in sorted((ROOT.parent / "strategies").glob("*.py")):
+        yield "strategies", path
+
+
+@pytest.mark.parametrize(("part", "path"), list(sources()), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_imports_point_downwards(part, path):
+    assert violations(part, path.read_text()) == []
+
+
+def test_the_test_can_fail():
+    assert violations("measures", "from avalanche_ntk.plugin import NTKPlugin") == ["measures imports plugin"]
+    assert violations("kernels", "def f():\n    import avalanche.training") == ["kernels imports avalanche"]
+    assert violations("report", "from avalanche_ntk import cli") == ["report imports cli"]
+    assert violations("report", "if TYPE_CHECKING:\n    from avalanche_ntk import cli") == []
+
+
+def loads_torch(statement: str) -> str:
+    code = f"import sys; sys.argv = ['avalanche-ntk', '--help']\n{statement}\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import avalanche_ntk",
+        "import avalanche_ntk.report, avalanche_ntk.measures, avalanche_ntk.trajectory",
+        "from avalanche_ntk.cli import app\ntry:\n    app()\nexcept SystemExit:\n    pass",
+    ],
+    ids=["package", "report", "--help"],
+)
+def test_torch_is_not_loaded(statement):
+    assert loads_torch(statement) == "False"
+
+
+def test_the_torch_test_can_fail():
+    assert loads_torch("from avalanche_ntk import NTKPlugin") == "True"
+
+
+def test_lazy_names_exist_and_unknown_ones_are_told():
+    for name in avalanche_ntk.__all__:
+        assert getattr(avalanche_ntk, name) is not None
+    assert set(avalanche_ntk.__all__) <= set(dir(avalanche_ntk))
+    with pytest.raises(AttributeError, match="module 'avalanche_ntk' has no attribute 'NTKPlugins'; it offers NTKPlugin"):
+        _ = avalanche_ntk.NTKPlugins
+
+
+def test_strategies_refuse_another_name():
+    code = f"import sys; sys.path.insert(0, {str(ROOT.parent)!r}); import strategies"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    if (ROOT.parent / "strategies").is_dir():
+        assert done.returncode == 1
+        assert "this folder was imported as 'strategies'; it is the package avalanche_ntk.strategies." in done.stderr

@@ -1,0 +1,83 @@
+"""Training with the plugin is bit-identical to training without it."""
+
+import pytest
+import torch
+from avalanche.training import Naive, Replay
+
+from avalanche_ntk import NTKPlugin, Probe, ProbeSpec, Schedule, ntk_metrics
+from tests.lines import (
+    BatchNormCNN,
+    BatchRecorder,
+    DropoutMLP,
+    differences,
+    fingerprint,
+    make_strategy,
+    run,
+    seed_everything,
+    tiny_stream,
+)
+
+MODELS = {"MLP with dropout": (DropoutMLP, (6,)), "CNN with BatchNorm": (BatchNormCNN, (1, 6, 6))}
+STRATEGIES = {"Naive": (Naive, {}), "Replay": (Replay, {"mem_size": 10})}
+
+
+def noisy(x):
+    # A training transform that draws random numbers: an extra draw anywhere would change every later batch.
+    return x + 0.1 * torch.randn_like(x)
+
+
+def trained(model, strategy, with_ntk):
+    model_class, shape = MODELS[model]
+    strategy_class, arguments = STRATEGIES[strategy]
+    seed_everything()
+    benchmark = tiny_stream(n_experiences=2, shape=shape, transform=noisy)
+    recorder = BatchRecorder()
+    plugins, metrics = [recorder], []
+    ntk = NTKPlugin([ProbeSpec(size=8), ProbeSpec(size=4, from_experience=1)], Schedule.every_iterations(1), on_error="raise")
+    if with_ntk:
+        plugins, metrics = [ntk, recorder], [ntk_metrics(ntk)]
+    result = make_strategy(model=model_class(), plugins=plugins, metrics=metrics, strategy=strategy_class, **arguments)
+    run(result, benchmark)
+    if with_ntk:
+        assert len(ntk.trajectory) >= 16  # the comparison must have measured something
+    return {**fingerprint(result), "batches": recorder.batches}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("model", MODELS)
+def test_training_is_bit_identical(model, strategy):
+    assert differences(trained(model, strategy, False), trained(model, strategy, True)) == []
+
+
+def test_the_comparison_can_fail():
+    a, b = trained("MLP with dropout", "Naive", False), trained("MLP with dropout", "Naive", False)
+    b["state"]["net.0.weight"][0, 0] += 1e-7
+    b["batches"][3][0] += 1
+    assert differences(a, b) == ["/state/net.0.weight", "/batches/3/0"]
+
+
+def test_a_failing_measurement_does_not_disturb_either(monkeypatch):
+    import avalanche_ntk.plugin
+
+    def fails(*args, **kwargs):
+        torch.randn(3)  # a failure half way through has drawn numbers already
+        raise torch.OutOfMemoryError("no memory left")
+
+    plain = trained("MLP with dropout", "Naive", False)
+    monkeypatch.setattr(avalanche_ntk.plugin, "empirical_ntk", fails)
+    seed_everything()
+    benchmark = tiny_stream(transform=noisy)
+    recorder = BatchRecorder()
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1))
+    strategy = make_strategy(model=DropoutMLP(), plugins=[ntk, recorder], metrics=[ntk_metrics(ntk)])
+    with pytest.warns(UserWarning, match="a measurement of the NTK failed at iteration 0 and training goes on"):
+        run(strategy, benchmark)
+    assert differences(plain, {**fingerprint(strategy), "batches": recorder.batches}) == []
+    assert {m.failure for m in ntk.trajectory} == {"OutOfMemoryError: no memory left"}
+
+
+def test_the_step_hook_is_gone_after_training():
+    ntk = NTKPlugin(Probe.from_tensors(torch.randn(4, 6), [0, 0, 1, 1]))
+    strategy = make_strategy(plugins=[ntk])
+    run(strategy, tiny_stream())
+    assert not strategy.optimizer._optimizer_step_post_hooks
