@@ -19,6 +19,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import (
@@ -35,6 +36,7 @@ from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.trained import trained_function
 from avalanche_ntk.trajectory import Trajectory
 
 REDUCTIONS = ("trace", "sum_logits")
@@ -97,7 +99,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.specs = [probe] if isinstance(probe, (Probe, ProbeSpec)) else list(probe)
+        self.specs = list(probe) if isinstance(probe, (list, tuple)) else [probe]
         if not self.specs or not all(isinstance(p, (Probe, ProbeSpec)) for p in self.specs):
             raise ArgumentError(
                 f"probe must be a ProbeSpec, a Probe, or a sequence of them; found {probe!r}. "
@@ -146,11 +148,13 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._task_label: int | None = None
         self._outputs_seen: dict[str, list[int]] = {}
         self._parameters_seen: dict[str, tuple[int, ...]] | None = None
+        self._at_end: dict[str, Tensor] = {}
         self._at_boundary: dict[str, Tensor] = {}
         self._warned: set[str] = set()
         self._last_tick: float | None = None
         self._owner: int | None = None
         self._step_hook: Any = None
+        self._followed: Any = None
 
     # ------------------------------------------------------------------ what users read
 
@@ -236,23 +240,35 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._choose_probes(strategy)
         self._follow_optimizer(strategy)
         self._tick()
-        self._measure_if_due(strategy, "experience_start")
         self._at_boundary = _snapshot(strategy.model)
+        notes = []
+        if changed := _changed(self._at_end, self._at_boundary):
+            self._new_segment()
+            notes = [
+                f"{_what(changed, self._at_boundary)} were changed since the last experience: a new segment begins"
+            ]
+        self._at_end = {}
+        self._measure_if_due(strategy, "experience_start", notes)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Measure again when another plugin has changed the model between the boundary and the first step."""
+        # Some strategies make another optimizer after the boundary.
+        self._follow_optimizer(strategy)
         if self._counts["exp_iteration"] or not self._at_boundary:
             return
         before, self._at_boundary = self._at_boundary, {}
-        if _same(before, _snapshot(strategy.model)):
+        now = _snapshot(strategy.model)
+        changed = _changed(before, now)
+        if not changed and before.keys() == now.keys():
             return
         self._tick()
-        for trajectory in self.trajectories.values():
-            trajectory.new_segment()
+        self._new_segment()
         self._measure_if_due(
             strategy,
             "experience_start",
-            notes=["the parameters were changed after the boundary and before the first step: a new segment begins"],
+            notes=[
+                f"{_what(changed, now)} were changed after the boundary and before the first step: a new segment begins"
+            ],
         )
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -278,12 +294,19 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         for name, trajectory in self.trajectories.items():
             self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
         self._leave_optimizer()
+        self._at_end = _snapshot(strategy.model)
         self._last_tick = None
         if self._folder is not None:
             folder = self._folder
             self._guarded("measurements.csv", folder.export_csv)
 
     # ------------------------------------------------------------------ set-up
+
+    def _new_segment(self) -> None:
+        """Begin anew: nothing is compared with what was measured before, and the outputs are fixed again."""
+        self._outputs_seen.clear()
+        for trajectory in self.trajectories.values():
+            trajectory.new_segment()
 
     def _choose_probes(self, strategy: Any) -> None:
         """Choose every probe whose experience has been reached; open the run folder with the first one."""
@@ -323,7 +346,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             "probes": [probe.describe() for probe in self._probes.values()],
             "seed": torch.initial_seed() if self.seed is None else self.seed,
             "strategy": type(strategy).__name__,
-            "optimizer": {
+            "optimizer": None
+            if strategy.optimizer is None
+            else {
                 "name": type(strategy.optimizer).__name__,
                 "learning_rate": [group.get("lr") for group in strategy.optimizer.param_groups],
             },
@@ -360,7 +385,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     ) -> None:
         begin = time.perf_counter()
         try:
-            with preserved_rng_state():
+            with preserved_rng_state(), trained_function(strategy.model):
                 kernel, trust, seen = self._kernel(strategy, probe)
             trust["seconds"] = time.perf_counter() - begin
             trajectory.add(
@@ -402,9 +427,22 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             dtype=self.dtype,
             return_info=True,
         )
-        if self.outputs == "first":
-            self._outputs_seen.setdefault(probe.name, list(range(getattr(info, "n_outputs", 10))))
+        if self.outputs == "first" and probe.name not in self._outputs_seen:
+            self._outputs_seen[probe.name] = self._live_outputs(model, probe, task_labels)
         return kernel.detach().cpu().numpy(), asdict(info), notes
+
+    def _live_outputs(self, model: nn.Module, probe: Probe, task_labels: Tensor | None) -> list[int]:
+        """Find the outputs that depend on a parameter: a head that grows masks those of classes it has not met yet."""
+        two = slice(0, 2)
+        theta = empirical_ntk(
+            model,
+            tree_map_only(Tensor, lambda leaf: leaf[two], probe.x),
+            task_labels=None if task_labels is None else task_labels[two],
+            reduction="full",
+            output_selector=self.output_selector,
+        )
+        every = range(theta.shape[-1])
+        return [c for c in every if bool((theta[:, :, c, c] != 0).any())] or list(every)
 
     def _parameter_changes(self, model: nn.Module) -> list[str]:
         """Say which trainable parameters came, went or changed shape since the last measurement."""
@@ -460,8 +498,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     def _follow_optimizer(self, strategy: Any) -> None:
         """Count the optimizer's steps that really happen: there may be none or several in an iteration."""
+        if strategy.optimizer is self._followed:
+            return
         self._leave_optimizer()
-        self._step_hook = strategy.optimizer.register_step_post_hook(self._count_step)
+        if strategy.optimizer is not None:
+            self._followed = strategy.optimizer
+            self._step_hook = strategy.optimizer.register_step_post_hook(self._count_step)
 
     def _count_step(self, *_: Any) -> None:
         self._counts["optimizer_step"] += 1
@@ -469,13 +511,13 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def _leave_optimizer(self) -> None:
         if self._step_hook is not None:
             self._step_hook.remove()
-            self._step_hook = None
+            self._step_hook = self._followed = None
 
     # ------------------------------------------------------------------ checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
         # The hook belongs to the optimizer object, the owner to this process; both are found again by the next hook.
-        return {**self.__dict__, "_step_hook": None, "_owner": None, "_last_tick": None}
+        return {**self.__dict__, "_step_hook": None, "_followed": None, "_owner": None, "_last_tick": None}
 
 
 # ---------------------------------------------------------------------- what is read from Avalanche
@@ -526,7 +568,19 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def _same(before: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
-    return before.keys() == now.keys() and all(
-        before[name].shape == now[name].shape and torch.equal(before[name], now[name]) for name in before
-    )
+def _changed(before: dict[str, Tensor], now: dict[str, Tensor]) -> list[str]:
+    """Return the parameters whose values differ; those that came, went or were resized have none to compare."""
+    return [
+        name
+        for name in before.keys() & now.keys()
+        if before[name].shape == now[name].shape and not _equal(before[name], now[name])
+    ]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def _what(changed: list[str], now: dict[str, Tensor]) -> str:
+    some = 0 < len(changed) < len(now)
+    return f"the parameters {', '.join(sorted(changed))}" if some else "the parameters"

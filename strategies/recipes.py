@@ -126,6 +126,9 @@ def latent_mean(output: Sequence[Tensor]) -> Tensor:
     """Select the mean of the latent code from a variational autoencoder's output.
 
     The reconstruction is drawn at random on every call and has no kernel of its own.
+
+    Returns:
+        The second entry, shape `(N, nhid)`.
     """
     return output[1]
 
@@ -146,6 +149,7 @@ class Recipe:
         features: Length of a flattened sample that the strategy's own model insists on; any when None.
         output_selector: Picks the `(N, C)` output that is measured; give it to `NTKPlugin`.
         accuracy: Whether accuracy can be computed while training (the output has classes).
+        lr_scale: What the learning rate is multiplied by, where the loss is a sum and not a mean.
         package: Optional package that it needs.
         downloads: Whether building it downloads pretrained weights.
         broken_because: Why it cannot run with today's versions, with or without the plugin; None when it runs.
@@ -164,6 +168,7 @@ class Recipe:
     features: int | None = None
     output_selector: Callable[[Any], Tensor] | None = None
     accuracy: bool = True
+    lr_scale: float = 1.0
     package: str | None = None
     downloads: bool = False
     broken_because: str | None = None
@@ -337,6 +342,7 @@ RECIPES: dict[str, Recipe] = {
         drop=("criterion",),
         output_selector=latent_mean,
         accuracy=False,
+        lr_scale=1e-4,
         measured="mean of the latent code; the reconstruction is drawn at random",
     ),
     "AETraining": Recipe(
@@ -345,6 +351,7 @@ RECIPES: dict[str, Recipe] = {
         drop=("criterion",),
         output_selector=flat,
         accuracy=False,
+        lr_scale=1e-2,
         measured="reconstruction, all its numbers",
     ),
     "AR1": Recipe(
@@ -409,7 +416,7 @@ def build(
         >>> from avalanche_ntk.benchmarks import split_digits
         >>> build("EWC", benchmark=split_digits(5), seed=0, ewc_lambda=10.0).__class__.__name__
         'EWC'
-    """
+    """  # noqa: DOC501  (unknown_name makes an ArgumentError)
     if name not in RECIPES:
         raise unknown_name("strategy", name, RECIPES)
     recipe = RECIPES[name]
@@ -432,7 +439,7 @@ def build(
         "evaluator": EvaluationPlugin() if evaluator is None else evaluator,
     }
     if model is not None:
-        given |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=lr)}
+        given |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=lr * recipe.lr_scale)}
     given = {recipe.rename.get(key, key): value for key, value in given.items() if key not in recipe.drop}
     strategy = recipe.strategy_class(**{**given, **recipe.arguments(setting), **overrides})
     _flatten_plugins(strategy)
@@ -453,8 +460,8 @@ def _check(name: str, recipe: Recipe, setting: Setting, benchmark: Any, model: n
         )
     if recipe.features is not None and setting.n_features != recipe.features:
         raise ArgumentError(
-            f"{name} is built with a model for {recipe.features} features: expected samples of {recipe.features} numbers,"
-            f" found shape {list(setting.input_shape)}. Give a stream of such samples, or overrides for another model."
+            f"{name} is built with a model for {recipe.features} features: expected samples of {recipe.features} numbers"
+            f", found shape {list(setting.input_shape)}. Give a stream of such samples, or overrides for another model."
         )
     labels = {label for experience in benchmark.train_stream for label in experience.task_labels}
     if recipe.task_labels and len(labels) < len(benchmark.train_stream):
