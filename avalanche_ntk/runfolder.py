@@ -7,6 +7,7 @@ Layout of a folder, schema version 1:
     measurements.torn                          what a killed process left of a line (only if that happened)
     measurements.csv                           the table for people, made by `export_csv`
     kernels/<probe>/<index, 6 digits>.safetensors
+    measurements.rewound001.jsonl              what `rewind` set aside, with kernels `<index>.rewound001.safetensors`
     lock                                       who writes
 
 `meta` is what the caller stores about the run; where it has `seed` and `probes`, these are an integer (or null) and a
@@ -66,8 +67,10 @@ _TMP = ".tmp"
 _LIBRARIES = ("avalanche-ntk", "avalanche-lib", "torch", "torchvision", "numpy", "safetensors")
 
 _PROBE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
-_KERNEL_PATH = re.compile(r"kernels/(?P<probe>[A-Za-z0-9][A-Za-z0-9._-]{0,99})/[0-9]{6,12}\.safetensors", re.ASCII)
-_KERNEL_FILE = re.compile(r"[0-9]{6,12}\.safetensors(\.tmp)?", re.ASCII)
+_KERNEL_NAME = r"[0-9]{6,12}(\.rewound[0-9]{3,9})?\.safetensors"
+_KERNEL_PATH = re.compile(r"kernels/(?P<probe>[A-Za-z0-9][A-Za-z0-9._-]{0,99})/" + _KERNEL_NAME, re.ASCII)
+_KERNEL_FILE = re.compile(_KERNEL_NAME + r"(\.tmp)?", re.ASCII)
+_REWOUND = re.compile(r"measurements\.rewound(?P<number>[0-9]{3,9})\.jsonl(\.tmp)?", re.ASCII)
 _DIGEST = "content_sha256"
 _ITEM_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BOOL": 1},
@@ -86,7 +89,8 @@ class RunFolder:
     """A run on disk. Made by `RunFolder.create`, `RunFolder.open` (to read) or `RunFolder.resume` (to go on writing).
 
     A writer holds the folder's lock from its making until `close`. After `close`, or when it has been pickled,
-    deep-copied or inherited by a forked child, it holds nothing, and takes the lock again at the next write.
+    deep-copied or inherited by a forked child, it holds nothing, and takes the lock again at the next write. A pickled
+    writer remembers how many records there were, so that `rewind` can go back to them.
 
     Attributes:
         path: The folder, absolute.
@@ -114,6 +118,7 @@ class RunFolder:
         self.path = Path(os.path.abspath(path))
         self.mode = mode
         self._run: dict[str, Any] | None = None
+        self._count_when_copied: int | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -215,6 +220,8 @@ class RunFolder:
     def close(self) -> None:
         """Give the lock up. Reading goes on working, and a later write takes the lock again."""
         fd, lock_fd = self._fd, self._lock_fd
+        if fd is not None:
+            self._count_when_copied = self._count
         self._forget()
         _open_writers.discard(self)
         if fd is not None:
@@ -232,11 +239,13 @@ class RunFolder:
         if getattr(self, "_lock_fd", None) is not None or getattr(self, "_fd", None) is not None:
             self.close()
 
-    def __getstate__(self) -> dict[str, str]:
-        return {"path": str(self.path), "mode": self.mode}
+    def __getstate__(self) -> dict[str, Any]:
+        count = self._count_when_copied if self._fd is None else self._count
+        return {"path": str(self.path), "mode": self.mode, "count": count}
 
-    def __setstate__(self, state: dict[str, str]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["mode"])  # type: ignore[misc]
+        self._count_when_copied = state["count"]
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r}, mode={self.mode!r})"
@@ -330,6 +339,62 @@ class RunFolder:
             self._dirty = False
         self._count += 1
         _remember_index(encoded, self._last_index)
+
+    def rewind(self, count: int | None = None) -> int:
+        """Go back to an earlier state of the run, as after resuming from a checkpoint older than the last record.
+
+        The records behind it are not lost: they go to `measurements.rewound001.jsonl` (the next free number), with
+        their kernels beside the others as `<index>.rewound001.safetensors`. `meta` stays as it is.
+
+        Args:
+            count: How many records to keep. When None, as many as there were when this handle was pickled, copied or
+                closed.
+
+        Returns:
+            How many records were set aside.
+
+        Raises:
+            ArgumentError: `count` is no integer of at least 0, or None on a handle that was neither copied nor closed.
+            RunFolderError: The folder has fewer records, or cannot be written; it is then as it was.
+        """
+        keep = self._count_when_copied if count is None else count
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+            found = "no count, by a handle that was neither copied nor closed" if count is None else repr(count)
+            raise ArgumentError(f"rewind: count must be an integer of at least 0, found {found}.")
+        self._ensure_writer()
+        assert self._fd is not None
+        if keep > self._count:
+            raise RunFolderError(
+                f"run folder {self.path} cannot be rewound to {keep} records: it has {self._count}. Give the folder "
+                "that belongs to the checkpoint."
+            )
+        if keep == self._count:
+            return 0
+        scanned = list(self._scan())
+        behind = [record for record, _ in scanned[keep:]]
+        numbers = [int(match["number"]) for match in map(_REWOUND.fullmatch, _entries(self.path)) if match]
+        suffix = f".rewound{max(numbers, default=0) + 1:03d}"
+        kernels: list[Path] = []
+        with self._writing("what is set aside by rewinding"):
+            # All that is set aside is complete before the lines go: killed on the way, nothing is lost.
+            for record in behind:
+                if record["kind"] == "measurement" and record["kernel"] is not None:
+                    kernel = self.path / record["kernel"]
+                    if os.path.lexists(kernel):
+                        kernels.append(kernel)
+                        record["kernel"] = record["kernel"].removesuffix(".safetensors") + f"{suffix}.safetensors"
+                        _duplicate(kernel, self.path / record["kernel"])
+            lines = b"".join(_dump(_encode(record, "record")) for record in behind)
+            _replace(self.path / f"measurements{suffix}.jsonl", lines)
+            offset = scanned[keep - 1][1] if keep else 0
+            os.ftruncate(self._fd, offset)
+            self._offset, self._count, self._last_index = offset, keep, {}
+            for record, _ in scanned[:keep]:
+                _remember_index(record, self._last_index)
+            os.fsync(self._fd)
+            for kernel in kernels:
+                _unlink(kernel)
+        return len(behind)
 
     def save_kernel(
         self, probe: str, index: int, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
@@ -650,7 +715,8 @@ class RunFolder:
 
     def _remove_run(self) -> None:
         """Remove a run's own files: lines before the kernels they name, `run.json` not at all (it is replaced)."""
-        for name in (_LINES, _TORN, _TABLE, _TABLE + _TMP, _RUN + _TMP):
+        rewound = [name for name in _entries(self.path) if _REWOUND.fullmatch(name)]
+        for name in (_LINES, _TORN, _TABLE, _TABLE + _TMP, _RUN + _TMP, *rewound):
             _unlink(self.path / name)
         kernels = self.path / _KERNELS
         if not os.path.lexists(kernels) or not stat.S_ISDIR(os.lstat(kernels).st_mode):
@@ -1012,6 +1078,18 @@ def _replace(path: Path, content: bytes) -> None:
         _quietly(_unlink, temporary)
         raise
     _sync_directory(path.parent)
+
+
+def _duplicate(source: Path, target: Path) -> None:
+    """Give a file a second name; the first may then be replaced or removed without harm to the second."""
+    _unlink(target)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        # Not every file system has second names.
+        _replace(target, _read_bytes(source, MAX_KERNEL_BYTES))
+    else:
+        _sync_directory(target.parent)
 
 
 def _sync_directory(path: Path) -> None:

@@ -48,12 +48,13 @@ class Schedule(ABC):
         """Tell the schedule what has been spent since the last call; only `share_of_training` makes use of it.
 
         Args:
-            training_seconds: Seconds of training, without the measurements, since the last call; at least 0.
+            training_seconds: Seconds of training, without the measurements, since the last call.
             measuring_seconds: Seconds of measuring since the last call; 0 when nothing was measured.
+
+        A negative or non-finite number, as a clock that jumps gives, counts as 0: it must neither poison the totals nor
+        end a training run.
         """
-        _seconds("training_seconds", training_seconds)
-        _seconds("measuring_seconds", measuring_seconds)
-        self._note(float(training_seconds), float(measuring_seconds))
+        self._note(_seconds(training_seconds), _seconds(measuring_seconds))
 
     @abstractmethod
     def describe(self) -> str:
@@ -466,8 +467,5 @@ def _number(value: object) -> float | None:
         return None
 
 
-def _seconds(name: str, value: object) -> None:
-    number = _number(value)
-    # A clock of the machine that jumps must not poison the totals: the caller is told, the state stays as it was.
-    if number is None or not 0 <= number < math.inf:
-        raise ArgumentError(f"note: {name} must be a finite number of at least 0, found {value!r}.")
+def _seconds(value: float) -> float:
+    return float(value) if 0 <= value < math.inf else 0.0

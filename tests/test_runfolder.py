@@ -308,7 +308,8 @@ def test_what_cannot_be_rewound_is_refused(path):
     with RunFolder.create(path) as folder:
         write_numbered(folder, range(2), 1.0)
         assert message_of(folder.rewind, 3) == (
-            f"run folder {path} cannot be rewound to 3 records: it has 2. Give the folder that belongs to the checkpoint."
+            f"run folder {path} cannot be rewound to 3 records: it has 2. Give the folder that belongs to the "
+            "checkpoint."
         )
         assert message_of(folder.rewind, -1, kind=ArgumentError) == (
             "rewind: count must be an integer of at least 0, found -1."
