@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec
 
-from avalanche_ntk.errors import UndefinedMeasureWarning
+from avalanche_ntk.errors import KernelError, UndefinedMeasureWarning
 
 P = ParamSpec("P")
 
 
-class Undefined(Exception):
+class Undefined(KernelError):
     """Raised inside this package where a measure has no value; its text is the reason, a clause without a full stop.
 
-    It never reaches a caller: `nan_when_undefined` turns it into NaN and a warning, `summary` into a reason.
+    No measure lets it through: `nan_when_undefined` turns it into NaN and a warning, `summary` into a reason. Only the
+    attributes of a `KernelView` raise it, as the `KernelError` that it is.
     """
 
 

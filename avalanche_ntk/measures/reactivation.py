@@ -31,7 +31,7 @@ class Reactivation:
         end: Iteration of the last measurement taken into account.
         onset: Peak velocity of the first experience's start.
         base: Median of the last m velocities before b.
-        peak: Largest of the first w velocities after b.
+        peak: Largest of the first w velocities after b, of fewer where there are not yet w.
         spike: `peak − base`.
         ratio: `peak / max(base, floor)`; a lower bound where `at_floor`.
         at_floor: True when the base is below the noise, so that `ratio` is only a lower bound.

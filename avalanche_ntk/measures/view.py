@@ -54,7 +54,9 @@ class KernelView:
             in float32 and stored as float64 should say so: below this level a centred kernel or an eigenvalue is noise.
 
     Raises:
-        ArgumentError: Not a non-empty matrix of real numbers.
+        ArgumentError: Not a non-empty matrix of real numbers; later, the eigenvalues of one that is not square.
+        KernelError: Later, by an attribute that has no value, such as the eigenvalues of a kernel with NaN entries. The
+            measures give NaN and a warning there.
 
     >>> view = KernelView([[2.0, 1.0], [1.0, 2.0]])
     >>> view.eigenvalues.round(12)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.errors import ArgumentError, KernelError
 from avalanche_ntk.measures import KernelView, kernel_distance, kernel_norm, kernel_trace, mode_response, one_hot
 
 
@@ -41,6 +41,14 @@ def test_changing_a_result_does_not_change_the_view():
     view = KernelView(np.diag([1.0, 2.0]))
     mode_response(view, [1.0, 1.0]).eigenvalues[:] = 0
     np.testing.assert_array_equal(view.eigenvalues, [2.0, 1.0])
+
+
+def test_attributes_of_a_view_without_a_value_raise():
+    view = KernelView([[np.nan, 1.0], [1.0, 1.0]])
+    for attribute in ("eigenvalues", "eigh", "centred_eigenvalues", "centred", "frobenius"):
+        with pytest.raises(KernelError) as error:
+            getattr(view, attribute)
+        assert str(error.value) == "the kernel has 1 non-finite entries of 4"
 
 
 @pytest.mark.parametrize(

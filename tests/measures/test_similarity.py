@@ -257,6 +257,9 @@ def test_drift_at_rest():
     assert str(caught[0].message) == (
         "drift_at_rest is undefined (NaN): the loss is not flat: its mean goes from 2 to 1"
     )
+    # Flatness is relative: a small loss that halves is not at rest.
+    with pytest.warns(UndefinedMeasureWarning, match="its mean goes from 0.002 to 0.001$"):
+        drift_at_rest(a, b, [2e-3, 1e-3])
     with pytest.warns(UndefinedMeasureWarning) as caught:
         assert math.isnan(drift_at_rest(a, b, [2.0, np.nan]))
     assert str(caught[0].message) == "drift_at_rest is undefined (NaN): a loss is not finite"
