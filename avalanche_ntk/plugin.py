@@ -19,7 +19,6 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import (
@@ -31,7 +30,7 @@ from avalanche_ntk.errors import (
     RunFolderError,
     unknown_name,
 )
-from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.kernels import empirical_ntk, jvp_prediction
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.runfolder import RunFolder
@@ -433,16 +432,17 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     def _live_outputs(self, model: nn.Module, probe: Probe, task_labels: Tensor | None) -> list[int]:
         """Find the outputs that depend on a parameter: a head that grows masks those of classes it has not met yet."""
-        two = slice(0, 2)
-        theta = empirical_ntk(
-            model,
-            tree_map_only(Tensor, lambda leaf: leaf[two], probe.x),
-            task_labels=None if task_labels is None else task_labels[two],
-            reduction="full",
-            output_selector=self.output_selector,
+        # The derivative along one random direction: exactly zero for an output that depends on no parameter.
+        generator = torch.Generator().manual_seed(0)
+        parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        direction = {
+            name: torch.randn(p.shape, generator=generator).to(p.device, p.dtype) for name, p in parameters.items()
+        }
+        moved = jvp_prediction(
+            model, probe.x, parameters, direction, task_labels=task_labels, output_selector=self.output_selector
         )
-        every = range(theta.shape[-1])
-        return [c for c in every if bool((theta[:, :, c, c] != 0).any())] or list(every)
+        live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
+        return live or list(range(moved.shape[1]))
 
     def _parameter_changes(self, model: nn.Module) -> list[str]:
         """Say which trainable parameters came, went or changed shape since the last measurement."""
