@@ -61,8 +61,13 @@ def start(code, *arguments, **options):
 
 
 def run(code, *arguments, **options):
-    child = start(code, *arguments, **options)
-    output, errors = child.communicate(timeout=120)
+    child = start(code, *arguments, start_new_session=True, **options)
+    try:
+        output, errors = child.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        # With what it has forked, or that would go on waiting.
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
     assert child.returncode == 0, errors
     return output
 
