@@ -127,6 +127,7 @@ def test_eigenvector_alignment_grows_with_rank_within_bounds(seed, scale):
     [
         (np.eye(3), [1, 1, 1], 1, "all samples have the same label"),
         (np.eye(3), [0, 1, 1], 20, "the 20 leading eigenvectors of a 3×3 kernel span the whole space"),
+        (np.eye(3), [0, 1, 1], 3, "the 3 leading eigenvectors of a 3×3 kernel span the whole space"),
         (np.zeros((3, 3)), [0, 1, 1], 1, "the kernel is exactly zero, as that of a dead network is"),
         (np.full((3, 3), np.inf), [0, 1, 1], 1, "the kernel has 9 non-finite entries of 9"),
     ],

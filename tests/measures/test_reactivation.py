@@ -56,6 +56,8 @@ def test_rank_counts_the_windows_below_the_peak():
     velocities = [None, 3.0, 1.0, 1.0, 1.0, 5.0, 1.0, 4.0]
     found = reactivation(times, velocities, 6)
     assert (found.rank, found.windows) == (0.5, 4)
+    # A window that equals the peak is not below it.
+    assert reactivation(times, [*velocities[:-1], 3.0], 6).rank == 0.25
 
 
 def test_m_and_w():
@@ -155,6 +157,8 @@ def test_first_experience_has_an_onset_and_nothing_else():
     ).split()
     assert found.reasons == dict.fromkeys(undefined, reason)
     assert all(getattr(found, name) is None for name in undefined)
+    # An interval that began before the experience is not part of its onset.
+    assert reactivation([0, 4, 6], [None, 9e-3, 1e-3], 2, first=True).onset == 1e-3
     nothing = reactivation([0], [None], 0, first=True)
     assert nothing.onset is None
     assert nothing.reasons["onset"] == "no velocity was measured after the start of the first experience"

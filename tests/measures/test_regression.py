@@ -99,6 +99,23 @@ def test_does_not_depend_on_the_scale_of_the_kernel(digits):
     assert first.loss == pytest.approx(second.loss, rel=1e-6)
 
 
+def test_the_largest_of_equal_ridges_wins():
+    # The identity says nothing about other samples: every ridge predicts the mean.
+    found = kernel_regression(np.eye(4), [0, 0, 1, 1], np.zeros((1, 4)), [0], ridges=[1.0, 10.0, 0.1])
+    assert len(set(found.validation_losses)) == 1
+    assert found.ridge == 10.0
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.99])
+def test_every_class_keeps_a_sample_to_fit_and_a_single_one_is_never_held_out(share):
+    labels = [0, 0, 1, 1, 2]
+    y = one_hot(labels)
+    # With a sample of each class the kernel of the labels predicts every held-out one exactly.
+    found = kernel_regression(y @ y.T, labels, y @ y.T, labels, ridges=[1e-12], validation_share=share)
+    assert found.validation_losses[0] < 1e-20
+    assert found.accuracy == 1.0
+
+
 def test_a_class_that_was_never_seen_is_predicted_wrongly():
     x = np.array([[1.0, 0], [0.9, 0], [0, 1.0], [0, 0.9]])
     found = kernel_regression(x @ x.T, [0, 0, 1, 1], x[[0, 2]] @ x.T, [0, 7])
