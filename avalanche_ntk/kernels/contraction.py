@@ -53,7 +53,7 @@ def contract(p: Piece, q: Piece, full: bool, workspace: int, tally: Tally, force
     if isinstance(p, Lookup) and isinstance(q, Lookup):
         return _lookup(p, q, full, workspace, tally), "lookup"
     assert isinstance(p, Dense) and isinstance(q, Dense)
-    return _gram(p.j.flatten(2), q.j.flatten(2), full, tally), "dense"
+    return _gram(p.j.reshape(*p.j.shape[:2], -1), q.j.reshape(*q.j.shape[:2], -1), full, tally), "dense"
 
 
 def _gram(j: Tensor, k: Tensor, full: bool, tally: Tally) -> Tensor:

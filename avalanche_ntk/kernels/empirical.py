@@ -417,11 +417,10 @@ class _Run:
         """Return group → kernel of one pair of blocks."""
         names = list(self.subject.leaves)
         values: dict[str, Tensor] = {}
-        rest = names
+        rest, alone = names, self.method is Method.LOOP
         if self.method not in (Method.JACOBIAN, Method.LOOP):
-            values, rest = self._by_graph(b1, b2, rows)
+            values, rest, alone = self._by_graph(b1, b2, rows)
         if rest:
-            alone = self.method is Method.LOOP
             ways = fallback.kernels(self.subject, b1, b2, rows, rest, self.full, self.budget, alone)
             for name, (value, way) in ways.items():
                 values[name] = value
@@ -440,8 +439,8 @@ class _Run:
             result[g] = rows.new_zeros(shape) if total is None else total
         return result
 
-    def _by_graph(self, b1: Batch, b2: Batch | None, rows: Tensor) -> tuple[dict[str, Tensor], list[str]]:
-        """Return the kernels that the graph engine gives, and the parameters left over."""
+    def _by_graph(self, b1: Batch, b2: Batch | None, rows: Tensor) -> tuple[dict[str, Tensor], list[str], bool]:
+        """Return the kernels that the graph engine gives, the parameters left over, and how they go."""
         subject = self.subject
         p = engine.forward(subject, b1)
         plan: Plan = engine.plan_for(subject, b1, p)
@@ -450,7 +449,7 @@ class _Run:
             q = engine.forward(subject, b2)
             if q.graph.signature != p.graph.signature:
                 self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
-                return {}, list(subject.leaves)
+                return {}, list(subject.leaves), True
             other = engine.plan_for(subject, b2, q)
             plan = plan.joined(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
@@ -460,9 +459,9 @@ class _Run:
             if isinstance(exc, torch.OutOfMemoryError | MemoryError):
                 raise
             self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({exc})")
-            return {}, list(subject.leaves)
+            return {}, list(subject.leaves), False
         self.info.reasons |= plan.generic
-        return values, list(plan.generic)
+        return values, list(plan.generic), plan.alone
 
 
 def _require_finite(kernel: Tensor, group: str) -> None:

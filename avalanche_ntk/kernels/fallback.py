@@ -10,10 +10,10 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
 from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.subject import Subject, require_graph
+from avalanche_ntk.kernels.subject import Subject, require_graph, swapped
 
 
 def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: list[str]) -> dict[str, Tensor]:
@@ -36,7 +36,8 @@ def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
         args, kwargs = cast.with_tensors([t.unsqueeze(0) for t in sample]).arguments()
 
         def f(theta: dict[str, Tensor]) -> Tensor:
-            out = functional_call(subject.model, theta, args, kwargs, tie_weights=True)
+            with swapped(subject.model, theta):
+                out = subject.model(*args, **kwargs)
             return (out if subject.selector is None else subject.selector(out))[0]
 
         _, pull = vjp(f, leaves)
@@ -113,7 +114,7 @@ def kernels(
             left, way = jacobian(subject, b1, rows, group, alone)
             right = left if b2 is None else jacobian(subject, b2, rows, group, way == "loop")[0]
             for k in group:
-                j, h = left[k].flatten(2), right[k].flatten(2)
+                j, h = (t.reshape(t.shape[0], t.shape[1], -1) for t in (left[k], right[k]))
                 if full:
                     value = torch.einsum("ncp,mdp->nmcd", j, h)
                 else:

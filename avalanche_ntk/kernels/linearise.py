@@ -83,7 +83,7 @@ def jvp_prediction(
             warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch's own, when it first loads forward mode
             try:
                 return torch.func.jvp(f, (moving,), (tangent,))[1].detach()
-            except (RuntimeError, NotImplementedError):
+            except (RuntimeError, NotImplementedError, ModelError):
                 return _double_backward(f, moving, tangent, type(inner).__name__)
 
 

@@ -76,6 +76,8 @@ class Plan:
         unused: Parameters that the output does not depend on.
         routed: Whether samples may be moved by values, so that layouts are proved anew in every measurement.
         batched: Whether signals of all outputs go in one vectorised pass.
+        reads: Whether the forward pass looks at values, so that every sample is compared with itself alone each time.
+        alone: Whether generic paths take one sample at a time.
     """
 
     handles: list[Handle] = field(default_factory=list)
@@ -85,6 +87,13 @@ class Plan:
     unused: list[str] = field(default_factory=list)
     routed: bool = False
     batched: bool = True
+    reads: bool = False
+    alone: bool = False
+
+    def copy(self) -> Plan:
+        """Return a plan whose ways can be changed without changing this one."""
+        ways = (dict(self.native), dict(self.pulled), dict(self.generic))
+        return Plan(self.handles, *ways, self.unused, self.routed, self.batched, self.reads, self.alone)
 
     def edges(self) -> list[Edge]:
         """Return the edges whose signals are needed, without repetition, in the graph's order."""
@@ -96,9 +105,8 @@ class Plan:
         """Return the plan for two batches at once: what either sends to the generic path goes there."""
         if other is self or other.generic.keys() == self.generic.keys():
             return self
-        both = Plan(
-            self.handles, dict(self.native), dict(self.pulled), dict(self.generic), self.unused, self.routed, self.batched
-        )
+        both = self.copy()
+        both.alone = self.alone or other.alone
         for name, reason in other.generic.items():
             both.demote(name, reason)
         return both

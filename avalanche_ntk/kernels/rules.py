@@ -257,6 +257,15 @@ def mul(s: Site) -> Piece:
     return broadcast(s, factor.to(s.g.dtype))
 
 
+@rule("DivBackward0")
+def div(s: Site) -> Piece:
+    """`self / other`."""
+    other = s.node._saved_other
+    if s.slot == 0:
+        return broadcast(s, other.to(s.g.dtype).reciprocal())
+    return broadcast(s, -s.node._saved_self / (other * other))
+
+
 @rule("ExpandBackward0")
 def expand(s: Site) -> Piece:
     """A parameter repeated for every sample (class tokens, `matmul(W, x)` with a batch of x)."""
@@ -382,7 +391,8 @@ def masked(s: Site) -> Piece:
             grads = s.node(only[k])
             w = grads[s.slot] if isinstance(grads, tuple) else grads
             _need(w is not None)
-            per.append(w.to_dense().reshape(s.shape))
+            # a node called by hand returns the gradient before torch sums it over broadcast dimensions
+            per.append(w.to_dense().sum_to_size(s.shape))
         rows.append(torch.stack(per))
     return Dense(torch.stack(rows))
 

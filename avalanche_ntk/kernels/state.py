@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 
 @contextmanager
@@ -113,9 +114,34 @@ def eager(model: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
+def plain_calls() -> Generator[None, None, None]:
+    """Run what hides parameters from autograd's graph as ordinary calls: reentrant checkpoints, fused attention layers.
+
+    A reentrant checkpoint keeps its block out of the graph, and `torch.autograd.grad` refuses it; run as a plain call, the
+    block computes the same numbers. The fused transformer layer has no derivative at all.
+    """
+    original = checkpoint.CheckpointFunction.__dict__.get("apply")
+    fast = torch.backends.mha.get_fastpath_enabled()
+    checkpoint.CheckpointFunction.apply = staticmethod(_call)  # type: ignore[method-assign,assignment]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        if original is None:
+            del checkpoint.CheckpointFunction.apply
+        else:
+            checkpoint.CheckpointFunction.apply = original
+
+
+def _call(function: Any, _preserve: bool, *args: Any) -> Any:
+    return function(*args)
+
+
+@contextmanager
 def measuring(model: nn.Module) -> Generator[None, None, None]:
     """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were."""
-    with preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model):
+    with preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model), plain_calls():
         yield
 
 

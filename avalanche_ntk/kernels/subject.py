@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.stateless import _reparametrize_module
 
 from avalanche_ntk.errors import ArgumentError, ModelError, unknown_name
 from avalanche_ntk.kernels.inputs import Batch
@@ -145,6 +144,34 @@ def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) 
     return kept
 
 
+@contextmanager
+def swapped(model: nn.Module, tensors: dict[str, Tensor]) -> Generator[None, None, None]:
+    """Put tensors in the place of parameters and buffers of the same names, under all their names, and put all back.
+
+    A tensor is replaced wherever the model holds it: tied weights and modules used under several names stay tied.
+    """
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    instead = {id(own[name]): t for name, t in tensors.items() if name in own}
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    flat: list[tuple[nn.RNNBase, list[Any]]] = []
+    try:
+        for m in model.modules():
+            for table in (m._parameters, m._buffers):
+                for k, t in table.items():
+                    if t is not None and id(t) in instead:
+                        undo.append((table, k, t))
+                        table[k] = instead[id(t)]  # type: ignore[assignment]
+            if isinstance(m, nn.RNNBase):  # recurrent layers keep a list of their weights beside the attributes
+                flat.append((m, m._flat_weights))
+                m.__dict__["_flat_weights"] = [getattr(m, k, None) for k in m._flat_weights_names]
+        yield
+    finally:
+        for m, weights in flat:
+            m.__dict__["_flat_weights"] = weights
+        for table, k, t in reversed(undo):
+            table[k] = t
+
+
 @dataclass
 class Subject:
     """Model + chosen parameters + output selector + working precision.
@@ -216,7 +243,7 @@ class Subject:
         if not tensors:
             yield
             return
-        with _reparametrize_module(self.model, tensors, tie_weights=True, strict=False):  # type: ignore[arg-type]
+        with swapped(self.model, tensors):
             yield
 
     def call(self, batch: Batch) -> Tensor:
