@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -30,7 +30,8 @@ from avalanche_ntk.errors import (
     RunFolderError,
     unknown_name,
 )
-from avalanche_ntk.kernels import empirical_ntk, jvp_prediction
+from avalanche_ntk.kernels import KernelInfo, empirical_ntk, jvp_prediction, spot_check
+from avalanche_ntk.observables import Moment, Observable, Observation
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.runfolder import RunFolder
@@ -65,6 +66,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             dict.
         dtype: Precision of the kernel's computation; the model's own when None.
         memory_budget: Bytes that a measurement may use beyond one forward pass.
+        observe: What else to measure, see `avalanche_ntk.observables`; `ntk_metrics` adds what its metrics need.
+        spot_check_every: Measurements between two comparisons of random entries of the kernel with the slow oracle in
+            float64 (the first is compared); 0 for none.
         keep_kernels: Whether the kernels are kept, not only their numbers.
         on_error: "warn" records a measurement that failed with its reason, warns once per kind and trains on; "raise"
             stops.
@@ -93,18 +97,26 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         output_selector: Callable[[Any], Tensor] | None = None,
         dtype: torch.dtype | None = None,
         memory_budget: int | None = None,
+        observe: Sequence[Observable] = (),
+        spot_check_every: int = 50,
         keep_kernels: bool = True,
         on_error: str = "warn",
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.specs = list(probe) if isinstance(probe, (list, tuple)) else [probe]
+        if spot_check_every < 0:
+            raise ArgumentError(
+                f"spot_check_every counts measurements, 0 for no check; found {spot_check_every}. Give 50, for example."
+            )
+        self.specs: list[ProbeSpec | Probe] = (
+            list(probe) if isinstance(probe, Sequence) and not isinstance(probe, str) else [probe]
+        )
         if not self.specs or not all(isinstance(p, (Probe, ProbeSpec)) for p in self.specs):
             raise ArgumentError(
                 f"probe must be a ProbeSpec, a Probe, or a sequence of them; found {probe!r}. "
                 "Give probe=ProbeSpec(size=64, from_experience=0), for example."
             )
-        names = [p.name if isinstance(p, Probe) else p.label for p in self.specs]
+        names = [_name(p) for p in self.specs]
         if len(set(names)) < len(names):
             raise ArgumentError(f"each probe needs a name of its own; found {names}. Give name= to ProbeSpec or Probe.")
         if reduction not in REDUCTIONS:
@@ -126,6 +138,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self.output_selector = output_selector
         self.dtype = dtype
         self.memory_budget = memory_budget
+        self.observables: list[Observable] = []
+        for observable in observe:
+            self.request(observable)
+        self.spot_check_every = spot_check_every
         self.keep_kernels = keep_kernels
         self.on_error = on_error
         self.seed = seed
@@ -175,6 +191,29 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def probes(self) -> dict[str, Probe]:
         """The probes chosen so far, by name."""
         return dict(self._probes)
+
+    def request(self, observable: Observable) -> None:
+        """Measure something more from now on; what is measured already is not measured twice.
+
+        Args:
+            observable: What to measure.
+
+        Raises:
+            ArgumentError: It is no observable, or another one of the same name, with other arguments, is measured
+                already.
+        """
+        if not isinstance(observable, Observable):
+            raise ArgumentError(
+                f"observe takes objects of avalanche_ntk.observables, such as PerLayer(); found {observable!r}."
+            )
+        for known in self.observables:
+            if known.name == observable.name and known != observable:
+                raise ArgumentError(
+                    f"{observable.name} is measured already as {known.describe()}; found a second one, "
+                    f"{observable.describe()}. Give one of them."
+                )
+        if observable not in self.observables:
+            self.observables.append(observable)
 
     @classmethod
     def of(cls, strategy: Any) -> NTKPlugin:
@@ -304,13 +343,15 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def _new_segment(self) -> None:
         """Begin anew: nothing is compared with what was measured before, and the outputs are fixed again."""
         self._outputs_seen.clear()
+        for observable in self.observables:
+            observable.reset()
         for trajectory in self.trajectories.values():
             trajectory.new_segment()
 
     def _choose_probes(self, strategy: Any) -> None:
         """Choose every probe whose experience has been reached; open the run folder with the first one."""
-        for spec in self.specs:
-            name = spec.name if isinstance(spec, Probe) else spec.label
+        for spec in [_of_this_experience(spec, strategy.experience) for spec in self.specs]:
+            name = _name(spec)
             if name in self._probes:
                 continue
             if isinstance(spec, Probe):
@@ -361,6 +402,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             "reduction": self.reduction,
             "outputs": self.outputs if isinstance(self.outputs, str) else list(self.outputs),
             "params": self.params,
+            "observables": [observable.describe() for observable in self.observables],
             "dtype": None if self.dtype is None else str(self.dtype),
         }
 
@@ -386,15 +428,26 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         try:
             with preserved_rng_state(), trained_function(strategy.model):
                 kernel, trust, seen = self._kernel(strategy, probe)
+                if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
+                    trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
+                found = self._observe(strategy, probe, clock, kernel.numpy())
             trust["seconds"] = time.perf_counter() - begin
             trajectory.add(
                 clock,
-                kernel,
+                kernel.numpy(),
                 iterations_per_epoch=_length(strategy.dataloader),
                 notes=[*notes, *seen],
                 trust=trust,
-                extra={"measurement_seconds": trust["seconds"]},
+                extra={
+                    **found.values,
+                    "measurement_seconds": trust["seconds"],
+                    "measuring_share": self._share(begin),
+                },
+                extra_reasons=found.reasons,
+                extra_kernels=found.kernels,
             )
+            for record in found.records:
+                trajectory.note(record)
         except RunFolderError as error:
             self._report(error)  # the trajectory has the measurement; only the disk has not
         except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
@@ -409,26 +462,80 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             self.schedule.note(0.0, spent)
             self._last_tick = time.perf_counter()
 
-    def _kernel(self, strategy: Any, probe: Probe) -> tuple[np.ndarray, dict[str, Any], list[str]]:
+    def _options(self, probe: Probe) -> dict[str, Any]:
+        """Return the arguments with which every kernel of a probe is computed."""
+        return {
+            "params": self.params,
+            "outputs": self._outputs_seen.get(
+                probe.name, None if isinstance(self.outputs, str) else list(self.outputs)
+            ),
+            "output_selector": self.output_selector,
+            "memory_budget": self.memory_budget,
+            "dtype": self.dtype,
+        }
+
+    def _kernel(self, strategy: Any, probe: Probe) -> tuple[Tensor, dict[str, Any], list[str]]:
         model: nn.Module = strategy.model
         probe = probe.to(strategy.device)
         notes = self._parameter_changes(model)
         task_labels = probe.task_labels if is_multi_task_module(model) else None
         kernel, info = empirical_ntk(
-            model,
-            probe.x,
-            task_labels=task_labels,
-            reduction=self.reduction,
-            params=self.params,
-            outputs=self._outputs_seen.get(probe.name, None if isinstance(self.outputs, str) else list(self.outputs)),
-            output_selector=self.output_selector,
-            memory_budget=self.memory_budget,
-            dtype=self.dtype,
-            return_info=True,
+            model, probe.x, task_labels=task_labels, reduction=self.reduction, return_info=True, **self._options(probe)
         )
         if self.outputs == "first" and probe.name not in self._outputs_seen:
             self._outputs_seen[probe.name] = self._live_outputs(model, probe, task_labels)
-        return kernel.detach().cpu().numpy(), asdict(info), notes
+        return kernel.detach().cpu(), _trust(info), notes
+
+    def _spot_check(self, strategy: Any, probe: Probe, kernel: Tensor) -> float:
+        probe = probe.to(strategy.device)
+        options = {k: v for k, v in self._options(probe).items() if k in ("params", "outputs", "output_selector")}
+        return spot_check(
+            strategy.model,
+            probe.x,
+            kernel.to(strategy.device),
+            n_entries=4,
+            seed=self._counts["iteration"],
+            reduction=self.reduction,
+            task_labels=probe.task_labels if is_multi_task_module(strategy.model) else None,
+            **options,
+        )
+
+    def _observe(self, strategy: Any, probe: Probe, clock: TrainingClock, kernel: np.ndarray) -> Observation:
+        """Measure what else was asked for; one that fails takes neither the others nor the kernel with it."""
+        found = Observation()
+        if not self.observables:
+            return found
+        moment = Moment(
+            model=strategy.model,
+            probe=probe.to(strategy.device),
+            probes={name: p.to(strategy.device) for name, p in self._probes.items()},
+            kernel=kernel,
+            clock=clock,
+            options=self._options(probe),
+            reduction=self.reduction,
+            multi_task=is_multi_task_module(strategy.model),
+            optimizer=strategy.optimizer,
+            dataset=getattr(strategy.experience, "dataset", None),
+        )
+        for observable in self.observables:
+            if observable.at_boundaries_only and not clock.is_boundary:
+                continue
+            try:
+                seen = observable.observe(moment)
+            except Exception as error:
+                found.reasons[observable.name] = f"{type(error).__name__}: {error}"
+                self._report(error, observable.name)
+                continue
+            found.values.update(seen.values)
+            found.kernels.update(seen.kernels)
+            found.reasons.update(seen.reasons)
+            found.records += seen.records
+        return found
+
+    def _share(self, begin: float) -> float:
+        """Share of the time since training began that went into measuring, with the measurement begun at `begin`."""
+        measuring = self.measuring_seconds + time.perf_counter() - begin
+        return measuring / (measuring + self.training_seconds)
 
     def _live_outputs(self, model: nn.Module, probe: Probe, task_labels: Tensor | None) -> list[int]:
         """Find the outputs that depend on a parameter: a head that grows masks those of classes it has not met yet."""
@@ -528,18 +635,34 @@ def _task_label(experience: Any) -> int | None:
     return int(labels[0]) if labels is not None and len(labels) == 1 else None
 
 
+def _origin(experience: Any) -> Any:
+    """Return an experience with its place in the stream; of a piece of an online stream, the task that it is cut from.
+
+    In training mode Avalanche hides an experience's place from strategies; measuring is logging, which sees it.
+    """  # noqa: DOC201  (what is returned stands in the first line)
+    experience = experience.logging()
+    return getattr(experience, "origin_experience", experience)
+
+
+def _name(spec: ProbeSpec | Probe) -> str:
+    return spec.name if isinstance(spec, Probe) else spec.label
+
+
+def _of_this_experience(spec: ProbeSpec | Probe, experience: Any) -> ProbeSpec | Probe:
+    """Return the spec itself, or, for one of each task, that of the present task."""
+    if isinstance(spec, Probe) or spec.from_experience is not None:
+        return spec
+    return replace(spec, from_experience=_origin(experience).current_experience)
+
+
 def _dataset_of(strategy: Any, spec: ProbeSpec) -> Any:
     """Return the dataset of the experience that a spec names; None when it does not exist yet.
-
-    In training mode Avalanche hides an experience's place in the stream from strategies; measuring is logging, which
-    sees it.
 
     Raises:
         ProbeError: The stream has no such experience.
     """  # noqa: DOC201  (what is returned stands in the first line)
-    experience = strategy.experience.logging()
-    # Each experience of an online stream is a small piece of a task, and its origin is the task.
-    experience = getattr(experience, "origin_experience", experience)
+    experience = _origin(strategy.experience)
+    assert spec.from_experience is not None  # one of each task was made one of this task before
     if experience.current_experience == spec.from_experience and spec.split == "train":
         return experience.dataset
     stream = experience.origin_stream
@@ -555,6 +678,22 @@ def _dataset_of(strategy: Any, spec: ProbeSpec) -> Any:
             f"Give ProbeSpec(from_experience={n_experiences - 1}) or less."
         )
     return stream[spec.from_experience].dataset
+
+
+def _trust(info: KernelInfo) -> dict[str, Any]:
+    """Return how a kernel was computed, in a form that a record can hold; methods are counted, not listed."""
+    counted: dict[str, int] = {}
+    for method in info.methods.values():
+        counted[str(method)] = counted.get(str(method), 0) + 1
+    return {
+        "methods": counted,
+        "reasons": info.reasons,
+        "flops": info.flops,
+        "peak_bytes": info.peak_bytes,
+        "asymmetry": info.asymmetry,
+        "min_eigenvalue": info.min_eigenvalue,
+        "max_eigenvalue": info.max_eigenvalue,
+    }
 
 
 def _length(dataloader: Any) -> int | None:

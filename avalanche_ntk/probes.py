@@ -120,7 +120,8 @@ class ProbeSpec:
 
     Args:
         size: Number of samples N.
-        from_experience: Position in the stream of the experience to choose from; 0 is the first task.
+        from_experience: Position in the stream of the experience to choose from; 0 is the first task. None takes a probe
+            of each task when training reaches it.
         balance: "class" takes the same number of each class of the experience (a remainder goes to the first classes,
             and a class with too few samples gives its share to the others); "none" draws uniformly.
         seed: Seed of the generator used for choosing; it is the probe's own, training's random numbers are untouched.
@@ -132,7 +133,7 @@ class ProbeSpec:
     """
 
     size: int = 64
-    from_experience: int = 0
+    from_experience: int | None = 0
     balance: str = "class"
     seed: int = 0
     split: str = "train"
@@ -141,7 +142,7 @@ class ProbeSpec:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ArgumentError(f"a probe needs at least 1 sample; found size={self.size}. Give size=64, for example.")
-        if self.from_experience < 0:
+        if self.from_experience is not None and self.from_experience < 0:
             raise ArgumentError(
                 f"from_experience counts from 0 (the first task); found {self.from_experience}. Give from_experience=0."
             )
@@ -153,7 +154,23 @@ class ProbeSpec:
     @property
     def label(self) -> str:
         """The probe's name: as given, or made from experience and split."""
-        return self.name or f"Exp{self.from_experience:03d}" + ("" if self.split == "train" else "_test")
+        place = "each_task" if self.from_experience is None else f"Exp{self.from_experience:03d}"
+        return self.name or place + ("" if self.split == "train" else "_test")
+
+    @classmethod
+    def each_task(cls, size: int = 64, *, balance: str = "class", seed: int = 0, split: str = "train") -> ProbeSpec:
+        """Return the spec of one probe of each task, chosen when training reaches it.
+
+        Args:
+            size: Number of samples of each probe.
+            balance: As above.
+            seed: As above.
+            split: As above.
+
+        Returns:
+            The spec.
+        """
+        return cls(size=size, from_experience=None, balance=balance, seed=seed, split=split)
 
     def choose(self, dataset: Any) -> Probe:
         """Choose the probe from an Avalanche dataset.

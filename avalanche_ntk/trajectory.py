@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 EXPERIENCE_START = "experience_start"
 
+# Of a layer's kernel or the features' what shows where the whole one moves.
+_FOLLOWED = {
+    "kernel_norm",
+    "spectral_norm",
+    "alignment",
+    "distance_previous",
+    "distance_experience_start",
+    "distance_init",
+    "velocity_per_iteration",
+}
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -110,9 +121,9 @@ class Trajectory:
         self.measurements: list[Measurement] = []
         self.reactivations: dict[int, measures.Reactivation] = {}
         self.segment = 0
-        self._kernels: dict[int, np.ndarray] = {}
+        self._kernels: dict[int, dict[str, np.ndarray]] = {}
         self._dtype = "float64"
-        self._references: dict[str, _Reference] = {}
+        self._references: dict[tuple[str, str], _Reference] = {}
 
     # ------------------------------------------------------------------ reading
 
@@ -129,11 +140,12 @@ class Trajectory:
         failed = sum(m.failure is not None for m in self.measurements)
         return f"Trajectory(probe={self.probe!r}, {len(self)} measurements, {failed} failed)"
 
-    def kernel(self, index: int) -> np.ndarray:
-        """Return the kernel of measurement `index`, shape `(N, N)`.
+    def kernel(self, index: int, name: str = "kernel") -> np.ndarray:
+        """Return the kernel of a measurement, shape `(N, N)`.
 
         Args:
             index: The measurement's `index`.
+            name: Another kernel measured at the same time, such as `layer[features.1]`.
 
         Returns:
             The kernel in the precision in which it was computed.
@@ -141,19 +153,39 @@ class Trajectory:
         Raises:
             RunFolderError: There is no such measurement, or its kernel was not kept.
         """
+        kernels = self.kernels(index)
+        if name not in kernels:
+            raise RunFolderError(
+                f"measurement {index} of probe {self.probe!r} has no kernel {name!r}; it has "
+                f"{', '.join(map(repr, kernels))}. Give one of these names."
+            )
+        return kernels[name]
+
+    def kernels(self, index: int) -> dict[str, np.ndarray]:
+        """Return all kernels of a measurement by name; the whole one is called `kernel`.
+
+        Args:
+            index: The measurement's `index`.
+
+        Returns:
+            Arrays of shape `(N, N)`.
+
+        Raises:
+            RunFolderError: There is no such measurement, or its kernels were not kept.
+        """
         measurement = next((m for m in self.measurements if m.index == index), None)
         if measurement is None:
             raise RunFolderError(
                 f"probe {self.probe!r} has no measurement {index}; its {len(self)} measurements have the indices "
                 f"{[m.index for m in self.measurements[:3]]}… Give one of them."
             )
-        if measurement.index in self._kernels:
-            return self._kernels[measurement.index]
+        if index in self._kernels:
+            return dict(self._kernels[index])
         if self.folder is not None and measurement.kernel is not None:
-            return self.folder.load_kernel(measurement.kernel)["kernel"]
+            return self.folder.load_kernel(measurement.kernel)
         why = "the measurement failed" if measurement.failure else "the plugin was made with keep_kernels=False"
         raise RunFolderError(
-            f"measurement {measurement.index} of probe {self.probe!r} has no stored kernel: {why}. "
+            f"measurement {index} of probe {self.probe!r} has no stored kernel: {why}. "
             "Ask for another measurement, or measure with keep_kernels=True."
         )
 
@@ -218,6 +250,8 @@ class Trajectory:
         notes: Sequence[str] = (),
         trust: Mapping[str, Any] | None = None,
         extra: Mapping[str, float] | None = None,
+        extra_reasons: Mapping[str, str] | None = None,
+        extra_kernels: Mapping[str, np.ndarray] | None = None,
     ) -> Measurement:
         """Add a kernel: compute its numbers, store it, write the record.
 
@@ -228,6 +262,9 @@ class Trajectory:
             notes: What else happened.
             trust: How the kernel was computed.
             extra: Further numbers measured at the same time.
+            extra_reasons: Why some of these are undefined.
+            extra_kernels: Further kernels of the same samples by name (of a layer, of the features); each is followed
+                as the whole kernel is, in columns `NAME.COLUMN`.
 
         Returns:
             The measurement.
@@ -236,8 +273,16 @@ class Trajectory:
         view = measures.KernelView(kernel)
         self._dtype = str(kernel.dtype)
         values, reasons = self._numbers(clock, view, iterations_per_epoch)
+        others = {name: measures.KernelView(k) for name, k in (extra_kernels or {}).items()}
+        for name, other in others.items():
+            their_values, their_reasons = self._numbers(clock, other, iterations_per_epoch, name)
+            values.update({f"{name}.{column}": their_values[column] for column in their_values.keys() & _FOLLOWED})
+            reasons.update({f"{name}.{column}": their_reasons[column] for column in their_reasons.keys() & _FOLLOWED})
+            if values["kernel_trace"]:
+                values[f"{name}.trace_share"] = other.matrix.trace() / values["kernel_trace"]
         values.update(extra or {})
-        path, unsaved = self._keep(index, kernel)
+        reasons.update(extra_reasons or {})
+        path, unsaved = self._keep(index, {"kernel": kernel, **(extra_kernels or {})})
         measurement = Measurement(
             index=index,
             clock=clock,
@@ -251,6 +296,8 @@ class Trajectory:
         # In memory first: when the disk fails, the series here is whole all the same.
         self.measurements.append(measurement)
         self._remember(clock, view)
+        for name, other in others.items():
+            self._remember(clock, other, name)
         self._write(measurement.as_record(self.probe))
         if unsaved is not None:
             raise unsaved
@@ -293,17 +340,18 @@ class Trajectory:
     # ------------------------------------------------------------------ numbers
 
     def _numbers(
-        self, clock: TrainingClock, view: measures.KernelView, iterations_per_epoch: float | None
+        self, clock: TrainingClock, view: measures.KernelView, iterations_per_epoch: float | None, name: str = ""
     ) -> tuple[dict[str, float], dict[str, str]]:
         found = measures.summary(
             view,
             self.labels,
-            previous=self._reference_view("previous"),
-            start=self._reference_view("start"),
-            init=self._reference_view("init"),
+            previous=self._reference_view(name, "previous"),
+            start=self._reference_view(name, "start"),
+            init=self._reference_view(name, "init"),
+            ranks=(1, 5, 20) if not name else (),
         )
         values, reasons = dict(found.values), dict(found.reasons)
-        previous = self._references.get("previous")
+        previous = self._references.get((name, "previous"))
         if previous is not None:
             spans = {
                 "per_iteration": float(clock.iteration - previous.clock.iteration),
@@ -358,15 +406,16 @@ class Trajectory:
             floor=measures.distance_floor(len(self.labels), self._dtype),
         )
 
-    def _reference_view(self, name: str) -> measures.KernelView | None:
-        return self._references[name].view if name in self._references else None
+    def _reference_view(self, name: str, which: str) -> measures.KernelView | None:
+        reference = self._references.get((name, which))
+        return None if reference is None or reference.view.shape[0] != len(self.labels) else reference.view
 
-    def _remember(self, clock: TrainingClock, view: measures.KernelView) -> None:
+    def _remember(self, clock: TrainingClock, view: measures.KernelView, name: str = "") -> None:
         reference = _Reference(clock, view)
-        self._references["previous"] = reference
-        self._references.setdefault("init", reference)
+        self._references[name, "previous"] = reference
+        self._references.setdefault((name, "init"), reference)
         if clock.event == EXPERIENCE_START:
-            self._references["start"] = reference
+            self._references[name, "start"] = reference
 
     def _restore_references(self) -> None:
         """Bring back the kernels that the next measurement is compared with."""
@@ -374,25 +423,41 @@ class Trajectory:
         self.segment = self.measurements[-1].segment if self.measurements else 0
         now = [m for m in good if m.segment == self.segment]
         starts = [m for m in now if m.clock.event == EXPERIENCE_START]
-        for short, found in (("init", now[:1]), ("start", starts[-1:]), ("previous", now[-1:])):
-            if found and found[0].kernel is not None:
-                self._references[short] = _Reference(found[0].clock, measures.KernelView(self.kernel(found[0].index)))
+        for which, found in (("init", now[:1]), ("start", starts[-1:]), ("previous", now[-1:])):
+            if not found or found[0].kernel is None:
+                continue
+            for name, kernel in self.kernels(found[0].index).items():
+                self._dtype = str(kernel.dtype)
+                name = "" if name == "kernel" else name
+                self._references[name, which] = _Reference(found[0].clock, measures.KernelView(kernel))
 
     def _next_index(self) -> int:
         return self.measurements[-1].index + 1 if self.measurements else 0
 
-    def _keep(self, index: int, kernel: np.ndarray) -> tuple[str | None, RunFolderError | None]:
-        """Store the kernel; when the disk refuses, keep it in memory and return the error for later."""
+    def _keep(self, index: int, kernels: dict[str, np.ndarray]) -> tuple[str | None, RunFolderError | None]:
+        """Store the kernels; when the disk refuses, keep them in memory and return the error for later."""
         if not self.keep_kernels:
             return None, None
         if self.folder is None:
-            self._kernels[index] = kernel
+            self._kernels[index] = kernels
             return None, None
         try:
-            return self.folder.save_kernel(self.probe, index, {"kernel": np.ascontiguousarray(kernel)}), None
+            arrays = {name: np.ascontiguousarray(k) for name, k in kernels.items()}
+            return self.folder.save_kernel(self.probe, index, arrays), None
         except RunFolderError as error:
-            self._kernels[index] = kernel
+            self._kernels[index] = kernels
             return None, error
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Write a further line about this probe into the run folder, if there is one.
+
+        Args:
+            record: Plain values with a `kind`.
+
+        Raises:
+            RunFolderError: It cannot be written.
+        """
+        self._write({**record, "probe": self.probe})
 
     def _write(self, record: dict[str, Any]) -> None:
         if self.folder is not None:

@@ -1,0 +1,27 @@
+"""What can be looked at beside the kernel, at each measurement or at the boundaries; each is optional and has its cost.
+
+Give them to the plugin (`NTKPlugin(observe=[PerLayer()])`), or ask for the metrics that need them (`ntk_metrics(ntk,
+per_layer=True)`).
+"""
+
+from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.blocks import ClassBlocks
+from avalanche_ntk.observables.features import FeatureKernel
+from avalanche_ntk.observables.forecast import StaticKernelForecast
+from avalanche_ntk.observables.layers import PerLayer
+from avalanche_ntk.observables.linearisation import Linearisation
+from avalanche_ntk.observables.overlap import TaskOverlap
+from avalanche_ntk.observables.regression import KernelRegression
+
+__all__ = [
+    "ClassBlocks",
+    "FeatureKernel",
+    "KernelRegression",
+    "Linearisation",
+    "Moment",
+    "Observable",
+    "Observation",
+    "PerLayer",
+    "StaticKernelForecast",
+    "TaskOverlap",
+]

@@ -1,0 +1,143 @@
+"""The one interface of everything that is measured beside the kernel."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from avalanche_ntk.clock import TrainingClock
+from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.probes import Probe
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What there is to look at when a kernel has just been measured.
+
+    Attributes:
+        model: The model, in the state in which the kernel was measured.
+        probe: The probe, on the model's device.
+        probes: Every probe chosen so far, on the model's device, by name.
+        kernel: The kernel, shape `(N, N)`.
+        clock: When this is.
+        options: Arguments with which kernels are computed (`outputs`, `output_selector`, `dtype`, `memory_budget`,
+            `params`).
+        reduction: The reduction of the kernel.
+        multi_task: Whether the model takes task labels.
+        optimizer: The strategy's optimizer, to be read only.
+        dataset: What the strategy trains on now, to be read only; None when nothing is known of it.
+    """
+
+    model: nn.Module
+    probe: Probe
+    probes: Mapping[str, Probe]
+    kernel: np.ndarray
+    clock: TrainingClock
+    options: Mapping[str, Any]
+    reduction: str
+    multi_task: bool = False
+    optimizer: Any = None
+    dataset: Any = None
+
+    def ntk(self, x1: Probe, x2: Probe | None = None, *, reduction: str | None = None) -> Tensor:
+        """Return the kernel of given samples, computed as the probe's own was.
+
+        Args:
+            x1: N samples.
+            x2: M samples for a cross kernel.
+            reduction: Another reduction than the probe's own.
+
+        Returns:
+            The kernel, `(N, M)` or `(N, M, C, C)`.
+        """
+        arguments: dict[str, Any] = dict(self.options)
+        if self.multi_task:
+            arguments |= {"task_labels": x1.task_labels, "task_labels2": None if x2 is None else x2.task_labels}
+        second = None if x2 is None else x2.x
+        kernel: Tensor = empirical_ntk(self.model, x1.x, second, reduction=reduction or self.reduction, **arguments)
+        return kernel
+
+    def outputs(self, probe: Probe) -> Tensor:
+        """Return all of the model's outputs `f(X)` on a probe in eval mode, shape `(N, C)`, without a gradient."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                raw = self.model(probe.x, probe.task_labels) if self.multi_task else _call(self.model, probe.x)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        selector = self.options.get("output_selector")
+        found: Tensor = selector(raw) if selector is not None else raw
+        return found.detach()
+
+    def kept_outputs(self, outputs: Tensor) -> Tensor:
+        """Return the outputs that the kernel is made of."""
+        kept = self.options.get("outputs")
+        return outputs if kept is None else outputs[:, list(kept)]
+
+
+@dataclass
+class Observation:
+    """What an observable found.
+
+    Attributes:
+        values: Numbers by column name.
+        kernels: Further kernels of the same probe, `(N, N)`, by name; the trajectory follows each as it follows the
+            whole.
+        reasons: Why a number is undefined, by column name.
+        records: Further lines for the run folder, each with a `kind`.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, np.ndarray] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Observable(ABC):
+    """Something measured beside the kernel.
+
+    Attributes:
+        name: How it is called in `run.json`.
+        at_boundaries_only: Whether it is measured at the boundaries only.
+    """
+
+    name: str
+    at_boundaries_only: bool = False
+
+    @abstractmethod
+    def observe(self, moment: Moment) -> Observation:
+        """Measure.
+
+        Args:
+            moment: What there is to look at.
+
+        Returns:
+            What was found.
+        """
+
+    def reset(self) -> None:  # noqa: B027  (most remember nothing)
+        """Forget what was remembered of the model: it was reinitialised."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is stored of it in `run.json`."""
+        return {"name": self.name}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Observable) and self.describe() == other.describe()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def _call(model: nn.Module, x: Any) -> Any:
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)

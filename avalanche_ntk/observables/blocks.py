@@ -1,0 +1,27 @@
+"""The kernel by class."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from avalanche_ntk import measures
+from avalanche_ntk.errors import UndefinedMeasureWarning
+from avalanche_ntk.observables.base import Moment, Observable, Observation
+
+
+class ClassBlocks(Observable):
+    """Mean entry of each block of classes, `class_block[a,b]`, and the means within and between classes."""
+
+    name = "class_blocks"
+
+    def observe(self, moment: Moment) -> Observation:
+        """Average the kernel over the blocks."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UndefinedMeasureWarning)
+            blocks = measures.class_block_means(moment.kernel, moment.probe.y.numpy())
+        values = {"class_block_within": blocks.within, "class_block_between": blocks.between}
+        for i, a in enumerate(blocks.classes.tolist()):
+            for j, b in enumerate(blocks.classes.tolist()[i:], start=i):
+                values[f"class_block[{a},{b}]"] = float(blocks.means[i, j])
+        return Observation(values={name: value for name, value in values.items() if not math.isnan(value)})

@@ -1,0 +1,73 @@
+"""What the kernel alone can do: regression with the present and with the first kernel, beside the network."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from avalanche_ntk import measures
+from avalanche_ntk.errors import ProbeError
+from avalanche_ntk.observables.base import Moment, Observable, Observation
+
+
+class KernelRegression(Observable):
+    """Ridge regression with `Θ_t` and with `Θ_0` from the probe's labels to a held-out probe's, at the boundaries.
+
+    Columns: `regression_accuracy`, `regression_loss` (with the present kernel), `regression_accuracy_init`,
+    `regression_loss_init` (with the first), `network_accuracy_held_out` and `network_accuracy_probe` (the network
+    itself). The ridge is chosen on a split of the probe. Source: Fort et al. 2020.
+
+    Args:
+        held_out: Name of the held-out probe, which the plugin must have too, for example that of
+            `ProbeSpec(size=64, split="test")`, which is `Exp000_test`.
+    """
+
+    name = "kernel_regression"
+    at_boundaries_only = True
+
+    def __init__(self, held_out: str = "Exp000_test") -> None:
+        self.held_out = held_out
+        self._first: dict[str, measures.KernelRegression] = {}
+
+    def describe(self) -> dict[str, str]:
+        """Return its name and the held-out probe's."""
+        return {"name": self.name, "held_out": self.held_out}
+
+    def reset(self) -> None:
+        """Forget the first kernel."""
+        self._first.clear()
+
+    def observe(self, moment: Moment) -> Observation:
+        """Regress.
+
+        Raises:
+            ProbeError: The plugin has no such held-out probe.
+        """  # noqa: DOC201
+        if moment.probe.name == self.held_out:
+            return Observation()
+        if self.held_out not in moment.probes:
+            raise ProbeError(
+                f"kernel regression needs the held-out probe {self.held_out!r}; the plugin has "
+                f"{', '.join(map(repr, moment.probes))}. Give the plugin that probe too: "
+                "NTKPlugin([ProbeSpec(size=64), ProbeSpec(size=64, split='test')])."
+            )
+        held_out = moment.probes[self.held_out]
+        labels, labels_held_out = moment.probe.y.numpy(), held_out.y.numpy()
+        cross = moment.ntk(held_out, moment.probe).cpu().numpy()
+        now = measures.kernel_regression(moment.kernel, labels, cross, labels_held_out)
+        first = self._first.setdefault(moment.probe.name, now)
+        values = {
+            "regression_accuracy": now.accuracy,
+            "regression_loss": now.loss,
+            "regression_accuracy_init": first.accuracy,
+            "regression_loss_init": first.loss,
+            "network_accuracy_held_out": _accuracy(moment.outputs(held_out), labels_held_out),
+            "network_accuracy_probe": _accuracy(moment.outputs(moment.probe), labels),
+        }
+        return Observation(values={name: value for name, value in values.items() if not math.isnan(value)})
+
+
+def _accuracy(outputs: torch.Tensor, labels: np.ndarray) -> float:
+    return float(np.mean(outputs.argmax(dim=1).cpu().numpy() == labels))
