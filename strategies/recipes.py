@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,6 +105,12 @@ def _no_plugins(s: Setting) -> list[Any]:
     return []
 
 
+def _silent() -> EvaluationPlugin:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No loggers specified")
+        return EvaluationPlugin()
+
+
 def _generator(s: Setting) -> Any:
     vae = MlpVAE(s.input_shape, nhid=2, device=s.device)
     return VAETraining(
@@ -113,7 +120,7 @@ def _generator(s: Setting) -> Any:
         train_epochs=s.epochs,
         device=s.device,
         plugins=[GenerativeReplayPlugin()],
-        evaluator=EvaluationPlugin(),
+        evaluator=_silent(),
     )
 
 
@@ -436,7 +443,7 @@ def build(
         "eval_mb_size": 256,
         "device": setting.device,
         "plugins": [*plugins, *recipe.plugins(setting)],
-        "evaluator": EvaluationPlugin() if evaluator is None else evaluator,
+        "evaluator": _silent() if evaluator is None else evaluator,
     }
     if model is not None:
         given |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=lr * recipe.lr_scale)}
