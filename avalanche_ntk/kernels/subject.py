@@ -172,6 +172,20 @@ def swapped(model: nn.Module, tensors: dict[str, Tensor]) -> Generator[None, Non
             table[k] = t
 
 
+@contextmanager
+def _new_tensors_in(dtype: torch.dtype | None) -> Generator[None, None, None]:
+    """Let `torch.zeros` and the like make tensors of the working precision; some models gather outputs in one."""
+    before = torch.get_default_dtype()
+    if dtype is None or dtype == before:
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @dataclass
 class Subject:
     """Model + chosen parameters + output selector + working precision.
@@ -253,7 +267,8 @@ class Subject:
             ModelError: The forward pass fails, or the (selected) output is not a floating `(N, C)` tensor.
         """
         args, kwargs = batch.cast(self.dtype).arguments()
-        out = self.model(*args, **kwargs)
+        with _new_tensors_in(self.dtype):
+            out = self.model(*args, **kwargs)
         if self.selector is not None:
             out = self.selector(out)
         return out
