@@ -12,6 +12,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -51,7 +52,7 @@ SECOND_MOMENTS = {
 
 
 def weight_scale(activation: str) -> float:
-    """σ_w of a layer that reads this activation, `1 / √E[φ(z)²]` with z ~ N(0, 1); it keeps activations' scale with depth.
+    """σ_w of a layer that reads this activation: `1 / √E[φ(z)²]`, z ~ N(0, 1), keeps the scale of activations.
 
     Args:
         activation: A key of `ACTIVATIONS`.
@@ -92,8 +93,8 @@ class NTKLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `(…, fan_out)` for `(…, fan_in)`."""
         bias = None if self.bias is None else self.sigma_b * self.bias
-        # The factor is on the input, so that the weight itself enters the product: its kernel is then cheap also where it
-        # is used at every time step.
+        # The factor is on the input, so that the weight itself enters the product: its kernel is then cheap also where
+        # it is used at every time step.
         return F.linear(self.scale * x, self.weight, bias)
 
     def extra_repr(self) -> str:
@@ -621,21 +622,20 @@ def build_model(
         >>> sum(p.numel() for p in net.parameters())  # 64·32 + 32 + 32·10 + 10
         2410
     """
-    shape = tuple(int(n) for n in input_shape)
-    label, factory, sizes = _factory(model, shape, n_classes)
+    builder = _builder(model, tuple(int(n) for n in input_shape), n_classes)
     given = {"width": width, "depth": depth, "parametrisation": parametrisation, "activation": activation, **arguments}
     chosen = {name: value for name, value in given.items() if value is not None}
-    _require_accepted(label, factory, chosen)
+    builder.require(chosen)
     if seed is None:
-        built = factory(**{**sizes, **chosen})
+        built = builder.call(**{**builder.fixed, **chosen})
     else:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            built = factory(**{**sizes, **chosen})
+            built = builder.call(**{**builder.fixed, **chosen})
     if not isinstance(built, nn.Module):
         raise ArgumentError(
-            f"model {label!r} must build a torch.nn.Module, found {type(built).__name__}. Return the module from the"
-            " factory."
+            f"model {builder.label!r} must build a torch.nn.Module, found {type(built).__name__}."
+            " Return the module from the factory."
         )
     return built
 
@@ -665,36 +665,76 @@ def width_sweep(
         yield width, build_model(model, width=width, **arguments)
 
 
-def _factory(
-    model: str | Callable[..., nn.Module], shape: tuple[int, ...], n_classes: int
-) -> tuple[str, Callable[..., Any], dict[str, Any]]:
-    """A label for messages, the callable, and the arguments that follow from the data."""
+_OWN = ("width", "depth", "parametrisation", "activation")
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """How a model is called in messages, what makes it, what it accepts, and the arguments that the data fix."""
+
+    label: str
+    call: Callable[..., Any]
+    fixed: dict[str, Any]
+    accepts: frozenset[str]
+    anything: bool = False
+    refuses: tuple[str, ...] = ()
+
+    def require(self, chosen: dict[str, Any]) -> None:
+        foreign = [n for n in chosen if n in self.refuses or (n not in self.accepts and not self.anything)]
+        if foreign:
+            offer = f"it accepts {', '.join(sorted(self.accepts))}" if self.accepts else "it accepts none of these"
+            raise ArgumentError(
+                f"model {self.label!r} has no argument {', '.join(map(repr, foreign))}: {offer}."
+                " Leave what it lacks out, or use a model that has it."
+            )
+
+
+def _builder(model: str | Callable[..., nn.Module], shape: tuple[int, ...], n_classes: int) -> _Builder:
+    data = {"input_shape": shape, "n_classes": n_classes}
     if not isinstance(model, str):
         if not callable(model) or isinstance(model, nn.Module):
             raise ArgumentError(
                 f"model must be a name or a callable that builds a module, found {type(model).__name__}."
                 " Give lambda: module, or a name."
             )
-        return getattr(model, "__name__", type(model).__name__), model, _from_data(model, shape, n_classes)
+        return _of_user(getattr(model, "__name__", type(model).__name__), model, data)
     if model in MODELS:
-        factory, sizes = MODELS[model]
-        return model, factory, {"n_classes": n_classes, **sizes(shape)}
-    if model.startswith("torchvision:") or ":" not in model:
-        from torchvision import models as zoo
+        call, sizes = MODELS[model]
+        fixed = {"n_classes": n_classes, **sizes(shape)}
+        named, _ = _parameters(call)
+        return _Builder(model, call, fixed, frozenset(named) - {"n_classes", "in_features", "in_channels", "cell"})
+    if ":" in model and not model.startswith("torchvision:"):
+        return _of_user(model, _imported(model), data)
+    zoo = importlib.import_module("torchvision.models")
+    name = model.removeprefix("torchvision:")
+    if name not in zoo.list_models(module=zoo):  # detection and segmentation models return no logits
+        raise _unknown_model(model, name, zoo.list_models(module=zoo))
+    named, _ = _parameters(zoo.get_model_builder(name))
+    accepts = frozenset(named) - {"weights", "progress"}
+    call = partial(zoo.get_model, name, weights=None)
+    # Its builders take **kwargs and hand them to classes that have none of our own arguments.
+    return _Builder(model, call, {"num_classes": n_classes}, accepts, anything=True, refuses=_OWN)
 
-        name = model.removeprefix("torchvision:")
-        # Detection and segmentation models do not return logits.
-        names = zoo.list_models(module=zoo)
-        if name not in names:
-            raise _unknown_model(model, name, names)
-        return model, partial(zoo.get_model, name, weights=None), {"num_classes": n_classes}
-    factory = _imported(model)
-    return model, factory, _from_data(factory, shape, n_classes)
+
+def _of_user(label: str, call: Callable[..., Any], data: dict[str, Any]) -> _Builder:
+    named, anything = _parameters(call)
+    fixed = {k: v for k, v in data.items() if k in named}
+    return _Builder(label, call, fixed, frozenset(named) - frozenset(data), anything)
+
+
+def _parameters(call: Callable[..., Any]) -> tuple[list[str], bool]:
+    """Names of the parameters that may be given by name, and whether any other may be."""
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (TypeError, ValueError):  # a callable without a signature complains itself
+        return [], True
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _unknown_model(asked: str, name: str, zoo: Sequence[str]) -> ArgumentError:
     own = sorted(MODELS)
-    near = get_close_matches(name, [*own, *zoo], n=3)
+    near = get_close_matches(name, sorted({*own, *zoo}), n=3)
     hint = f" The nearest: {', '.join(map(repr, near))}." if near else ""
     return ArgumentError(
         f"unknown model {asked!r}: expected one of {', '.join(map(repr, own))}, a classifier of torchvision.models, or"
@@ -706,54 +746,16 @@ def _imported(path: str) -> Callable[..., Any]:
     where, _, what = path.partition(":")
     try:
         module = importlib.import_module(where)
-    except ImportError as exc:
+    except (ImportError, ValueError) as exc:  # an empty module name is a ValueError
         raise ArgumentError(
             f"model {path!r} cannot be imported ({exc}): expected 'module:factory' with an importable module."
             " Install it, or run where it can be found."
         ) from exc
-    factory = getattr(module, what, None)
+    factory: Any = getattr(module, what, None)
     if not callable(factory):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         near = get_close_matches(what, names, n=3)
         hint = f" The nearest: {', '.join(map(repr, near))}." if near else ""
         raise ArgumentError(f"module {where!r} has no callable {what!r}: expected a function or class.{hint}")
-    return factory
-
-
-def _parameters(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Parameters that may be given by name, and whether any other may be."""
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # a callable without a signature tells by its own error
-        return {}, True
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def _from_data(factory: Callable[..., Any], shape: tuple[int, ...], n_classes: int) -> dict[str, Any]:
-    named, _ = _parameters(factory)
-    return {k: v for k, v in {"input_shape": shape, "n_classes": n_classes}.items() if k in named}
-
-
-def _require_accepted(label: str, factory: Callable[..., Any], chosen: dict[str, Any]) -> None:
-    target = factory
-    if isinstance(factory, partial) and factory.args:  # torchvision's get_model(name, **config)
-        from torchvision import models as zoo
-
-        target = zoo.get_model_builder(factory.args[0])
-        # Its builders pass **kwargs on to classes that know neither; torch's own error would not name the model.
-        foreign = [name for name in ("width", "depth", "parametrisation", "activation") if name in chosen]
-    else:
-        named, anything = _parameters(target)
-        foreign = [] if anything else [name for name in chosen if name not in named]
-    if foreign:
-        named, _ = _parameters(target)
-        accepted = sorted(set(named) - {"input_shape", "n_classes", "weights", "progress"} - _SIZES)
-        offer = f"it accepts {', '.join(accepted)}" if accepted else "it accepts none of these"
-        raise ArgumentError(
-            f"model {label!r} has no argument {', '.join(map(repr, foreign))}: {offer}. Leave what it lacks out, or use"
-            " a model that has it."
-        )
-
-
-_SIZES = {"in_features", "in_channels", "image_size", "cell"}
+    made: Callable[..., Any] = factory
+    return made
