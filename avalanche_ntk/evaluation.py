@@ -11,17 +11,32 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from avalanche.evaluation import PluginMetric
-from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_results import MetricValue, TensorImage
 from avalanche.evaluation.metric_utils import default_metric_name_template, generic_get_metric_name
+from matplotlib.figure import Figure
 
-from avalanche_ntk.errors import PluginError
+from avalanche_ntk import images, measures
+from avalanche_ntk.errors import PluginError, RunFolderError
+from avalanche_ntk.observables import (
+    ClassBlocks,
+    FeatureKernel,
+    KernelRegression,
+    Linearisation,
+    Observable,
+    PerLayer,
+    StaticKernelForecast,
+    TaskOverlap,
+)
 from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.probes import Probe
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.trajectory import Measurement, Trajectory
 
 
 class NTKMetric(PluginMetric[float]):
@@ -85,21 +100,22 @@ class NTKMetric(PluginMetric[float]):
         for name, trajectory in self.plugin.trajectories.items():
             begin = self._given.get(name, 0)
             tag = tag_of(self.name, self.plugin.probes[name])
-            for x, value in self._series(trajectory, begin):
-                self._last = value
-                values.append(MetricValue(self, tag, value, x))
+            for full_tag, x, value in self._values_of(trajectory, begin, tag):
+                if isinstance(value, float):
+                    self._last = value
+                values.append(MetricValue(self, full_tag, value, x))
             self._given[name] = self._length(trajectory)
         return values
 
     def _length(self, trajectory: Trajectory) -> int:
         return len(trajectory)
 
-    def _series(self, trajectory: Trajectory, begin: int) -> Iterator[tuple[int, float]]:
-        """Yield iteration and value of what is defined; what is not is absent, never 0."""
+    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
+        """Yield tag, iteration and value of what is defined; what is not is absent, never 0."""
         for measurement in trajectory.measurements[begin:]:
             value = measurement.values.get(self.column)
             if value is not None and not math.isnan(value):
-                yield measurement.clock.iteration, float(value)
+                yield tag, measurement.clock.iteration, float(value)
 
     before_training_exp = _new_values
     before_training_iteration = _new_values
@@ -116,11 +132,71 @@ class ReactivationMetric(NTKMetric):
     def _length(self, trajectory: Trajectory) -> int:
         return len(trajectory.reactivations)
 
-    def _series(self, trajectory: Trajectory, begin: int) -> Iterator[tuple[int, float]]:
+    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
         for reactivation in list(trajectory.reactivations.values())[begin:]:
             value = getattr(reactivation, self.column)
             if value is not None and not math.isnan(value):
-                yield int(reactivation.end), float(value)
+                yield tag, int(reactivation.end), float(value)
+
+
+class PatternMetric(NTKMetric):
+    """All columns of one kind, such as a number of every layer: the varying part stands at the end of the tag.
+
+    Args:
+        plugin: The plugin that measures.
+        name: First part of the tag.
+        pattern: Regular expression of the columns; its group `part` is what varies.
+    """
+
+    def __init__(self, plugin: NTKPlugin, name: str, pattern: str) -> None:
+        super().__init__(plugin, name, pattern)
+        self._pattern = re.compile(pattern)
+
+    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
+        for measurement in trajectory.measurements[begin:]:
+            for column, value in measurement.values.items():
+                match = self._pattern.fullmatch(column)
+                if match is not None and not math.isnan(value):
+                    yield f"{tag}/{match['part']}", measurement.clock.iteration, float(value)
+
+
+class Picture(TensorImage):
+    """An image for every logger of Avalanche.
+
+    TensorBoard takes `image` with the channels first and W&B the array with the channels last; the text loggers pass
+    over this type, where they would print a figure's address.
+    """
+
+    @classmethod
+    def of(cls, figure: Figure) -> Picture:
+        """Return the picture of a figure that has a canvas of its own."""
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+        return cls(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.image.permute(1, 2, 0).numpy()
+
+
+class FigureMetric(NTKMetric):
+    """A figure at each boundary: loggers that show images show it, the others pass over it.
+
+    Args:
+        plugin: The plugin that measures.
+        name: First part of the tag.
+        draw: Makes the figure of a trajectory's measurement; None when there is nothing to draw.
+    """
+
+    def __init__(self, plugin: NTKPlugin, name: str, draw: Callable[[Trajectory, Measurement], Figure | None]) -> None:
+        super().__init__(plugin, name, "")
+        self.draw = draw
+
+    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
+        for measurement in trajectory.measurements[begin:]:
+            if measurement.clock.is_boundary and measurement.failure is None:
+                figure = self.draw(trajectory, measurement)
+                if figure is not None:
+                    yield tag, measurement.clock.iteration, Picture.of(figure)
 
 
 class EvaluationRecorder(PluginMetric[float]):
@@ -174,8 +250,20 @@ def ntk_metrics(
     alignment: bool = True,
     spectrum: bool = False,
     reactivation: bool = True,
-) -> list[PluginMetric[float]]:
+    linearisation: bool = False,
+    forecast: bool = False,
+    per_layer: bool = False,
+    features: bool = False,
+    class_blocks: bool = False,
+    task_overlap: bool = False,
+    regression: bool = False,
+    kernel_image: bool = False,
+    cost: bool = True,
+) -> list[PluginMetric[Any]]:
     """Return the metrics that show a plugin's measurements in an evaluator's loggers.
+
+    What a metric needs beyond the kernel, the plugin measures from then on (see `avalanche_ntk.observables` for the
+    columns and the costs).
 
     Args:
         plugin: The plugin that measures; the strategy must have the same object.
@@ -184,9 +272,21 @@ def ntk_metrics(
             also as `…Uncentred`.
         velocity: `NTK_Velocity` (distance per training iteration), `NTK_VelocityPerStep`, `NTK_VelocityPerEpoch`.
         alignment: `NTK_Alignment`, `CKA(Θ, YYᵀ)`.
-        spectrum: `NTK_EffectiveRank`.
-        reactivation: `NTK_Spike`, `NTK_Ratio`, `NTK_NormDip`, `NTK_AlignmentDrop`, `NTK_Moved` at the end of each
-            experience from the second on, and `NTK_OnsetVelocity` at the end of the first.
+        spectrum: `NTK_EffectiveRank`, `NTK_ConditionNumber`, `NTK_EigenvectorAlignment/…/K` for the leading K
+            eigenvectors, and the figure `NTK_Spectrum` at each boundary.
+        reactivation: `NTK_Spike`, `NTK_Ratio`, `NTK_Z`, `NTK_OnsetRatio`, `NTK_NormDip`, `NTK_NormRecovery`,
+            `NTK_AlignmentDrop`, `NTK_Moved`, `NTK_TimeToPeak`, `NTK_HalfLife` at the end of each experience from the
+            second on, and `NTK_OnsetVelocity` at the end of the first.
+        linearisation: `NTK_LinearisationErrorBoundary`, `NTK_LinearisationErrorInit`.
+        forecast: `NTK_ForecastError`, `NTK_ForecastAccuracy`: what the kernel frozen at the boundary predicts.
+        per_layer: `NTK_LayerVelocity/…/LAYER`, `NTK_LayerDistanceInit/…`, `NTK_LayerTraceShare/…`.
+        features: `NTK_FeatureVelocity`, `NTK_FeatureDistanceInit`, `NTK_FeatureAlignment`: of the feature kernel.
+        class_blocks: `NTK_ClassBlock/…/A,B`, `NTK_ClassBlockWithin`, `NTK_ClassBlockBetween`.
+        task_overlap: `NTK_TaskOverlap/…/A,B` and the figure `NTK_TaskOverlapMatrix` at each boundary.
+        regression: `NTK_RegressionAccuracy`, `NTK_RegressionAccuracyInit` at each boundary. The plugin needs a
+            held-out probe, `ProbeSpec(split="test")`.
+        kernel_image: The figure `NTK_Kernel`, a heat map sorted by class, at each boundary.
+        cost: `NTK_MeasurementSeconds`, `NTK_MeasuringShare` (of the time since training began).
 
     Returns:
         A list of metrics for `EvaluationPlugin`. Put it after `accuracy_metrics(...)` and the like: its last element
@@ -201,41 +301,147 @@ def ntk_metrics(
             f"ntk_metrics needs the NTKPlugin that measures; found {type(plugin).__name__}. "
             "Make it first: ntk = NTKPlugin(...), then ntk_metrics(ntk)."
         )
-    chosen: dict[str, str] = {}
-    if norms:
-        chosen |= {
-            "NTK_SpectralNorm": "spectral_norm",
-            "NTK_KernelNorm": "kernel_norm",
-            "NTK_KernelTrace": "kernel_trace",
-        }
-    if distance:
-        for name, column in (("Previous", "previous"), ("ExperienceStart", "experience_start"), ("Init", "init")):
-            chosen[f"NTK_Distance{name}"] = f"distance_{column}"
-            chosen[f"NTK_Distance{name}Uncentred"] = f"distance_{column}_uncentred"
-    if velocity:
-        chosen |= {
-            "NTK_Velocity": "velocity_per_iteration",
-            "NTK_VelocityUncentred": "velocity_per_iteration_uncentred",
-            "NTK_VelocityPerStep": "velocity_per_step",
-            "NTK_VelocityPerEpoch": "velocity_per_epoch",
-        }
-    if alignment:
-        chosen["NTK_Alignment"] = "alignment"
-    if spectrum:
-        chosen["NTK_EffectiveRank"] = "effective_rank"
-    metrics: list[PluginMetric[float]] = [NTKMetric(plugin, name, column) for name, column in chosen.items()]
+    wanted = {
+        "norms": norms,
+        "distance": distance,
+        "velocity": velocity,
+        "alignment": alignment,
+        "spectrum": spectrum,
+        "linearisation": linearisation,
+        "forecast": forecast,
+        "per_layer": per_layer,
+        "features": features,
+        "class_blocks": class_blocks,
+        "task_overlap": task_overlap,
+        "regression": regression,
+        "cost": cost,
+    }
+    metrics: list[PluginMetric[Any]] = []
+    for flag, on in wanted.items():
+        if not on:
+            continue
+        if flag in _OBSERVABLES and not any(isinstance(o, _OBSERVABLES[flag]) for o in plugin.observables):
+            plugin.request(_OBSERVABLES[flag]())
+        metrics += [NTKMetric(plugin, name, column) for name, column in _COLUMNS.get(flag, {}).items()]
+        metrics += [PatternMetric(plugin, name, pattern) for name, pattern in _PATTERNS.get(flag, {}).items()]
     if reactivation:
-        at_boundaries = {
-            "NTK_Spike": "spike",
-            "NTK_Ratio": "ratio",
-            "NTK_NormDip": "norm_dip",
-            "NTK_AlignmentDrop": "alignment_drop",
-            "NTK_Moved": "moved",
-            "NTK_OnsetVelocity": "onset",
-        }
-        metrics += [ReactivationMetric(plugin, name, column) for name, column in at_boundaries.items()]
+        metrics += [ReactivationMetric(plugin, name, column) for name, column in _REACTIVATION.items()]
+    if spectrum:
+        metrics.append(FigureMetric(plugin, "NTK_Spectrum", _draw_spectrum))
+    if task_overlap:
+        metrics.append(FigureMetric(plugin, "NTK_TaskOverlapMatrix", _draw_overlap))
+    if kernel_image:
+        metrics.append(FigureMetric(plugin, "NTK_Kernel", _draw_kernel))
     metrics.append(EvaluationRecorder(plugin))
     return metrics
+
+
+_COLUMNS = {
+    "norms": {
+        "NTK_SpectralNorm": "spectral_norm",
+        "NTK_KernelNorm": "kernel_norm",
+        "NTK_KernelTrace": "kernel_trace",
+    },
+    "distance": {
+        f"NTK_Distance{name}{suffix}": f"distance_{column}{suffix and '_uncentred'}"
+        for name, column in (("Previous", "previous"), ("ExperienceStart", "experience_start"), ("Init", "init"))
+        for suffix in ("", "Uncentred")
+    },
+    "velocity": {
+        "NTK_Velocity": "velocity_per_iteration",
+        "NTK_VelocityUncentred": "velocity_per_iteration_uncentred",
+        "NTK_VelocityPerStep": "velocity_per_step",
+        "NTK_VelocityPerEpoch": "velocity_per_epoch",
+    },
+    "alignment": {"NTK_Alignment": "alignment"},
+    "spectrum": {"NTK_EffectiveRank": "effective_rank", "NTK_ConditionNumber": "condition_number"},
+    "linearisation": {
+        "NTK_LinearisationErrorBoundary": "linearisation_error_boundary",
+        "NTK_LinearisationErrorInit": "linearisation_error_init",
+    },
+    "forecast": {"NTK_ForecastError": "forecast_error", "NTK_ForecastAccuracy": "forecast_accuracy"},
+    "features": {
+        "NTK_FeatureVelocity": "features.velocity_per_iteration",
+        "NTK_FeatureDistanceInit": "features.distance_init",
+        "NTK_FeatureAlignment": "features.alignment",
+    },
+    "class_blocks": {
+        "NTK_ClassBlockWithin": "class_block_within",
+        "NTK_ClassBlockBetween": "class_block_between",
+    },
+    "regression": {
+        "NTK_RegressionAccuracy": "regression_accuracy",
+        "NTK_RegressionAccuracyInit": "regression_accuracy_init",
+        "NTK_NetworkAccuracyHeldOut": "network_accuracy_held_out",
+    },
+    "cost": {"NTK_MeasurementSeconds": "measurement_seconds", "NTK_MeasuringShare": "measuring_share"},
+}
+_PATTERNS = {
+    "spectrum": {"NTK_EigenvectorAlignment": r"eigenvector_alignment_(?P<part>\d+)"},
+    "per_layer": {
+        "NTK_LayerVelocity": r"layer\[(?P<part>.+)\]\.velocity_per_iteration",
+        "NTK_LayerDistanceInit": r"layer\[(?P<part>.+)\]\.distance_init",
+        "NTK_LayerTraceShare": r"layer\[(?P<part>.+)\]\.trace_share",
+    },
+    "class_blocks": {"NTK_ClassBlock": r"class_block\[(?P<part>.+)\]"},
+    "task_overlap": {"NTK_TaskOverlap": r"task_overlap\[(?P<part>.+)\]"},
+}
+_REACTIVATION = {
+    "NTK_Spike": "spike",
+    "NTK_Ratio": "ratio",
+    "NTK_Z": "z",
+    "NTK_OnsetRatio": "onset_ratio",
+    "NTK_NormDip": "norm_dip",
+    "NTK_NormRecovery": "norm_recovery",
+    "NTK_AlignmentDrop": "alignment_drop",
+    "NTK_Moved": "moved",
+    "NTK_TimeToPeak": "time_to_peak",
+    "NTK_HalfLife": "half_life",
+    "NTK_OnsetVelocity": "onset",
+}
+_OBSERVABLES: dict[str, type[Observable]] = {
+    "linearisation": Linearisation,
+    "forecast": StaticKernelForecast,
+    "per_layer": PerLayer,
+    "features": FeatureKernel,
+    "class_blocks": ClassBlocks,
+    "task_overlap": TaskOverlap,
+    "regression": KernelRegression,
+}
+
+
+def _when(measurement: Measurement) -> str:
+    event = measurement.clock.event.replace("_", " ")
+    return f"{event} {measurement.clock.experience}, iteration {measurement.clock.iteration}"
+
+
+def _kernel_of(trajectory: Trajectory, measurement: Measurement) -> np.ndarray | None:
+    try:
+        return trajectory.kernel(measurement.index)
+    except RunFolderError:  # kernels are not kept, or the file is gone: there is nothing to draw
+        return None
+
+
+def _draw_kernel(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
+    kernel = _kernel_of(trajectory, measurement)
+    return None if kernel is None else images.kernel_figure(kernel, trajectory.labels, _when(measurement))
+
+
+def _draw_spectrum(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
+    kernel = _kernel_of(trajectory, measurement)
+    return None if kernel is None else images.spectrum_figure(measures.eigenvalues(kernel), _when(measurement))
+
+
+def _draw_overlap(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
+    pairs = {c[len("task_overlap[") : -1]: v for c, v in measurement.values.items() if c.startswith("task_overlap[")}
+    if not pairs:
+        return None
+    names = list(dict.fromkeys(name for pair in pairs for name in pair.split(",")))
+    matrix = np.eye(len(names))
+    for pair, value in pairs.items():
+        i, j = (names.index(name) for name in pair.split(","))
+        matrix[i, j] = matrix[j, i] = value
+    return images.overlap_figure(matrix, names, _when(measurement))
 
 
 def tag_of(name: str, probe: Probe) -> str:

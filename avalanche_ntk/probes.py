@@ -120,8 +120,8 @@ class ProbeSpec:
 
     Args:
         size: Number of samples N.
-        from_experience: Position in the stream of the experience to choose from; 0 is the first task. None takes a probe
-            of each task when training reaches it.
+        from_experience: Position in the stream of the experience to choose from; 0 is the first task. None takes one
+            probe of each task when training reaches it.
         balance: "class" takes the same number of each class of the experience (a remainder goes to the first classes,
             and a class with too few samples gives its share to the others); "none" draws uniformly.
         seed: Seed of the generator used for choosing; it is the probe's own, training's random numbers are untouched.

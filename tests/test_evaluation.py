@@ -5,6 +5,7 @@ import csv
 import io
 
 import pytest
+import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,7 +37,13 @@ DEFAULT = {
     "NTK_NormDip",
     "NTK_AlignmentDrop",
     "NTK_Moved",
+    "NTK_Z",
+    "NTK_OnsetRatio",
+    "NTK_NormRecovery",
+    "NTK_TimeToPeak",
     "NTK_OnsetVelocity",
+    "NTK_MeasurementSeconds",
+    "NTK_MeasuringShare",
 }
 
 
@@ -47,8 +54,13 @@ def plugin(**arguments):
 def test_every_value_arrives_once_with_its_iteration_as_a_float():
     ntk, strategy = run_with_ntk(ntk=plugin())
     found = strategy.evaluator.get_all_metrics()
-    assert {tag for tag in found if tag.startswith("NTK_")} == {name + TAIL for name in DEFAULT}
-    columns = {"NTK_SpectralNorm": "spectral_norm", "NTK_Velocity": "velocity_per_iteration", "NTK_Alignment": "alignment"}
+    ours = {tag for tag in found if tag.startswith("NTK_")} - {"NTK_HalfLife" + TAIL}  # censored in some runs
+    assert ours == {name + TAIL for name in DEFAULT}
+    columns = {
+        "NTK_SpectralNorm": "spectral_norm",
+        "NTK_Velocity": "velocity_per_iteration",
+        "NTK_Alignment": "alignment",
+    }
     for name, column in columns.items():
         xs, values = found[name + TAIL]
         expected = [(m.clock.iteration, m.values[column]) for m in ntk.trajectory if column in m.values]
@@ -62,14 +74,25 @@ def test_every_value_arrives_once_with_its_iteration_as_a_float():
 
 def test_metrics_can_be_chosen():
     ntk = plugin()
-    chosen = ntk_metrics(ntk, norms=False, distance=False, velocity=False, alignment=False, reactivation=False, spectrum=True)
+    off = dict.fromkeys(["norms", "distance", "velocity", "alignment", "reactivation", "cost"], False)
+    chosen = ntk_metrics(ntk, **off, spectrum=True)
     assert all(isinstance(m, PluginMetric) for m in chosen)
-    assert [str(m) for m in chosen if isinstance(m, NTKMetric)] == ["NTK_EffectiveRank"]
+    assert [str(m) for m in chosen if isinstance(m, NTKMetric)] == [
+        "NTK_EffectiveRank",
+        "NTK_ConditionNumber",
+        "NTK_EigenvectorAlignment",
+        "NTK_Spectrum",
+    ]
+    assert ntk.observables == []
+    ntk_metrics(ntk, per_layer=True)
+    ntk_metrics(ntk, per_layer=True, features=True)  # for a second evaluator: nothing is measured twice
+    assert [o.name for o in ntk.observables] == ["per_layer", "feature_kernel"]
 
 
 def test_place_of_the_plugin_does_not_matter():
     values = []
     for late in (False, True):
+        torch.manual_seed(0)
         ntk = plugin()
         benchmark = tiny_stream()
         strategy = make_strategy(plugins=[] if late else [ntk], metrics=[ntk_metrics(ntk)])
@@ -78,8 +101,9 @@ def test_place_of_the_plugin_does_not_matter():
         run(strategy, benchmark)
         values.append({k: v for k, v in strategy.evaluator.get_all_metrics().items() if k.startswith("NTK_")})
     assert values[0].keys() == values[1].keys()
-    for tag, (xs, _) in values[0].items():
-        assert xs == values[1][tag][0]
+    for tag, (xs, ys) in values[0].items():
+        if not tag.startswith("NTK_Meas"):  # seconds differ from run to run
+            assert (xs, ys) == values[1][tag]
 
 
 def test_two_evaluators_and_copies():
@@ -114,7 +138,9 @@ def test_loggers_read_back(tmp_path):
     assert "Top1_Acc_Stream/eval_phase/test_stream/Task000" in scalars
     curve = events.Scalars("NTK_Velocity" + TAIL)
     expected = [
-        (m.clock.iteration, m.values["velocity_per_iteration"]) for m in ntk.trajectory if "velocity_per_iteration" in m.values
+        (m.clock.iteration, m.values["velocity_per_iteration"])
+        for m in ntk.trajectory
+        if "velocity_per_iteration" in m.values
     ]
     assert [e.step for e in curve] == [x for x, _ in expected]
     assert [e.value for e in curve] == pytest.approx([v for _, v in expected], rel=1e-6)  # TensorBoard keeps float32
@@ -179,3 +205,67 @@ def test_strict_checks():
     strategy.evaluator = evaluator
     run(strategy, tiny_stream())
     assert "NTK_Ratio" + TAIL in evaluator.get_all_metrics()
+
+
+def test_everything_at_once_reaches_every_logger(tmp_path):
+    torch.manual_seed(0)
+    # Two probes of different tasks and a held-out one: overlap and regression need them.
+    ntk = NTKPlugin(
+        [ProbeSpec.each_task(size=8), ProbeSpec(size=8, split="test")],
+        Schedule.every_iterations(2),
+        run_folder=tmp_path / "run",
+        on_error="raise",
+    )
+    flags = [
+        "spectrum",
+        "linearisation",
+        "forecast",
+        "per_layer",
+        "features",
+        "class_blocks",
+        "task_overlap",
+        "regression",
+    ]
+    metrics = ntk_metrics(ntk, **dict.fromkeys(flags, True), kernel_image=True)
+    text = io.StringIO()
+    tensorboard = TensorboardLogger(tmp_path / "tb")
+    strategy = make_strategy(plugins=[ntk], metrics=[metrics], loggers=[TextLogger(text), tensorboard])
+    run(strategy, tiny_stream())
+    tensorboard.writer.flush()
+    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    scalars, pictures = events.Tags()["scalars"], events.Tags()["images"]
+    assert events.Tags()["histograms"] == []
+    for tag in (
+        "NTK_LinearisationErrorBoundary" + TAIL,
+        "NTK_ForecastError" + TAIL,
+        "NTK_LayerVelocity" + TAIL + "/features.1",
+        "NTK_LayerTraceShare" + TAIL + "/classifier",
+        "NTK_FeatureVelocity" + TAIL,
+        "NTK_ClassBlock" + TAIL + "/0,1",
+        "NTK_TaskOverlap" + TAIL + "/Exp000,Exp001",
+        "NTK_RegressionAccuracy" + TAIL,
+        "NTK_EigenvectorAlignment" + TAIL + "/1",
+        "NTK_Velocity/train_phase/train_stream/Task000/Exp001",
+        "NTK_Velocity/train_phase/test_stream/Task000/Exp000",
+    ):
+        assert tag in scalars, tag
+    assert {"NTK_Kernel" + TAIL, "NTK_Spectrum" + TAIL, "NTK_TaskOverlapMatrix" + TAIL} <= set(pictures)
+    assert [e.step for e in events.Images("NTK_Kernel" + TAIL)] == [0, 6, 6, 12]
+    assert "Figure" not in text.getvalue()
+    assert "Picture" not in text.getvalue()
+    assert "NTK_LayerVelocity" in text.getvalue()
+
+
+def test_layers_sum_to_the_whole():
+    torch.manual_seed(0)
+    ntk = plugin()
+    ntk_metrics(ntk, per_layer=True)
+    ntk, _ = run_with_ntk(ntk=ntk)
+    for m in ntk.trajectory:
+        kernels = ntk.trajectory.kernels(m.index)
+        assert set(kernels) == {"kernel", "layer[features.1]", "layer[classifier]"}
+        total = sum(kernel.astype(float) for name, kernel in kernels.items() if name != "kernel")
+        assert abs(total - kernels["kernel"]).max() <= 1e-5 * abs(kernels["kernel"]).max()
+        shares = [m.values[f"layer[{name}].trace_share"] for name in ("features.1", "classifier")]
+        assert sum(shares) == pytest.approx(1.0, abs=1e-5)
