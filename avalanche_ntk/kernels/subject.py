@@ -224,7 +224,9 @@ class Subject:
         work = working_dtype(inner, dtype)
         if work is None:
             own = dict(inner.named_parameters())
-            return Subject(inner, {n: own[n] for n in names}, None, selector)
+            # A hook on a parameter changes its gradient, not the function: the same memory stands in without the hook.
+            bare = {n: own[n].detach().requires_grad_() for n in names if own[n]._backward_hooks}
+            return Subject(inner, {n: bare.get(n, own[n]) for n in names}, None, selector, bare)
         wanted = set(names)
         substitutes = {
             n: (p.detach().to(work) if p.is_floating_point() else p.detach()).requires_grad_(n in wanted)
