@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,7 +63,8 @@ def demo(
         def on_progress(strategy: str, experiences: int) -> None:
             progress.update(bar, advance=1, description=f"{strategy}, task {experiences} of {EXPERIENCES}")
 
-        folders = run_demo(out, overwrite=overwrite, seed=seed, epochs=epochs, on_progress=on_progress)
+        with _without_avalanches_own_warnings():
+            folders = run_demo(out, overwrite=overwrite, seed=seed, epochs=epochs, on_progress=on_progress)
         progress.update(bar, description="drawing")
         from avalanche_ntk.report import boundary_table, four_panels
 
@@ -74,6 +77,25 @@ def demo(
     print(f"Figure: {folders.figure}")
     print(f"Table:  {folders.table}")
     print(f"Curves: tensorboard --logdir {_quoted(folders.tensorboard)}")
+
+
+@contextmanager
+def _without_avalanches_own_warnings() -> Generator[None]:
+    """Leave out what Avalanche says of its own deprecated calls, which a user of the demonstration cannot change.
+
+    Avalanche sets the filter itself before each of these warnings, so that only the display can be chosen.
+    """
+    import warnings
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def only_others(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+            if not (issubclass(category, DeprecationWarning) and "avalanche" in Path(filename).parts):
+                show(message, category, filename, *rest)
+
+        warnings.showwarning = only_others
+        yield
 
 
 def _print_boundaries(frame: pd.DataFrame) -> None:

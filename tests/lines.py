@@ -124,7 +124,8 @@ class BatchRecorder:
     batches: list[list[int]] = field(default_factory=list)
 
     def after_training_iteration(self, strategy, **kwargs):
-        self.batches.append(strategy.mb_y.tolist() + (strategy.mb_x.double().sum((*range(1, strategy.mb_x.ndim),))).tolist())
+        sums = strategy.mb_x.double().flatten(1).sum(1)
+        self.batches.append(strategy.mb_y.tolist() + sums.tolist())
 
 
 def fingerprint(strategy) -> dict[str, Any]:

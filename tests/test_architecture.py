@@ -102,7 +102,9 @@ def test_lazy_names_exist_and_unknown_ones_are_told():
     for name in avalanche_ntk.__all__:
         assert getattr(avalanche_ntk, name) is not None
     assert set(avalanche_ntk.__all__) <= set(dir(avalanche_ntk))
-    with pytest.raises(AttributeError, match="module 'avalanche_ntk' has no attribute 'NTKPlugins'; it offers NTKPlugin"):
+    with pytest.raises(
+        AttributeError, match="module 'avalanche_ntk' has no attribute 'NTKPlugins'; it offers NTKPlugin"
+    ):
         _ = avalanche_ntk.NTKPlugins
 
 

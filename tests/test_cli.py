@@ -48,7 +48,9 @@ def test_demo_leaves_runs_tables_figures_and_says_where(demo):
 def test_demo_table_agrees_with_the_run_folders(demo):
     folder, done = demo
     table = pd.read_csv(folder / "out" / "boundaries.csv")
-    assert list(zip(table["run"], table["experience"], strict=True)) == [(r, e) for r in ("naive", "replay") for e in range(5)]
+    assert list(zip(table["run"], table["experience"], strict=True)) == [
+        (r, e) for r in ("naive", "replay") for e in range(5)
+    ]
     naive = Trajectory.load(str(folder / "out" / "runs" / "naive"))
     for row in table[table["run"] == "naive"].to_dict("records"):
         found = naive.reactivations[row["experience"]]

@@ -33,7 +33,9 @@ def trained(model, strategy, with_ntk):
     benchmark = tiny_stream(n_experiences=2, shape=shape, transform=noisy)
     recorder = BatchRecorder()
     plugins, metrics = [recorder], []
-    ntk = NTKPlugin([ProbeSpec(size=8), ProbeSpec(size=4, from_experience=1)], Schedule.every_iterations(1), on_error="raise")
+    ntk = NTKPlugin(
+        [ProbeSpec(size=8), ProbeSpec(size=4, from_experience=1)], Schedule.every_iterations(1), on_error="raise"
+    )
     if with_ntk:
         plugins, metrics = [ntk, recorder], [ntk_metrics(ntk)]
     result = make_strategy(model=model_class(), plugins=plugins, metrics=metrics, strategy=strategy_class, **arguments)

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 def tree() -> set[str]:
     """Files that the installed package must have, as paths inside the wheel."""
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "avalanche_ntk").rglob("*") if p.is_file()}
-    strategies = {f"avalanche_ntk/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "strategies").rglob("*") if p.is_file()}
+    strategies = {
+        f"avalanche_ntk/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "strategies").rglob("*") if p.is_file()
+    }
     return {p for p in ours | strategies if "__pycache__" not in p}
 
 

@@ -118,7 +118,11 @@ def test_numbers_follow_from_the_stored_kernels(tmp_path):
 def test_reactivation_by_hand():
     ntk, _ = run_with_ntk(ntk=NTKPlugin(ProbeSpec(size=8), EVERY_STEP, on_error="raise"))
     trajectory = ntk.trajectory
-    v = {m.clock.iteration: m.values["velocity_per_iteration"] for m in trajectory if "velocity_per_iteration" in m.values}
+    v = {
+        m.clock.iteration: m.values["velocity_per_iteration"]
+        for m in trajectory
+        if "velocity_per_iteration" in m.values
+    }
     base = np.median([v[i] for i in range(1, 7)])
     peak = max(v[i] for i in (7, 8, 9))
     found = trajectory.reactivations[1]
@@ -223,9 +227,7 @@ def test_of_finds_the_plugin():
     assert NTKPlugin.of(strategy) is ntk
     with pytest.raises(PluginError) as caught:
         NTKPlugin.of(make_strategy())
-    assert str(caught.value) == (
-        "Naive has no NTKPlugin among its 3 plugins. Give it one: plugins=[NTKPlugin(...)]."
-    )
+    assert str(caught.value) == ("Naive has no NTKPlugin among its 3 plugins. Give it one: plugins=[NTKPlugin(...)].")
 
 
 # ---------------------------------------------------------------------- refusals

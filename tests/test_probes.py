@@ -83,7 +83,11 @@ def test_a_later_experience_and_the_test_stream():
 
 
 REFUSALS = [
-    (lambda: ProbeSpec(size=0), ArgumentError, "a probe needs at least 1 sample; found size=0. Give size=64, for example."),
+    (
+        lambda: ProbeSpec(size=0),
+        ArgumentError,
+        "a probe needs at least 1 sample; found size=0. Give size=64, for example.",
+    ),
     (
         lambda: ProbeSpec(from_experience=-1),
         ArgumentError,
@@ -109,8 +113,8 @@ REFUSALS = [
     (
         lambda: Probe.from_tensors(torch.zeros(3, 2), [0, 1]),
         ProbeError,
-        "a probe needs the same number (at least 1) of inputs, labels and task labels; found x: 3, y: 2, task_labels: 2. "
-        "Give one label and one task label for each input.",
+        "a probe needs the same number (at least 1) of inputs, labels and task labels; "
+        "found x: 3, y: 2, task_labels: 2. Give one label and one task label for each input.",
     ),
     (
         lambda: Probe.from_tensors([1.0, 2.0], [0, 1]),

@@ -1,0 +1,283 @@
+"""What is measured beside the kernel, against values worked out another way."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+
+from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
+from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning
+from avalanche_ntk.kernels.reference import reference_jacobian, reference_ntk
+from avalanche_ntk.models import MLP
+from avalanche_ntk.observables import (
+    ClassBlocks,
+    FeatureKernel,
+    KernelRegression,
+    Linearisation,
+    Observable,
+    PerLayer,
+    StaticKernelForecast,
+    TaskOverlap,
+)
+from avalanche_ntk.runfolder import RunFolder
+from tests.lines import make_strategy, run, tiny_stream
+
+
+class Models(SupervisedPlugin):
+    """Keeps the model at the end of each iteration."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = {}
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.at[strategy.clock.train_iterations] = copy.deepcopy(strategy.model)
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self.at[strategy.clock.train_iterations + 1] = copy.deepcopy(strategy.model)
+
+
+def observed(*observables, probe=None, model=None, optimizer=None, batch=8, epochs=2, stream=None, **arguments):
+    torch.manual_seed(0)
+    models = Models()
+    ntk = NTKPlugin(
+        probe or ProbeSpec(size=8), Schedule.every_iterations(1), observe=observables, on_error="raise", **arguments
+    )
+    strategy = make_strategy(model=model, plugins=[ntk, models], batch=batch, epochs=epochs, lr=0.1)
+    if optimizer is not None:
+        strategy.optimizer = optimizer(strategy.model)
+    run(strategy, stream or tiny_stream())
+    return ntk, models.at
+
+
+def linear_model():
+    return nn.Linear(6, 4)
+
+
+# ---------------------------------------------------------------------- linearisation
+
+
+def test_linearisation_error_by_the_oracles_jacobian():
+    ntk, models = observed(Linearisation(), model=MLP(6, 4, width=8, depth=1))
+    x = ntk.probes["Exp000"].x
+    checked = 0
+    for m in ntk.trajectory:
+        boundary = 0 if m.clock.experience == 0 else 6
+        for which, at in (("boundary", boundary), ("init", 0)):
+            column = f"linearisation_error_{which}"
+            if m.clock.iteration == at:
+                assert m.reasons[column] == "the parameters have not moved since"
+                continue
+            base, now = (copy.deepcopy(models[i]).double() for i in (at, m.clock.iteration))
+            jacobian = reference_jacobian(base, x.double())
+            delta = torch.cat([(p - q).flatten() for p, q in zip(now.parameters(), base.parameters(), strict=True)])
+            predicted = torch.einsum("ncp,p->nc", jacobian, delta.detach())
+            with torch.no_grad():
+                moved = now(x.double()) - base(x.double())
+            expected = ((moved - predicted).norm() / moved.norm()).item()
+            assert m.values[column] == pytest.approx(expected, rel=1e-4)
+            checked += 1
+    assert checked > 20
+
+
+def test_a_linear_model_never_leaves_its_linearisation():
+    ntk, _ = observed(Linearisation(), model=linear_model())
+    errors = [m.values["linearisation_error_init"] for m in ntk.trajectory if "linearisation_error_init" in m.values]
+    assert len(errors) > 10
+    assert max(errors) < 1e-5
+
+
+def test_linearisation_across_a_growing_head_says_why_not():
+    from avalanche.models import IncrementalClassifier
+
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), IncrementalClassifier(5, initial_out_features=2))
+    ntk, _ = observed(Linearisation(), model=model)
+    last = ntk.trajectory[-1]
+    assert last.reasons["linearisation_error_init"] == "the model's parameters came, went or changed shape since"
+    assert 0 < last.values["linearisation_error_boundary"] < 2
+
+
+# ---------------------------------------------------------------------- static-kernel forecast
+
+
+def plain_sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05)
+
+
+def test_the_forecast_of_a_linear_model_is_what_happens():
+    # Full batches of all the data, no momentum, a model that is its own linearisation: nothing is approximate.
+    ntk, _ = observed(StaticKernelForecast(size=24), model=linear_model(), optimizer=plain_sgd, batch=24, epochs=6)
+    second = [m for m in ntk.trajectory if m.clock.experience == 1 and m.clock.exp_iteration]
+    assert len(second) == 7
+    for m in second:
+        assert m.values["forecast_error"] < 1e-4
+        assert m.values["forecast_accuracy"] == m.values["network_accuracy_probe"]
+    assert not any("forecast_error" in m.values for m in ntk.trajectory if m.clock.experience == 0)
+
+
+def test_the_forecast_of_a_deep_model_is_wrong_and_says_how_much():
+    ntk, _ = observed(
+        StaticKernelForecast(size=24), model=MLP(6, 4, width=8, depth=2), optimizer=plain_sgd, batch=24, epochs=20
+    )
+    assert ntk.trajectory[-1].values["forecast_error"] > 0.01
+
+
+def test_the_forecast_refuses_what_it_does_not_know():
+    ntk, _ = observed(
+        StaticKernelForecast(), optimizer=lambda m: torch.optim.Adam(m.parameters()), model=linear_model()
+    )
+    assert ntk.trajectory[-1].reasons["forecast_error"] == (
+        "the forecast knows the steps of torch.optim.SGD only; the strategy has Adam"
+    )
+    ntk, _ = observed(StaticKernelForecast(), optimizer=plain_sgd, model=linear_model(), outputs=[0, 1])
+    assert ntk.trajectory[-1].reasons["forecast_error"] == (
+        "the new task's classes are not among the outputs that the kernel is made of "
+        "(NTKPlugin(outputs='all') measures them)"
+    )
+
+
+# ---------------------------------------------------------------------- tasks, layers, features, classes
+
+
+def test_task_overlap_by_the_oracle(tmp_path):
+    ntk, models = observed(TaskOverlap(), probe=[ProbeSpec.each_task(size=6)], run_folder=tmp_path / "run")
+    assert set(ntk.trajectories) == {"Exp000", "Exp001"}
+    model, a, b = models[12], ntk.probes["Exp000"].x, ntk.probes["Exp001"].x
+
+    def norm(x, y):
+        return reference_ntk(model, x, y, dtype=torch.float64, reduction="trace").norm().item()
+
+    value = ntk.trajectories["Exp000"][-1].values["task_overlap[Exp000,Exp001]"]
+    assert value == pytest.approx(norm(a, b) ** 2 / (norm(a, a) * norm(b, b)), rel=1e-5)
+    records = [r for r in RunFolder.open(tmp_path / "run").records() if r["kind"] == "task_overlap"]
+    assert [r["clock"]["iteration"] for r in records] == [6, 12]  # the second probe exists from the second boundary on
+    assert records[-1]["matrix"][0][1] == value
+
+
+def test_layers_by_the_oracle():
+    ntk, models = observed(PerLayer({"head": ["classifier.*"]}))
+    x = ntk.probes["Exp000"].x
+    last = ntk.trajectory[-1]
+    kernels = ntk.trajectory.kernels(last.index)
+    assert set(kernels) == {"kernel", "layer[head]", "layer[other]"}
+    names = [name for name, _ in models[12].named_parameters()]
+    for group, prefix in (("head", "classifier"), ("other", "features")):
+        mine = [name for name in names if name.startswith(prefix)]
+        expected = reference_ntk(models[12], x, params=mine, dtype=torch.float64, reduction="trace").numpy()
+        np.testing.assert_allclose(kernels[f"layer[{group}]"], expected, rtol=1e-4, atol=1e-4 * expected.max())
+        assert last.values[f"layer[{group}].kernel_norm"] == pytest.approx(np.linalg.norm(expected), rel=1e-4)
+
+
+def test_features_are_what_the_head_sees():
+    ntk, models = observed(FeatureKernel())
+    with torch.no_grad():
+        h = models[12].features(ntk.probes["Exp000"].x).double().numpy()
+    last = ntk.trajectory[-1]
+    np.testing.assert_allclose(ntk.trajectory.kernel(last.index, "features"), h @ h.T, rtol=1e-5)
+    assert 0 < last.values["features.distance_init"] < 1
+    assert last.values["features.alignment"] == pytest.approx(ntk.trajectory[-2].values["features.alignment"], abs=0.2)
+
+
+def test_class_blocks_are_means():
+    ntk, _ = observed(ClassBlocks())
+    last = ntk.trajectory[-1]
+    kernel, y = ntk.trajectory.kernel(last.index).astype(float), ntk.probes["Exp000"].y.numpy()
+    assert last.values["class_block[0,1]"] == pytest.approx(kernel[y == 0][:, y == 1].mean())
+    assert last.values["class_block[1,1]"] == pytest.approx(kernel[y == 1][:, y == 1].mean())
+    same = np.equal.outer(y, y)
+    assert last.values["class_block_within"] == pytest.approx(kernel[same].mean())
+    assert last.values["class_block_between"] == pytest.approx(kernel[~same].mean())
+
+
+def test_regression_uses_the_held_out_probe():
+    specs = [ProbeSpec(size=16), ProbeSpec(size=8, split="test")]
+    ntk, models = observed(KernelRegression(), probe=specs)
+    at = [m for m in ntk.trajectories["Exp000"] if m.clock.is_boundary]
+    assert [("regression_accuracy" in m.values) for m in at] == [True] * 4
+    assert at[0].values["regression_accuracy"] == at[0].values["regression_accuracy_init"]
+    held_out = ntk.probes["Exp000_test"]
+    with torch.no_grad():
+        expected = (models[6](held_out.x).argmax(1) == held_out.y).double().mean().item()
+    assert at[1].values["network_accuracy_held_out"] == expected
+    assert at[1].values["regression_accuracy"] >= 0.75  # two Gaussian blobs, two standard deviations apart and more
+
+
+# ---------------------------------------------------------------------- the frame
+
+
+def test_one_that_fails_takes_nothing_with_it():
+    class Fails(Observable):
+        name = "fails"
+
+        def observe(self, moment):
+            raise RuntimeError("no luck")
+
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only(), observe=[Fails(), FeatureKernel()])
+    with pytest.warns(MeasurementFailedWarning, match="fails of the NTK failed at iteration 0 and training goes on"):
+        run(make_strategy(plugins=[ntk]), tiny_stream())
+    for m in ntk.trajectory:
+        assert m.failure is None
+        assert m.reasons["fails"] == "RuntimeError: no luck"
+        assert m.values["kernel_norm"] > 0
+        assert m.values["features.kernel_norm"] > 0
+
+
+def test_missing_held_out_probe_is_told():
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only(), on_error="raise")
+    ntk_metrics(ntk, regression=True)
+    with pytest.raises(Exception) as caught:
+        run(make_strategy(plugins=[ntk]), tiny_stream())
+    assert str(caught.value) == (
+        "kernel regression needs the held-out probe 'Exp000_test'; the plugin has 'Exp000'. Give the plugin that probe "
+        "too: NTKPlugin([ProbeSpec(size=64), ProbeSpec(size=64, split='test')])."
+    )
+
+
+def test_requests_are_checked():
+    ntk = NTKPlugin(observe=[PerLayer({"a": ["x*"]})])
+    ntk.request(PerLayer({"a": ["x*"]}))
+    assert len(ntk.observables) == 1
+    with pytest.raises(ArgumentError) as caught:
+        ntk.request(PerLayer())
+    assert str(caught.value) == (
+        "per_layer is measured already as {'name': 'per_layer', 'groups': {'a': ['x*']}}; found a second one, "
+        "{'name': 'per_layer', 'groups': None}. Give one of them."
+    )
+    with pytest.raises(ArgumentError) as caught:
+        ntk.request("per_layer")
+    assert str(caught.value) == (
+        "observe takes objects of avalanche_ntk.observables, such as PerLayer(); found 'per_layer'."
+    )
+    with pytest.raises(ArgumentError) as caught:
+        PerLayer({})
+    assert str(caught.value) == (
+        "groups needs at least one group, such as {'features': ['features.*']}; found none. "
+        "Give None for a group of each module."
+    )
+
+
+def test_all_of_them_leave_training_as_it_was():
+    from tests.lines import differences, fingerprint, seed_everything
+
+    results = []
+    for on in (False, True):
+        seed_everything()
+        specs = [ProbeSpec.each_task(size=8), ProbeSpec(size=8, split="test")]
+        everything = [
+            PerLayer(),
+            FeatureKernel(),
+            ClassBlocks(),
+            Linearisation(),
+            StaticKernelForecast(),
+            TaskOverlap(),
+        ]
+        ntk = NTKPlugin(
+            specs, Schedule.every_iterations(1), observe=[*everything, KernelRegression()], on_error="raise"
+        )
+        strategy = make_strategy(model=MLP(6, 4, width=8, depth=1), plugins=[ntk] if on else [])
+        run(strategy, tiny_stream())
+        results.append(fingerprint(strategy))
+    assert differences(*results) == []
