@@ -98,7 +98,7 @@ class NTKMetric(PluginMetric[float]):
     def _new_values(self, strategy: Any = None) -> list[MetricValue]:
         values: list[MetricValue] = []
         for name, trajectory in self.plugin.trajectories.items():
-            begin = self._given.get(name, 0)
+            begin = self._given.get(name, self._restored(trajectory))
             tag = tag_of(self.name, self.plugin.probes[name])
             for full_tag, x, value in self._values_of(trajectory, begin, tag):
                 if isinstance(value, float):
@@ -109,6 +109,10 @@ class NTKMetric(PluginMetric[float]):
 
     def _length(self, trajectory: Trajectory) -> int:
         return len(trajectory)
+
+    def _restored(self, trajectory: Trajectory) -> int:
+        # What was read from a run folder was handed on by the process that measured it.
+        return trajectory.restored
 
     def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
         """Yield tag, iteration and value of what is defined; what is not is absent, never 0."""
@@ -131,6 +135,9 @@ class ReactivationMetric(NTKMetric):
 
     def _length(self, trajectory: Trajectory) -> int:
         return len(trajectory.reactivations)
+
+    def _restored(self, trajectory: Trajectory) -> int:
+        return trajectory.restored_reactivations
 
     def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
         for reactivation in list(trajectory.reactivations.values())[begin:]:

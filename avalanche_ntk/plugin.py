@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.distributed import DistributedHelper
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
@@ -34,6 +36,7 @@ from avalanche_ntk.kernels import KernelInfo, empirical_ntk, jvp_prediction, spo
 from avalanche_ntk.observables import Moment, Observable, Observation
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
+from avalanche_ntk.resume import State, check_probe, digests, is_run, reopen
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.schedule import Schedule
 from avalanche_ntk.trained import trained_function
@@ -57,6 +60,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         run_folder: Folder to write `run.json`, `measurements.jsonl` and the kernels to; None keeps everything in
             memory.
         overwrite: Whether a run that is already in that folder may be replaced.
+        resume: Whether to go on with the run that is in that folder, when the model and the optimizer were restored
+            from a checkpoint of your own. True goes on with the experience that is trained next, by its place in the
+            stream; a number says how many experiences were trained before. What the folder holds beyond that is set
+            aside. Without a run in the folder a new one begins.
         reduction: "trace" (`K[n,m] = Σ_c Θ[n,m,c,c]`) or "sum_logits" (the kernel of the summed outputs, one backward
             pass).
         outputs: "first" keeps the outputs that the model had at the first measurement, so that the series stays
@@ -91,6 +98,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         *,
         run_folder: str | PathLike[str] | None = None,
         overwrite: bool = False,
+        resume: bool | int = False,
         reduction: str = "trace",
         outputs: str | Sequence[int] = "first",
         params: Sequence[str] | None = None,
@@ -119,6 +127,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         names = [_name(p) for p in self.specs]
         if len(set(names)) < len(names):
             raise ArgumentError(f"each probe needs a name of its own; found {names}. Give name= to ProbeSpec or Probe.")
+        _check_resume(resume, run_folder, overwrite, keep_kernels)
         if reduction not in REDUCTIONS:
             raise unknown_name("reduction", reduction, REDUCTIONS)
         if on_error not in ON_ERROR:
@@ -132,6 +141,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self.schedule = schedule
         self.run_folder = run_folder
         self.overwrite = overwrite
+        self.resume = resume
         self.reduction = reduction
         self.outputs = outputs
         self.params = None if params is None else list(params)
@@ -170,6 +180,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._owner: int | None = None
         self._step_hook: Any = None
         self._followed: Any = None
+        self._shapes_before: dict[str, tuple[int, ...]] = {}
+        self._digests_at_end: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._must_rewind = False
 
     # ------------------------------------------------------------------ what users read
 
@@ -251,7 +264,22 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self.evaluations.append(record)
         if self._folder is not None:
             folder = self._folder
-            self._guarded("record of an evaluation", lambda: folder.append(record))
+
+            def write() -> None:
+                self._rewind()
+                folder.append(record)
+
+            self._guarded("record of an evaluation", write)
+
+    def close(self) -> None:
+        """Let go of the run folder, so that another process can write it, and of the optimizer.
+
+        Happens by itself when the plugin is no longer used and at the process's end. To be called when training was
+        interrupted and another plugin of the same process is to write the folder. Going on training takes both again.
+        """
+        self._leave_optimizer()
+        if self._folder is not None:
+            self._folder.close()
 
     # ------------------------------------------------------------------ hooks
 
@@ -269,6 +297,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 "its time series would mix two models. Make one NTKPlugin for each strategy."
             )
         self._owner = id(strategy)
+        self._rewind()
+        if self._folder is None and self.resume is not False:
+            # The last moment before the model is adapted to the new experience.
+            self._shapes_before = {name: tuple(p.shape) for name, p in _model(strategy).named_parameters()}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Choose the probes that this experience brings and measure exactly at the boundary."""
@@ -278,9 +310,13 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._choose_probes(strategy)
         self._follow_optimizer(strategy)
         self._tick()
-        self._at_boundary = _snapshot(strategy.model)
+        self._at_boundary = _snapshot(_model(strategy))
         notes = []
-        if changed := _changed(self._at_end, self._at_boundary):
+        changed = _changed(self._at_end, self._at_boundary)
+        if self._digests_at_end:
+            changed = _changed_digests(self._digests_at_end, digests(self._at_boundary))
+            self._digests_at_end = {}
+        if changed:
             self._new_segment()
             notes = [
                 f"{_what(changed, self._at_boundary)} were changed since the last experience: a new segment begins"
@@ -295,7 +331,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         if self._counts["exp_iteration"] or not self._at_boundary:
             return
         before, self._at_boundary = self._at_boundary, {}
-        now = _snapshot(strategy.model)
+        now = _snapshot(_model(strategy))
         changed = _changed(before, now)
         if not changed and before.keys() == now.keys():
             return
@@ -332,10 +368,11 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         for name, trajectory in self.trajectories.items():
             self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
         self._leave_optimizer()
-        self._at_end = _snapshot(strategy.model)
+        self._at_end = _snapshot(_model(strategy))
         self._last_tick = None
         if self._folder is not None:
-            folder = self._folder
+            folder, state = self._folder, self._state(strategy).as_record(experience)
+            self._guarded("record of the state at an experience's end", lambda: folder.append(state))
             self._guarded("measurements.csv", folder.export_csv)
 
     # ------------------------------------------------------------------ set-up
@@ -350,7 +387,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     def _choose_probes(self, strategy: Any) -> None:
         """Choose every probe whose experience has been reached; open the run folder with the first one."""
-        for spec in [_of_this_experience(spec, strategy.experience) for spec in self.specs]:
+        for spec in self._specs_now(strategy):
             name = _name(spec)
             if name in self._probes:
                 continue
@@ -362,7 +399,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                     continue
                 probe = spec.choose(dataset)
             self._probes[name] = probe
-            self._open_folder(strategy)
+            known = self._open_folder(strategy, probe)
+            if known and self._folder is not None:
+                self.trajectories[name] = Trajectory.load(self._folder, name)
+                continue
             trajectory = Trajectory(
                 name,
                 probe.y.numpy(),
@@ -372,16 +412,89 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             )
             self.trajectories[name] = trajectory
 
-    def _open_folder(self, strategy: Any) -> None:
-        if self.run_folder is None:
-            return
+    def _specs_now(self, strategy: Any) -> list[ProbeSpec | Probe]:
+        """Return what to choose now; a run that is continued needs the probes of its earlier tasks too."""
+        specs = [_of_this_experience(spec, strategy.experience) for spec in self.specs]
+        if self.resume is False or self._folder is not None:
+            return specs
+        earlier = [
+            replace(spec, from_experience=number)
+            for number in range(_origin(strategy.experience).current_experience)
+            for spec in self.specs
+            if isinstance(spec, ProbeSpec) and spec.from_experience is None
+        ]
+        return [*earlier, *specs]
+
+    def _open_folder(self, strategy: Any, probe: Probe) -> bool:
+        """Make, continue or extend the run folder; return whether it already had this probe.
+
+        One process of a distributed run writes; the others keep no folder.
+        """  # noqa: DOC201
+        if self.run_folder is None or not DistributedHelper.is_main_process:
+            return False
         if self._folder is None:
-            self._folder = RunFolder.create(self.run_folder, self._meta(strategy), overwrite=self.overwrite)
-        else:
-            self._folder.update_meta({"probes": [probe.describe() for probe in self._probes.values()]})
+            if self.resume is not False and self._continue_run(strategy):
+                assert self._folder is not None
+            else:
+                self._folder = RunFolder.create(self.run_folder, self._meta(strategy), overwrite=self.overwrite)
+                _close_at_exit(self, self._folder)
+                return False
+        if check_probe(self._folder, probe.describe()):
+            return True
+        probes = [p for p in self._folder.meta["probes"] if p["name"] != probe.name]
+        self._folder.update_meta({"probes": [*probes, probe.describe()]})
+        return False
+
+    def _continue_run(self, strategy: Any) -> bool:
+        """Take up the run in the folder; return whether there is one."""
+        assert self.run_folder is not None
+        number = _position(strategy.experience) if self.resume is True else int(self.resume)
+        if not is_run(self.run_folder):
+            if number:
+                raise RunFolderError(
+                    f"there is no run in {self.run_folder} to go on with: training goes on with experience {number}, "
+                    "and what went before should be there. Give the folder of that run, or resume=False to begin a "
+                    "new one."
+                )
+            return False
+        names = [_name(spec) for spec in self._specs_now(strategy)]
+        folder, number, state = reopen(self.run_folder, number, self._meta(strategy), names, self._shapes_before)
+        self._folder = folder
+        _close_at_exit(self, folder)
+        self._counts["experience"] = number
+        if state is None:
+            folder.update_meta({**self._meta(strategy), "probes": folder.meta["probes"]})
+            return True
+        self._counts.update(state.counts)
+        self._outputs_seen = dict(state.outputs)
+        self._parameters_seen = {name: state.parameters[name][0] for name in state.trainable}
+        self._digests_at_end = state.parameters
+        self.training_seconds, self.measuring_seconds = state.training_seconds, state.measuring_seconds
+        self.evaluations = [record for record in folder.records() if record["kind"] == "evaluation"]
+        for observable in self.observables:
+            observable.resumed()
+        return True
+
+    def _rewind(self) -> None:
+        """Set aside what the folder holds beyond the checkpoint that this plugin was loaded from."""
+        if self._must_rewind and self._folder is not None:
+            self._folder.rewind()
+            _close_at_exit(self, self._folder)
+        self._must_rewind = False
+
+    def _state(self, strategy: Any) -> State:
+        model = _model(strategy)
+        return State(
+            counts={name: self._counts[name] for name in ("iteration", "epoch", "optimizer_step")},
+            outputs=self._outputs_seen,
+            parameters=digests(dict(model.named_parameters())),
+            trainable=tuple(name for name, p in model.named_parameters() if p.requires_grad),
+            training_seconds=self.training_seconds,
+            measuring_seconds=self.measuring_seconds,
+        )
 
     def _meta(self, strategy: Any) -> dict[str, Any]:
-        model: nn.Module = strategy.model
+        model = _model(strategy)
         return {
             "probes": [probe.describe() for probe in self._probes.values()],
             "seed": torch.initial_seed() if self.seed is None else self.seed,
@@ -412,6 +525,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         return TrainingClock(event=event, task_label=self._task_label, **self._counts)
 
     def _measure_if_due(self, strategy: Any, event: str, notes: Sequence[str] = ()) -> None:
+        # One process measures for all; the copies of the model are the same in each.
+        if not DistributedHelper.is_main_process:
+            return
         clock = self._clock(event)
         if not self.schedule.due(clock):
             return
@@ -426,12 +542,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     ) -> None:
         begin = time.perf_counter()
         try:
-            with preserved_rng_state(), trained_function(strategy.model):
+            with preserved_rng_state(), trained_function(_model(strategy)):
                 kernel, trust, seen = self._kernel(strategy, probe)
                 if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
                     trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
                 found = self._observe(strategy, probe, clock, kernel.numpy())
-            trust["seconds"] = time.perf_counter() - begin
+            trust["seconds"] = _since(begin)
             trajectory.add(
                 clock,
                 kernel.numpy(),
@@ -457,7 +573,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 self._report(second)
             self._report(error)
         finally:
-            spent = time.perf_counter() - begin
+            spent = _since(begin)
             self.measuring_seconds += spent
             self.schedule.note(0.0, spent)
             self._last_tick = time.perf_counter()
@@ -475,7 +591,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         }
 
     def _kernel(self, strategy: Any, probe: Probe) -> tuple[Tensor, dict[str, Any], list[str]]:
-        model: nn.Module = strategy.model
+        model = _model(strategy)
         probe = probe.to(strategy.device)
         notes = self._parameter_changes(model)
         task_labels = probe.task_labels if is_multi_task_module(model) else None
@@ -487,16 +603,16 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         return kernel.detach().cpu(), _trust(info), notes
 
     def _spot_check(self, strategy: Any, probe: Probe, kernel: Tensor) -> float:
-        probe = probe.to(strategy.device)
+        model, probe = _model(strategy), probe.to(strategy.device)
         options = {k: v for k, v in self._options(probe).items() if k in ("params", "outputs", "output_selector")}
         return spot_check(
-            strategy.model,
+            model,
             probe.x,
             kernel.to(strategy.device),
             n_entries=4,
             seed=self._counts["iteration"],
             reduction=self.reduction,
-            task_labels=probe.task_labels if is_multi_task_module(strategy.model) else None,
+            task_labels=probe.task_labels if is_multi_task_module(model) else None,
             **options,
         )
 
@@ -506,14 +622,14 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         if not self.observables:
             return found
         moment = Moment(
-            model=strategy.model,
+            model=_model(strategy),
             probe=probe.to(strategy.device),
             probes={name: p.to(strategy.device) for name, p in self._probes.items()},
             kernel=kernel,
             clock=clock,
             options=self._options(probe),
             reduction=self.reduction,
-            multi_task=is_multi_task_module(strategy.model),
+            multi_task=is_multi_task_module(_model(strategy)),
             optimizer=strategy.optimizer,
             dataset=getattr(strategy.experience, "dataset", None),
         )
@@ -534,7 +650,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     def _share(self, begin: float) -> float:
         """Share of the time since training began that went into measuring, with the measurement begun at `begin`."""
-        measuring = self.measuring_seconds + time.perf_counter() - begin
+        measuring = self.measuring_seconds + _since(begin)
         return measuring / (measuring + self.training_seconds)
 
     def _live_outputs(self, model: nn.Module, probe: Probe, task_labels: Tensor | None) -> list[int]:
@@ -599,8 +715,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         """Count the time since the last hook as training, and tell the schedule."""
         now = time.perf_counter()
         if self._last_tick is not None:
-            self.training_seconds += now - self._last_tick
-            self.schedule.note(now - self._last_tick, 0.0)
+            spent = max(0.0, now - self._last_tick)
+            self.training_seconds += spent
+            self.schedule.note(spent, 0.0)
         self._last_tick = now
 
     def _follow_optimizer(self, strategy: Any) -> None:
@@ -626,8 +743,59 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         # The hook belongs to the optimizer object, the owner to this process; both are found again by the next hook.
         return {**self.__dict__, "_step_hook": None, "_followed": None, "_owner": None, "_last_tick": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # The folder may have grown since; it is rewound when this copy first writes, which most copies never do.
+        self._must_rewind = self._folder is not None
+
 
 # ---------------------------------------------------------------------- what is read from Avalanche
+
+
+def _model(strategy: Any) -> nn.Module:
+    """Return the strategy's model; of one that is trained by several processes, the module inside.
+
+    Its forward pass sends nothing to the other processes, which wait for nothing.
+    """  # noqa: DOC201  (what is returned stands in the first line)
+    model: nn.Module = DistributedHelper.unwrap_model(strategy.model)
+    return model
+
+
+def _position(experience: Any) -> int | None:
+    number = getattr(experience.logging(), "current_experience", None)
+    return number if isinstance(number, int) else None
+
+
+def _check_resume(resume: bool | int, run_folder: Any, overwrite: bool, keep_kernels: bool) -> None:
+    if not isinstance(resume, int) or resume < 0:
+        raise ArgumentError(
+            "resume is True, False, or the number of experiences that were trained before, at least 0; found "
+            f"{resume!r}. Give resume=True."
+        )
+    if resume is False:
+        return
+    if run_folder is None:
+        raise ArgumentError("resume goes on with a run on disk; found run_folder=None. Give run_folder= too.")
+    if overwrite:
+        raise ArgumentError(
+            "resume goes on with a run and overwrite replaces it; found both. Give one of them: resume=True begins a "
+            "new run where there is none."
+        )
+    if not keep_kernels:
+        raise ArgumentError(
+            "resume needs the stored kernels, with which the next measurement is compared; found keep_kernels=False. "
+            "Give keep_kernels=True."
+        )
+
+
+def _close_at_exit(plugin: NTKPlugin, folder: RunFolder) -> None:
+    # Earlier than the interpreter would: what closing needs is still there.
+    weakref.finalize(plugin, folder.close)
+
+
+def _since(begin: float) -> float:
+    """Return the seconds since `begin`; none when the clock was set back."""
+    return max(0.0, time.perf_counter() - begin)
 
 
 def _task_label(experience: Any) -> int | None:
@@ -714,6 +882,12 @@ def _changed(before: dict[str, Tensor], now: dict[str, Tensor]) -> list[str]:
         for name in before.keys() & now.keys()
         if before[name].shape == now[name].shape and not _equal(before[name], now[name])
     ]
+
+
+def _changed_digests(
+    before: dict[str, tuple[tuple[int, ...], str]], now: dict[str, tuple[tuple[int, ...], str]]
+) -> list[str]:
+    return [n for n in before.keys() & now.keys() if before[n][0] == now[n][0] and before[n][1] != now[n][1]]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

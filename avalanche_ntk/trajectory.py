@@ -121,6 +121,8 @@ class Trajectory:
         self.measurements: list[Measurement] = []
         self.reactivations: dict[int, measures.Reactivation] = {}
         self.segment = 0
+        self.restored = 0
+        self.restored_reactivations = 0
         self._kernels: dict[int, dict[str, np.ndarray]] = {}
         self._dtype = "float64"
         self._references: dict[tuple[str, str], _Reference] = {}
@@ -236,6 +238,7 @@ class Trajectory:
                 trajectory.measurements.append(Measurement.from_record(record))
             elif record["kind"] == "reactivation":
                 trajectory.reactivations[record["experience"]] = measures.Reactivation.from_dict(record["reactivation"])
+        trajectory.restored, trajectory.restored_reactivations = len(trajectory), len(trajectory.reactivations)
         trajectory._restore_references()
         return trajectory
 

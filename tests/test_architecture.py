@@ -15,8 +15,9 @@ ROOT = Path(avalanche_ntk.__file__).parent
 LAYERS = {
     **dict.fromkeys(["errors", "randomness", "clock", "_lock"], 0),
     **dict.fromkeys(["kernels", "measures", "schedule", "runfolder"], 1),
-    **dict.fromkeys(["probes", "trajectory", "trained", "benchmarks", "models", "regimes", "observables"], 2),
+    **dict.fromkeys(["probes", "trajectory", "trained", "benchmarks", "models", "regimes", "observables", "resume"], 2),
     "plugin": 3,
+    "checkpoints": 3,
     "evaluation": 4,
     "strategies": 5,
     "demo": 6,
@@ -24,7 +25,9 @@ LAYERS = {
     "report": 3,  # reads run folders and trajectories, nothing that trains
     "cli": 7,
 }
-MAY_IMPORT_AVALANCHE = {"benchmarks", "plugin", "evaluation", "strategies", "demo", "experiments", "probes", "trained"}
+MAY_IMPORT_AVALANCHE = {
+    *("benchmarks", "checkpoints", "plugin", "evaluation", "strategies", "demo", "experiments", "probes", "trained")
+}
 
 
 def imports(source: str) -> set[str]:

@@ -126,6 +126,9 @@ class Observable(ABC):
     def reset(self) -> None:  # noqa: B027  (most remember nothing)
         """Forget what was remembered of the model: it was reinitialised."""
 
+    def resumed(self) -> None:  # noqa: B027  (most remember nothing)
+        """Take note that a run from disk goes on here: what was remembered of its model is not there."""
+
     def describe(self) -> dict[str, Any]:
         """Return what is stored of it in `run.json`."""
         return {"name": self.name}

@@ -33,10 +33,16 @@ class Linearisation(Observable):
 
     def __init__(self) -> None:
         self._anchors: dict[tuple[str, str], _Anchor] = {}
+        self._start_is_known = True
 
     def reset(self) -> None:
         """Forget both anchors."""
         self._anchors.clear()
+        self._start_is_known = True
+
+    def resumed(self) -> None:
+        """Take note that the parameters at initialisation are gone: the run folder does not hold them."""
+        self._start_is_known = False
 
     def observe(self, moment: Moment) -> Observation:
         """Compare with both anchors; set them where they are not yet."""
@@ -45,7 +51,10 @@ class Linearisation(Observable):
         here = _Anchor({n: p.detach().clone() for n, p in moment.model.named_parameters()}, outputs)
         if moment.clock.event == "experience_start":
             self._anchors[moment.probe.name, "boundary"] = here
-        self._anchors.setdefault((moment.probe.name, "init"), here)
+        if self._start_is_known:
+            self._anchors.setdefault((moment.probe.name, "init"), here)
+        else:
+            found.reasons["linearisation_error_init"] = "the run was resumed: its initial parameters are not stored"
         for which in ("boundary", "init"):
             anchor = self._anchors.get((moment.probe.name, which))
             if anchor is not None:
