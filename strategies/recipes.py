@@ -302,6 +302,8 @@ RECIPES: dict[str, Recipe] = {
         arguments=lambda s: {"train_epochs": max(2, s.epochs), "post_prune_epochs": 1, "prune_proportion": 0.5},
         task_labels=True,
         measured="logits of the probe's task through its mask",
+        note="weights that PackNet holds by gradient hooks are counted: they are no part of the function; PackNet nests"
+        " the caller's list of plugins and calls none of them, so add yours to strategy.plugins (recipes do)",
     ),
     "PNN": Recipe(
         _A + "PNNStrategy",
@@ -467,8 +469,8 @@ def _check(name: str, recipe: Recipe, setting: Setting, benchmark: Any, model: n
         )
     if recipe.features is not None and setting.n_features != recipe.features:
         raise ArgumentError(
-            f"{name} is built with a model for {recipe.features} features: expected samples of {recipe.features} numbers"
-            f", found shape {list(setting.input_shape)}. Give a stream of such samples, or overrides for another model."
+            f"{name} is built with a model for {recipe.features} features: expected samples of {recipe.features} "
+            f"numbers, found shape {list(setting.input_shape)}. Give a stream of such samples, or overrides for another model."
         )
     labels = {label for experience in benchmark.train_stream for label in experience.task_labels}
     if recipe.task_labels and len(labels) < len(benchmark.train_stream):

@@ -8,11 +8,11 @@ import torch
 import torchvision.models
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin
+from avalanche_ntk.strategies.recipes import RECIPES, build
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.benchmarks import split_digits
-from avalanche_ntk.strategies.recipes import RECIPES, build
 from tests.lines import tiny_stream
 from tests.strategies.unchanged import Job, Run
 
@@ -130,7 +130,10 @@ def summary(run: Run) -> str:
     """What the trajectory looked like, in words for the table."""
     measurements, recorder = list(run.plugins[0].trajectory), run.recorder
     segments = measurements[-1].segment + 1
-    parts = ["complete", "one segment" if segments == 1 else f"{segments} segments in {len(recorder.steps)} experiences"]
+    parts = [
+        "complete",
+        "one segment" if segments == 1 else f"{segments} segments in {len(recorder.steps)} experiences",
+    ]
     if any(note.startswith("trainable parameters") for m in measurements for note in m.notes):
         parts.append("change of parameters noted")
     if sum(recorder.steps) == 0:

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
 from avalanche_ntk.strategies.recipes import RECIPES
 
 pytest.register_assert_rewrite("tests.strategies.unchanged", "tests.strategies.cases")

@@ -79,13 +79,6 @@ def stopped_early(plugins: list[Any]) -> Job:
     return job
 
 
-class OwnGroups(Naive):
-    """Avalanche's own `make_optimizer` refuses several groups on its first call: the caller's groups are kept."""
-
-    def make_optimizer(self, **kwargs: Any) -> None:
-        """Keep the optimizer."""
-
-
 def groups(model: nn.Module) -> torch.optim.Optimizer:
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim == 1]
@@ -181,8 +174,8 @@ SCENARIOS: dict[str, Scenario] = {
     "LRScheduler": Scenario(scheduled, "step size halved every 3 iterations"),
     "EarlyStopping": Scenario(stopped_early, "stops after a validation within training; fewer epochs than asked for"),
     "weight decay by parameter group": Scenario(
-        lambda p: digits(strategy(p, cls=OwnGroups, optimizer=groups)),
-        "AdamW, two groups; make_optimizer overridden, since Avalanche's refuses several groups",
+        lambda p: digits(strategy(p, optimizer=groups)),
+        "AdamW, two groups",
     ),
     "gradient accumulation": Scenario(
         lambda p: digits(strategy(p, cls=Accumulating)), "velocity per step counts the steps that happened"
@@ -208,9 +201,12 @@ SCENARIOS: dict[str, Scenario] = {
     "domain-incremental, permuted": Scenario(lambda p: domains(p, permuted)),
     "domain-incremental, rotated": Scenario(lambda p: domains(p, lambda x, task: torch.rot90(x, task, (2, 3)))),
     "growing head (IncrementalClassifier)": Scenario(
-        lambda p: digits(strategy(p, growing())), "outputs of the first task's classes; those masked at first are left out"
+        lambda p: digits(strategy(p, growing())),
+        "outputs of the first task's classes; those masked at first are left out",
     ),
     "growing head, all outputs": Scenario(
-        lambda p: digits(strategy(p, growing())), "outputs=\"all\": unmasking a class changes the kernel", {"outputs": "all"}
+        lambda p: digits(strategy(p, growing())),
+        'outputs="all": unmasking a class changes the kernel',
+        {"outputs": "all"},
     ),
 }

@@ -9,12 +9,12 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models import NCMClassifier, SCRModel, TrainEvalModel
 from avalanche.models.packnet import PackNetModule, packnet_simple_mlp
 from avalanche.training.plugins import GDumbPlugin
+from avalanche_ntk.strategies.recipes import build
 from torch import nn
 
 from avalanche_ntk import empirical_ntk
 from avalanche_ntk.kernels import reference_ntk
 from avalanche_ntk.models import MLP
-from avalanche_ntk.strategies.recipes import build
 from avalanche_ntk.trained import trained_function
 from tests.strategies.cases import job, plugin, plugin_for, stream
 from tests.strategies.scenarios import SCENARIOS
@@ -259,7 +259,9 @@ def test_early_stopping_stops():
     assert all(0 < n < 4 * per_epoch for n in run.recorder.iterations)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("gradient accumulation", 3), ("several optimizer steps a minibatch", 1 / 3)])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("gradient accumulation", 3), ("several optimizer steps a minibatch", 1 / 3)]
+)
 def test_velocity_per_step_counts_steps_that_happened(name, factor):
     run = train(SCENARIOS[name].make, [plugin()])
     last = ends(run)[-1]
@@ -267,6 +269,11 @@ def test_velocity_per_step_counts_steps_that_happened(name, factor):
     before = run.plugins[0].trajectory[last.index - 1]
     steps = last.clock.optimizer_step - before.clock.optimizer_step
     assert last.values["velocity_per_step"] * steps == pytest.approx(last.values["distance_previous"])
+
+
+def test_the_parameter_groups_are_those_given():
+    run = train(SCENARIOS["weight decay by parameter group"].make, [plugin()])
+    assert [(len(g["params"]), g["weight_decay"]) for g in run.strategy.optimizer.param_groups] == [(2, 0.1), (2, 0.0)]
 
 
 def test_autocast_does_not_reach_the_kernel():

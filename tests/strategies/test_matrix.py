@@ -5,8 +5,8 @@ import inspect
 import avalanche.training
 import pytest
 from avalanche.training.templates import BaseSGDTemplate
-
 from avalanche_ntk.strategies.recipes import RECIPES
+
 from tests.strategies.cases import SLOW, check_trajectory, job, plugin, plugin_for, summary
 from tests.strategies.scenarios import SCENARIOS
 from tests.strategies.unchanged import assert_training_unchanged, differences, train
