@@ -12,29 +12,7 @@ from avalanche_ntk.errors import ArgumentError, ModelError
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.reference import reference_jacobian
 from avalanche_ntk.kernels.state import rng_fingerprint
-from avalanche_ntk.kernels.subject import Subject, require_graph
-
-
-def deterministic_output(subject: Subject, batch: Batch) -> Tensor:
-    """The output on a batch, if it does not depend on chance.
-
-    A forward pass that draws no random number is deterministic. One that does is run again from another state of the
-    generators and compared.
-
-    Returns:
-        `(N, C)` output, detached.
-
-    Raises:
-        ModelError: The output changes from call to call, or has no gradient.
-    """
-    before = rng_fingerprint()
-    out = subject.forward(batch)
-    require_graph(out, subject)
-    if rng_fingerprint() != before:
-        again = subject.forward(batch)
-        if not torch.equal(out, again):
-            raise stochastic(subject, batch)
-    return out.detach()
+from avalanche_ntk.kernels.subject import Subject
 
 
 def stochastic(subject: Subject, batch: Batch) -> ModelError:

@@ -12,6 +12,7 @@ for elementwise work) chooses; all intermediate blocks stay below `workspace` by
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Tally:
     flops: float = 0.0
     forms: dict[str, str] = field(default_factory=dict)
     peak: int = 0
+    last: tuple[Any, Tensor] | None = None
 
     def block(self, *tensors: Tensor) -> None:
         """Note the size of blocks that live at the same time."""
@@ -108,21 +110,40 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally) -> Tensor:
     n, _, a = p.a.shape
     m = q.a.shape[0]
     r, b = p.g.shape[0], p.g.shape[3]
-    left = p.a.reshape(n, a) @ q.a.reshape(m, a).T
     tally.flops += n * m * (a + b * r * (r if full else 1))
+    ones = a == 1 and p.a.shape[-1] == 1 and p.a.stride(0) == 1 and bool((p.a == 1).all()) and bool((q.a == 1).all())
+    left = p.g.new_ones(n, m) if ones else p.a.reshape(n, a) @ q.a.reshape(m, a).T
     if full:
         g = p.g.reshape(r, n, b).transpose(0, 1).reshape(n * r, b)
         h = g if p is q else q.g.reshape(r, m, b).transpose(0, 1).reshape(m * r, b)
         right = (g @ h.T).reshape(n, r, m, r).transpose(1, 2)
         return left[:, :, None, None] * right
-    if r == 1:
-        right = p.g.reshape(n, b) @ q.g.reshape(m, b).T
-    else:
-        g = p.g.reshape(r, n, b).transpose(0, 1).reshape(n, r * b)
-        h = g if p is q else q.g.reshape(r, m, b).transpose(0, 1).reshape(m, r * b)
-        right = g @ h.T
+    right = _signal_gram(p.g, q.g, tally)
     tally.block(left, right)
     return left * right
+
+
+def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
+    """`Σ_r G_r H_rᵀ` for one position; the last one is kept, because a weight and its bias ask for the same.
+
+    Returns:
+        `(N, M)`.
+    """
+    key = (g.data_ptr(), h.data_ptr(), tuple(g.shape), g.stride(), tuple(h.shape), h.stride())
+    if tally.last is not None and tally.last[0] == key:
+        return tally.last[1]
+    r, n, _, b = g.shape
+    m = h.shape[1]
+    if r == 1 or b >= 128:
+        out = g[0, :, 0] @ h[0, :, 0].T
+        for k in range(1, r):
+            out.addmm_(g[k, :, 0], h[k, :, 0].T)
+    else:
+        left = g.transpose(0, 1).reshape(n, r * b)
+        right = left if g is h else h.transpose(0, 1).reshape(m, r * b)
+        out = left @ right.T
+    tally.last = (key, out)
+    return out
 
 
 def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally) -> Tensor:

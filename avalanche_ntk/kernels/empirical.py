@@ -23,7 +23,7 @@ from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.method import KernelInfo, Method
 from avalanche_ntk.kernels.plan import Plan
 from avalanche_ntk.kernels.reference import REDUCTIONS
-from avalanche_ntk.kernels.state import measuring
+from avalanche_ntk.kernels.state import measuring, rng_fingerprint
 from avalanche_ntk.kernels.subject import Subject, output_rows, select_parameters
 
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
@@ -233,8 +233,8 @@ def _measure(
             subject = subject.restricted(wanted)
         with subject.standing_in():
             run = _Run(subject, members, reduction == "full", budget, method, info)
-            first = checks.deterministic_output(subject, b1.take(slice(0, 1)))
-            rows = _cotangents(first, outputs, reduction)
+            run.check(b1)
+            rows = _cotangents(run.first.out, outputs, reduction)
             if estimator is None:
                 result = run.all_blocks(b1, b2, rows, block)
             else:
@@ -359,6 +359,20 @@ class _Run:
         self.subject, self.members, self.full = subject, members, full
         self.budget, self.method, self.info = budget, method, info
         self.tally = Tally()
+        self.first: engine.Pass
+        self.plan: Plan | None = None
+
+    def check(self, batch: Batch) -> None:
+        """Run the model on the first batch (its first block where that is known) and refuse what has no kernel."""
+        subject = self.subject
+        alone = self.method in (Method.JACOBIAN, Method.LOOP)
+        before = rng_fingerprint()
+        self.whole = batch
+        self.first = engine.forward(subject, batch.take(slice(0, 1)) if alone else batch)
+        if rng_fingerprint() != before:
+            again = subject.forward(batch.take(slice(0, 1)) if alone else batch)
+            if not torch.equal(self.first.out, again):
+                raise checks.stochastic(subject, batch.take(slice(0, 1)))
 
     def all_blocks(self, b1: Batch, b2: Batch | None, rows: Tensor, block: int | None) -> dict[str, Tensor]:
         """Return group → kernel of the whole batches, computed block by block."""
@@ -406,12 +420,21 @@ class _Run:
 
     def _bytes_per_sample(self, batch: Batch, rows: Tensor) -> int:
         """Return the bytes that one sample of a block takes at least: its largest signal and explicit gradient, twice."""
-        one = batch.take(slice(0, 1))
-        at = engine.forward(self.subject, one)
-        plan = engine.plan_for(self.subject, one, at)
+        plan = self._plan(batch, self.first)
         r = rows.shape[0] if self.full else 1
-        largest = engine.largest_piece(self.subject, plan, at)
-        return 3 * largest * r * rows.element_size()
+        return 3 * engine.largest_piece(self.subject, plan, self.first) * r * rows.element_size()
+
+    def _plan(self, batch: Batch, at: engine.Pass) -> Plan:
+        """Return the plan of a pass; that of the first pass is looked up once."""
+        if at is not self.first:
+            return engine.plan_for(self.subject, batch, at)
+        if self.plan is None:
+            self.plan = engine.plan_for(self.subject, batch, at)
+        return self.plan
+
+    def _pass(self, batch: Batch) -> engine.Pass:
+        """Return the model's pass on a batch; the first one is at hand already."""
+        return self.first if batch is self.whole else engine.forward(self.subject, batch)
 
     def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
         """Return group → kernel of one pair of blocks."""
@@ -442,15 +465,15 @@ class _Run:
     def _by_graph(self, b1: Batch, b2: Batch | None, rows: Tensor) -> tuple[dict[str, Tensor], list[str], bool]:
         """Return the kernels that the graph engine gives, the parameters left over, and how they go."""
         subject = self.subject
-        p = engine.forward(subject, b1)
-        plan: Plan = engine.plan_for(subject, b1, p)
+        p = self._pass(b1)
+        plan = self._plan(b1, p)
         q = p
         if b2 is not None:
-            q = engine.forward(subject, b2)
+            q = self._pass(b2)
             if q.graph.signature != p.graph.signature:
                 self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
                 return {}, list(subject.leaves), True
-            other = engine.plan_for(subject, b2, q)
+            other = self._plan(b2, q)
             plan = plan.joined(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:

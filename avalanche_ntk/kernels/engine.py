@@ -677,6 +677,7 @@ def _consume(
                     one.signals[e] = None
                     two.signals[e] = None
         arrived.clear()
+        tally.last = None
 
 
 def _parameter(

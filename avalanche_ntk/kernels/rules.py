@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -105,7 +106,11 @@ def mm(s: Site) -> Piece:
 def addmm(s: Site) -> Piece:
     """`beta·bias + alpha·(mat1 @ mat2)`."""
     if s.slot == 0:
-        return broadcast(s, None, float(s.node._saved_beta))
+        beta = float(s.node._saved_beta)
+        if s.g.shape[1] == s.n and beta == 1 and s.shape == tuple(s.g.shape[2:]):
+            # one position: the bias is a weight whose input is 1, and shares the weight's Gram matrix of signals
+            return Outer(s.g.new_ones(s.n, 1, 1), s.g.unsqueeze(2), a_first=True)
+        return broadcast(s, None, beta)
     alpha = float(s.node._saved_alpha)
     return _product(
         s, s.node._saved_mat1 if s.slot == 2 else None, s.node._saved_mat2 if s.slot == 1 else None, 1, alpha
@@ -220,15 +225,18 @@ def broadcast(s: Site, factor: Tensor | None, scale: float = 1.0, dims: tuple[in
     kept = [d for d, size in zip(dims, s.shape, strict=True) if size != 1]
     # the samples' dimension may be one of W's only where W has one copy a sample, which is no parameter
     _need(s.layout.dim not in kept)
-    if factor is not None:
-        factor = s.layout.samples_first(factor.expand(out)[None], s.n)[0]
+    gone = [1 + d for d in range(len(out)) if d not in kept]
+    if factor is None:
+        first = s.layout.samples_first(s.g, s.n)  # (R, N, *out) with the samples' dimension before·after
+        size = [first.shape[1 + d] for d in gone]
+        first = first.flatten(2) if prod(size) == 1 else first.sum([1 + d for d in gone])
+        j = first.reshape(s.g.shape[0], s.n, *s.shape).transpose(0, 1)
+        return Dense(j if scale == 1 else j * scale)
+    factor = s.layout.samples_first(factor.expand(out)[None], s.n)[0]
     rows = []
     for g in s.g:  # one output at a time: the product with `factor` stays small
-        first = s.layout.samples_first(g[None], s.n)[0]  # (N, *out) with the samples' dimension before·after
-        if factor is not None:
-            first = first * factor
-        gone = [1 + d for d in range(len(out)) if d not in kept]
-        rows.append((first.sum(gone) if gone else first).reshape(s.n, *s.shape))
+        first = s.layout.samples_first(g[None], s.n)[0]
+        rows.append((first * factor).sum(gone).reshape(s.n, *s.shape))
     j = torch.stack(rows, 1)
     return Dense(j if scale == 1 else j * scale)
 

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge
 from avalanche_ntk.kernels.graph import Edge, Graph
 
 # Nodes whose backward has no batching rule, or whose rule is slower than a loop over outputs
-_LOOP = ("FlashAttention", "Mkldnn", "Cudnn", "Thnn", "Checkpoint", "CompiledFunction", "EmbeddingBag")
+_LOOP = ("Convolution", "FlashAttention", "Mkldnn", "Cudnn", "Thnn", "Checkpoint", "CompiledFunction", "EmbeddingBag")
 
 
 def batches_well(graph: Graph) -> bool:
