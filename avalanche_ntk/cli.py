@@ -56,7 +56,11 @@ def demo(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as progress:
         bar = progress.add_task("loading torch and Avalanche", total=None)
+        import torch
+
         from avalanche_ntk.demo import EXPERIENCES, STRATEGIES, run_demo
+
+        torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose on a busy machine
 
         progress.update(bar, total=EXPERIENCES * len(STRATEGIES), description="training")
 

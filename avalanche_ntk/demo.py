@@ -132,7 +132,7 @@ def _train(
         accuracy_metrics(epoch=True, experience=True, stream=True),
         forgetting_metrics(experience=True, stream=True),
         loss_metrics(epoch=True, experience=True),
-        ntk_metrics(ntk, spectrum=True),
+        ntk_metrics(ntk, kernel_image=True),
         loggers=[tensorboard, CSVLogger(folders.out / "csv" / name), TextLogger(text)],
     )
     strategy_class, arguments = STRATEGIES[name]

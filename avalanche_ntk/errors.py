@@ -29,7 +29,7 @@ def unknown_name(kind: str, found: object, choices: Iterable[str]) -> ArgumentEr
 
 
 class ModelError(NTKError):
-    """The model has no per-sample kernel, or this library cannot compute it: the message names module, reason, remedy."""
+    """The model has no per-sample kernel, or none that can be computed; the message names module, reason, remedy."""
 
 
 class MemoryBudgetError(NTKError):

@@ -98,13 +98,15 @@ class NTKMetric(PluginMetric[float]):
     def _new_values(self, strategy: Any = None) -> list[MetricValue]:
         values: list[MetricValue] = []
         for name, trajectory in self.plugin.trajectories.items():
-            begin = self._given.get(name, self._restored(trajectory))
+            begin, length = self._given.get(name, self._restored(trajectory)), self._length(trajectory)
+            if begin == length:
+                continue
             tag = tag_of(self.name, self.plugin.probes[name])
             for full_tag, x, value in self._values_of(trajectory, begin, tag):
                 if isinstance(value, float):
                     self._last = value
                 values.append(MetricValue(self, full_tag, value, x))
-            self._given[name] = self._length(trajectory)
+            self._given[name] = length
         return values
 
     def _length(self, trajectory: Trajectory) -> int:

@@ -182,8 +182,8 @@ def test_metrics_of_a_plugin_that_the_strategy_does_not_have():
         run(make_strategy(metrics=[ntk_metrics(ntk)]), tiny_stream())
     assert str(caught.value) == (
         "the metric NTK_SpectralNorm reads an NTKPlugin that Naive does not have: expected that plugin among its "
-        "plugins, found no NTKPlugin. Give the same object to both: plugins=[ntk] for the strategy and ntk_metrics(ntk) for the "
-        "evaluator."
+        "plugins, found no NTKPlugin. Give the same object to both: plugins=[ntk] for the strategy and "
+        "ntk_metrics(ntk) for the evaluator."
     )
     with pytest.raises(PluginError, match="found another NTKPlugin"):
         run(make_strategy(plugins=[other], metrics=[ntk_metrics(ntk)]), tiny_stream())
