@@ -98,7 +98,7 @@ def _without_avalanches_own_warnings() -> Generator[None]:
             if not (issubclass(category, DeprecationWarning) and "avalanche" in Path(filename).parts):
                 show(message, category, filename, *rest)
 
-        warnings.showwarning = only_others
+        warnings.showwarning = only_others  # type: ignore[assignment]
         yield
 
 

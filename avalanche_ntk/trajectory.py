@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avalanche_ntk import measures
+from avalanche_ntk.boundaries import reactivation_at
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.runfolder import RunFolder
@@ -190,6 +191,10 @@ class Trajectory:
             f"measurement {index} of probe {self.probe!r} has no stored kernel: {why}. "
             "Ask for another measurement, or measure with keep_kernels=True."
         )
+
+    def values_of_segment(self) -> list[Mapping[str, float]]:
+        """Return the numbers of each measurement since the model was last initialised, without those that failed."""
+        return [m.values for m in self.measurements if m.segment == self.segment and m.failure is None]
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a row a measurement: the clock, the numbers (units in the column names), notes and failures."""
@@ -380,34 +385,12 @@ class Trajectory:
             The reactivation; for the first experience only its onset velocity has a value. None when the experience
             was not measured.
         """
-        good = [m for m in self.measurements if m.failure is None]
-        starts = [
-            i for i, m in enumerate(good) if m.clock.experience == experience and m.clock.event == EXPERIENCE_START
-        ]
-        mine = [m for m in good if m.clock.experience == experience]
-        if not starts:
-            return None
-        boundary = good[starts[-1]]
-        earlier = [m for m in good[: starts[-1]] if m.segment == boundary.segment]
-        series = [*earlier, *[m for m in good[starts[-1] :] if m.clock.experience <= experience]]
-        first_experience = good[0].clock.experience
-        onset = self.reactivations[first_experience].onset if first_experience in self.reactivations else None
-        before = [m for m in earlier if m.clock.experience < experience]
-        return measures.reactivation(
-            times=[m.clock.iteration for m in series],
-            velocities=[m.values.get("velocity_per_iteration") for m in series],
-            boundary=boundary.clock.iteration,
-            end=mine[-1].clock.iteration,
-            start=min(m.clock.iteration for m in before if m.clock.experience == before[-1].clock.experience)
-            if before
-            else None,
-            lambda_max=[m.values.get("spectral_norm") for m in series],
-            alignment=[m.values.get("alignment") for m in series],
-            moved=mine[-1].values.get("distance_experience_start"),
-            onset=onset,
-            first=experience == first_experience or not before,
-            floor=measures.distance_floor(len(self.labels), self._dtype),
-        )
+        return reactivation_at(self, experience)
+
+    @property
+    def kernel_dtype(self) -> str:
+        """The precision in which the kernels were computed, such as "float32"."""
+        return self._dtype
 
     def _reference_view(self, name: str, which: str) -> measures.KernelView | None:
         reference = self._references.get((name, which))

@@ -15,7 +15,7 @@ ROOT = Path(avalanche_ntk.__file__).parent
 LAYERS = {
     **dict.fromkeys(["errors", "randomness", "clock", "_lock"], 0),
     **dict.fromkeys(["kernels", "measures", "schedule", "runfolder"], 1),
-    **dict.fromkeys(["probes", "trajectory", "trained", "benchmarks", "models", "regimes", "observables", "resume"], 2),
+    **dict.fromkeys(["probes", "boundaries", "trajectory", "trained", "benchmarks", "models", "regimes", "observables", "resume"], 2),
     "plugin": 3,
     "checkpoints": 3,
     "evaluation": 4,

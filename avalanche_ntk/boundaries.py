@@ -1,0 +1,120 @@
+"""What a trajectory shows at the boundary with which an experience began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from avalanche_ntk import measures
+from avalanche_ntk.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from avalanche_ntk.trajectory import Measurement, Trajectory
+
+_PEAK_WINDOW = 3
+# How far an interval may be from the one that is asked for.
+_TOLERANCE = 1.5
+# What depends on the interval that a velocity is taken over.
+_FROM_VELOCITIES = (
+    *("base", "peak", "spike", "ratio", "at_floor", "z", "rank", "windows", "onset", "onset_ratio", "time_to_peak"),
+    *("half_life", "half_life_censored", "cadence", "floor"),
+)
+
+
+def reactivation_at(trajectory: Trajectory, experience: int) -> measures.Reactivation | None:
+    """Compute the reactivation at the boundary with which an experience began.
+
+    A velocity depends on the interval that it is taken over (a distance grows quadratically along a straight path).
+    Where the schedule is denser after the boundary than before, the velocities after it are therefore taken from the
+    stored kernels over the interval of those before, and the onset velocity of the first experience too.
+
+    Args:
+        trajectory: The series.
+        experience: Number of the experience in the order of training.
+
+    Returns:
+        The reactivation; for the first experience, and for the first after the model was reinitialised, only the onset
+        velocity has a value. None when the experience was not measured.
+    """
+    good = [m for m in trajectory.measurements if m.failure is None]
+    starts = [i for i, m in enumerate(good) if m.clock.experience == experience and m.clock.event == "experience_start"]
+    if not starts:
+        return None
+    at = starts[-1]
+    earlier = [m for m in good[:at] if m.segment == good[at].segment]
+    mine = [m for m in good[at:] if m.clock.experience == experience]
+    before = [m for m in earlier if m.clock.experience < experience]
+    previous = [m for m in before if m.clock.experience == before[-1].clock.experience]
+    first = good[0].clock.experience
+    onset = trajectory.reactivations[first].onset if first in trajectory.reactivations and first != experience else None
+    found = _measure(trajectory, earlier, mine, previous, onset)
+    if not found.mixed_cadence or found.cadence is None:
+        return found
+    interval = found.cadence[0]
+    coarse = _at_interval(trajectory, mine, interval)
+    if len(coarse) < 2:
+        return found
+    start = [m for m in good if m.clock.experience == first and m.segment == good[0].segment]
+    onsets = [v for _, v in _at_interval(trajectory, start, interval) if v is not None]
+    matched = _measure(
+        trajectory, earlier, mine, previous, max(onsets[:_PEAK_WINDOW]) if onsets else None, after=coarse
+    )
+    reasons = {name: reason for name, reason in found.reasons.items() if name not in _FROM_VELOCITIES}
+    reasons |= {name: reason for name, reason in matched.reasons.items() if name in _FROM_VELOCITIES}
+    return replace(found, **{name: getattr(matched, name) for name in _FROM_VELOCITIES}, reasons=reasons)
+
+
+def _measure(
+    trajectory: Trajectory,
+    earlier: Sequence[Measurement],
+    mine: Sequence[Measurement],
+    previous: Sequence[Measurement],
+    onset: float | None,
+    after: Sequence[tuple[int, float | None]] | None = None,
+) -> measures.Reactivation:
+    """Give the series to the measure; `after` stands for the velocities from the boundary on."""
+    points = [(m.clock.iteration, m.values.get("velocity_per_iteration")) for m in earlier]
+    dense = after is None
+    points += [(m.clock.iteration, m.values.get("velocity_per_iteration")) for m in mine] if after is None else after
+    everything = [*earlier, *mine]
+    return measures.reactivation(
+        times=[time for time, _ in points],
+        velocities=[velocity for _, velocity in points],
+        boundary=mine[0].clock.iteration,
+        end=mine[-1].clock.iteration,
+        start=min(m.clock.iteration for m in previous) if previous else None,
+        lambda_max=[m.values.get("spectral_norm") for m in everything] if dense else None,
+        alignment=[m.values.get("alignment") for m in everything] if dense else None,
+        moved=mine[-1].values.get("distance_experience_start"),
+        onset=onset,
+        first=not previous,
+        floor=measures.distance_floor(len(trajectory.labels), trajectory.kernel_dtype),
+    )
+
+
+def _at_interval(
+    trajectory: Trajectory, measurements: Sequence[Measurement], interval: float
+) -> list[tuple[int, float | None]]:
+    """Take velocities over intervals of about the given length, from the stored kernels.
+
+    The first point is the boundary itself, without a velocity. It ends where measurements are sparser than that, or
+    where a kernel was not kept.
+    """  # noqa: DOC201  (what is returned stands in the first line)
+    points: list[tuple[int, float | None]] = [(measurements[0].clock.iteration, None)]
+    here = measurements[0]
+    try:
+        view = measures.KernelView(trajectory.kernel(here.index))
+        for m in measurements[1:]:
+            elapsed = m.clock.iteration - here.clock.iteration
+            if elapsed < interval / _TOLERANCE or (elapsed < interval and m is not measurements[-1]):
+                continue
+            if elapsed > interval * _TOLERANCE:
+                break
+            other = measures.KernelView(trajectory.kernel(m.index))
+            velocity = measures.summary(other, previous=view, elapsed=elapsed).values.get("velocity")
+            points.append((m.clock.iteration, velocity))
+            here, view = m, other
+    except RunFolderError:
+        pass
+    return points
