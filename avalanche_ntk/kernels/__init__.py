@@ -5,15 +5,18 @@ from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_grou
 from avalanche_ntk.kernels.features import feature_kernel
 from avalanche_ntk.kernels.linearise import jvp_prediction
 from avalanche_ntk.kernels.method import KernelInfo, Method
+from avalanche_ntk.kernels.operator import NTKOperator, ntk_operator
 from avalanche_ntk.kernels.reference import reference_jacobian, reference_ntk
 
 __all__ = [
     "KernelInfo",
     "Method",
+    "NTKOperator",
     "empirical_ntk",
     "empirical_ntk_by_group",
     "feature_kernel",
     "jvp_prediction",
+    "ntk_operator",
     "reference_jacobian",
     "reference_ntk",
     "spot_check",

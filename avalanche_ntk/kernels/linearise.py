@@ -79,12 +79,24 @@ def jvp_prediction(
 
         if not moving:
             return torch.zeros_like(f({}).detach())
-        with plain_operators(inner), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch's own, when it first loads forward mode
-            try:
-                return torch.func.jvp(f, (moving,), (tangent,))[1].detach()
-            except (RuntimeError, NotImplementedError, ModelError):
-                return _double_backward(f, moving, tangent, type(inner).__name__)
+        with plain_operators(inner):
+            return push(f, moving, tangent, type(inner).__name__)
+
+
+def push(
+    f: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor], name: str
+) -> Tensor:
+    """Directional derivative of `f` by forward mode, or by two backward passes where an operator has no forward mode.
+
+    Returns:
+        A tensor of the output's shape.
+    """
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch's own, when it first loads forward mode
+        try:
+            return torch.func.jvp(f, (at,), (tangent,))[1].detach()
+        except (RuntimeError, NotImplementedError, ModelError):
+            return _double_backward(f, at, tangent, name)
 
 
 def _double_backward(
