@@ -401,7 +401,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             self._probes[name] = probe
             known = self._open_folder(strategy, probe)
             if known and self._folder is not None:
-                self.trajectories[name] = Trajectory.load(self._folder, name)
+                trajectory = self.trajectories[name] = Trajectory.load(self._folder, name)
+                since = [m.values for m in trajectory if m.segment == trajectory.segment and m.failure is None]
+                for observable in self.observables if since else []:
+                    observable.resumed({name: since})
                 continue
             trajectory = Trajectory(
                 name,
@@ -471,8 +474,6 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._digests_at_end = state.parameters
         self.training_seconds, self.measuring_seconds = state.training_seconds, state.measuring_seconds
         self.evaluations = [record for record in folder.records() if record["kind"] == "evaluation"]
-        for observable in self.observables:
-            observable.resumed()
         return True
 
     def _rewind(self) -> None:

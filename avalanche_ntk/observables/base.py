@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,8 +126,12 @@ class Observable(ABC):
     def reset(self) -> None:  # noqa: B027  (most remember nothing)
         """Forget what was remembered of the model: it was reinitialised."""
 
-    def resumed(self) -> None:  # noqa: B027  (most remember nothing)
-        """Take note that a run from disk goes on here: what was remembered of its model is not there."""
+    def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:  # noqa: B027  (most need nothing)
+        """Remember again what can be known of a run from disk that goes on here.
+
+        Args:
+            values: The numbers of each measurement since the model was initialised, by probe name.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return what is stored of it in `run.json`."""

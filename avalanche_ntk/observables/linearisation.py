@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +41,8 @@ class Linearisation(Observable):
         self._anchors.clear()
         self._start_is_known = True
 
-    def resumed(self) -> None:
-        """Take note that the parameters at initialisation are gone: the run folder does not hold them."""
+    def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Take note that the parameters at initialisation are gone: a run folder does not hold them."""
         self._start_is_known = False
 
     def observe(self, moment: Moment) -> Observation:

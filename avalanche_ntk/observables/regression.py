@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class KernelRegression(Observable):
 
     def __init__(self, held_out: str = "Exp000_test") -> None:
         self.held_out = held_out
-        self._first: dict[str, measures.KernelRegression] = {}
+        self._first: dict[str, tuple[float, float]] = {}
 
     def describe(self) -> dict[str, str]:
         """Return its name and the held-out probe's."""
@@ -38,6 +39,13 @@ class KernelRegression(Observable):
     def reset(self) -> None:
         """Forget the first kernel."""
         self._first.clear()
+
+    def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Remember what the first kernel predicted, from the first of the run's measurements."""
+        for probe, measured in values.items():
+            for found in measured[:1]:
+                names = ("regression_accuracy_init", "regression_loss_init")
+                self._first[probe] = (found.get(names[0], math.nan), found.get(names[1], math.nan))
 
     def observe(self, moment: Moment) -> Observation:
         """Regress.
@@ -57,12 +65,12 @@ class KernelRegression(Observable):
         labels, labels_held_out = moment.probe.y.numpy(), held_out.y.numpy()
         cross = moment.ntk(held_out, moment.probe).cpu().numpy()
         now = measures.kernel_regression(moment.kernel, labels, cross, labels_held_out)
-        first = self._first.setdefault(moment.probe.name, now)
+        first_accuracy, first_loss = self._first.setdefault(moment.probe.name, (now.accuracy, now.loss))
         values = {
             "regression_accuracy": now.accuracy,
             "regression_loss": now.loss,
-            "regression_accuracy_init": first.accuracy,
-            "regression_loss_init": first.loss,
+            "regression_accuracy_init": first_accuracy,
+            "regression_loss_init": first_loss,
             "network_accuracy_held_out": _accuracy(moment.outputs(held_out), labels_held_out),
             "network_accuracy_probe": _accuracy(moment.outputs(moment.probe), labels),
         }
