@@ -10,24 +10,24 @@ from avalanche_ntk.strategies.recipes import RECIPES
 
 pytest.register_assert_rewrite("tests.strategies.unchanged", "tests.strategies.cases")
 
-from tests.strategies.cases import avoid_downloads
-from tests.strategies.scenarios import SCENARIOS
+from tests.strategies.cases import avoid_downloads  # noqa: E402
+from tests.strategies.scenarios import SCENARIOS  # noqa: E402
 
 TABLE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 PACKAGES = ("avalanche-lib", "torch", "torchvision", "numpy")
 
 HEAD = """# Compatibility
 
-Written by the tests of `tests/strategies` when all of them have run (`pytest tests/strategies`, the slow ones included).
-Do not edit by hand.
+Written by the tests of `tests/strategies` when all have run (`pytest tests/strategies -m "slow or not slow"`). Do not
+edit by hand.
 
 Versions: {versions}. CPU, two experiences of Split-Digits or of a tiny synthetic stream, one epoch.
 
 - *runs*: the strategy trains and evaluates with the plugin attached, and without it.
 - *bit-identical*: after every experience and every evaluation, weights, buffers, gradients, `requires_grad`, train/eval
   flags, hooks, the optimizer's state and groups, Avalanche's clock, the generators of torch, numpy and Python and the
-  global numerical modes are equal bit for bit with and without the plugin; so are every minibatch, every output and loss,
-  and the evaluator's numbers.
+  global numerical modes are equal bit for bit with and without the plugin; so are every minibatch, every output and
+  loss, and the evaluator's numbers.
 - *trajectory*: a measurement at the start and at the end of every experience and at every scheduled iteration, none
   failed, iterations and optimizer steps counted as an independent observer counts them. A *segment* ends where
   parameters change otherwise than by training; nothing is compared across it.
@@ -54,7 +54,8 @@ class Table:
             ("Strategies", "strategy", RECIPES),
             ("Plugins, streams and models", "case", SCENARIOS),
         ):
-            text += f"\n## {title}\n\n| {what} | runs | bit-identical | trajectory | measured; notes |\n|---|---|---|---|---|\n"
+            text += f"\n## {title}\n\n| {what} | runs | bit-identical | trajectory | measured; notes |\n"
+            text += "|---|---|---|---|---|\n"
             for name in names:
                 text += "| " + " | ".join([name, *self.rows[name]]) + " |\n"
         return text

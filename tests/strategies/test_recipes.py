@@ -1,5 +1,7 @@
 """The registry of recipes: what it accepts, what it refuses and in which words."""
 
+import doctest
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised.strategy_wrappers import PackNet
+from avalanche_ntk.strategies import recipes
 from avalanche_ntk.strategies.recipes import RECIPES, build
 
 from avalanche_ntk import NTKPlugin, ntk_metrics
@@ -20,7 +23,12 @@ from tests.strategies.unchanged import Job, differences, digest, generators, tra
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Importing from timm:FutureWarning"),
 ]
+
+
+def test_the_example_of_the_docstring():
+    assert doctest.testmod(recipes) == (0, 2)
 
 
 def test_an_unknown_name_lists_the_nearest():
@@ -41,7 +49,7 @@ def test_a_stream_of_the_wrong_size_is_refused():
         build("LearningToPrompt", benchmark=split_digits(5))
     assert str(error.value) == (
         "LearningToPrompt is built with a model for 6 features: expected samples of 6 numbers, found shape [1, 8, 8]. "
-        "Give a stream of such samples, or overrides for another model."
+        "Give a stream of such samples, or model_name= for another model."
     )
 
 
@@ -109,8 +117,8 @@ def test_packnet_would_never_call_the_plugin_and_its_metrics_say_so():
         direct.train(benchmark.train_stream[0])
     assert str(error.value) == (
         "the metric NTK_SpectralNorm reads an NTKPlugin that PackNet does not have: expected that plugin among its "
-        "plugins, found no NTKPlugin. Give the same object to both: plugins=[ntk] for the strategy and ntk_metrics(ntk) "
-        "for the evaluator."
+        "plugins, found no NTKPlugin. Give the same object to both: plugins=[ntk] for the strategy and "
+        "ntk_metrics(ntk) for the evaluator."
     )
 
 
@@ -128,6 +136,19 @@ def test_gss_greedy_with_a_small_memory():
     with pytest.raises(ValueError) as python:  # noqa: PT011  (its wording depends on the version)
         max([])
     assert error == (ValueError, str(python.value))
+
+
+def test_the_vision_transformers_of_learning_to_prompt():
+    make = lambda plugins: job("LearningToPrompt", plugins, model_name="vit_base_patch16_224", use_vit=True)  # noqa: E731
+    error = same_error(make, plugin_for("LearningToPrompt"))
+    if importlib.util.find_spec("timm") is None:
+        assert error == (
+            ModuleNotFoundError,
+            "timm is not found, if you want to use L2P please install avalanche with the detection dependencies: "
+            "pip install avalanche-lib[l2p]",
+        )
+    else:
+        assert error == (TypeError, "'PretrainedCfg' object is not subscriptable")
 
 
 # ---------------------------------------------------------------------- the comparison itself
