@@ -1,4 +1,4 @@
-"""Avalanche benchmarks for studying what a change of task does to the kernel."""
+"""Split-Digits: the benchmark that needs no download."""
 
 from __future__ import annotations
 

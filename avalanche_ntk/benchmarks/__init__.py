@@ -1,0 +1,45 @@
+"""Avalanche benchmarks for studying what a change of task does to the kernel: controlled shifts of labelled data."""
+
+from avalanche_ntk.benchmarks.data import LabelledData, load_data
+from avalanche_ntk.benchmarks.digits import split_digits
+from avalanche_ntk.benchmarks.shifts import (
+    blurred,
+    class_frequency_shift,
+    class_incremental,
+    class_overlap_shift,
+    label_permuted,
+    no_shift,
+    permuted,
+    reachable_similarities,
+    rotated,
+)
+from avalanche_ntk.benchmarks.streams import Description
+
+# What an experiment may name.
+SHIFTS = {
+    "blurred": blurred,
+    "class_frequency": class_frequency_shift,
+    "class_incremental": class_incremental,
+    "class_overlap": class_overlap_shift,
+    "label_permuted": label_permuted,
+    "no_shift": no_shift,
+    "permuted": permuted,
+    "rotated": rotated,
+}
+
+__all__ = [
+    "SHIFTS",
+    "Description",
+    "LabelledData",
+    "blurred",
+    "class_frequency_shift",
+    "class_incremental",
+    "class_overlap_shift",
+    "label_permuted",
+    "load_data",
+    "no_shift",
+    "permuted",
+    "reachable_similarities",
+    "rotated",
+    "split_digits",
+]

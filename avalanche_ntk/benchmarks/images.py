@@ -1,0 +1,219 @@
+"""Images from a folder or from a zip of one, decoded into memory as bytes.
+
+A zip is never unpacked: its entries are read one at a time, after their names and sizes were checked, so that no entry
+can write outside a folder or fill the memory.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avalanche_ntk.errors import ArgumentError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm")
+MAX_FILE_BYTES = 64 * 2**20
+MAX_TOTAL_BYTES = 4 * 2**30
+
+Parts = dict[str, tuple[Tensor, Tensor]]
+
+
+def read_folder(path: Path, image_size: int | None = None) -> tuple[Parts, list[str]]:
+    """Read `train/CLASS/…` and `test/CLASS/…`, or `CLASS/…`, of a folder.
+
+    Args:
+        path: The folder.
+        image_size: Side to resize to, or None to keep the images, which must then have one size.
+
+    Returns:
+        Images `(n, channels, H, W)` as bytes and labels `(n,)` of "train" (and "test" where there is one), and the
+        names of the classes by label.
+
+    Raises:
+        ArgumentError: The layout is another one, or an image cannot be read or is too large.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    entries = {p.relative_to(path).as_posix(): p for p in files}
+    return _read(str(path), list(entries), lambda name: _bounded(entries[name], name), image_size)
+
+
+def read_zip(path: Path, image_size: int | None = None) -> tuple[Parts, list[str]]:
+    """Read a zip of such a folder, which may also lie one folder deeper.
+
+    Args:
+        path: The zip.
+        image_size: As in `read_folder`.
+
+    Returns:
+        As `read_folder`.
+
+    Raises:
+        ArgumentError: The file is not a zip, an entry is not safe to read, the layout is another one, or an image
+            cannot be read or is too large.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except FileNotFoundError as exc:
+        raise ArgumentError(f"no zip at {path}: expected a file. Check the path.") from exc
+    except (zipfile.BadZipFile, OSError) as exc:
+        raise ArgumentError(f"{path} cannot be read as a zip ({exc}). Check that it was copied whole.") from exc
+    with archive:
+        infos = [i for i in archive.infolist() if not i.is_dir()]
+        _check_entries(path, infos)
+        entries = {i.filename: i for i in infos}
+
+        def load(name: str) -> bytes:
+            try:
+                return archive.read(entries[name])
+            except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as exc:
+                raise ArgumentError(
+                    f"entry {name!r} of {path} cannot be read ({exc}). Check that the zip was copied whole."
+                ) from exc
+
+        return _read(str(path), list(entries), load, image_size)
+
+
+def _check_entries(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
+    seen: set[str] = set()
+    total = 0
+    for info in infos:
+        name = info.filename
+        parts = PurePosixPath(name).parts
+        problem = None
+        if name.startswith("/") or "\\" in name or ".." in parts or ":" in parts[0]:
+            problem = "leads outside the folder"
+        elif stat.S_ISLNK(info.external_attr >> 16):
+            problem = "is a symbolic link"
+        elif info.flag_bits & 1:
+            problem = "is encrypted"
+        elif name in seen:
+            problem = "is there twice"
+        elif info.file_size > MAX_FILE_BYTES:
+            problem = f"unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES}"
+        if problem:
+            raise ArgumentError(
+                f"entry {name!r} of {path} {problem}: expected plain image files below CLASS/, train/CLASS/ or"
+                " test/CLASS/. Do not use this zip, or pack it anew."
+            )
+        seen.add(name)
+        total += info.file_size
+    if total > MAX_TOTAL_BYTES:
+        raise ArgumentError(
+            f"{path} unpacks to {total} bytes, more than {MAX_TOTAL_BYTES}: expected a zip whose images fit into"
+            " memory. Use fewer images."
+        )
+
+
+def _bounded(file: Path, name: str) -> bytes:
+    size = file.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise ArgumentError(
+            f"image {name!r} has {size} bytes, more than {MAX_FILE_BYTES}: expected small images. Leave it out."
+        )
+    return file.read_bytes()
+
+
+def _layout(where: str, names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Split → class → names of the files, sorted."""
+    images = [n for n in names if n.lower().endswith(SUFFIXES) and not _hidden(n)]
+    split = {n: PurePosixPath(n).parts for n in images}
+    # A zip of a folder usually holds the folder itself.
+    tops = {parts[0] for parts in split.values()}
+    if len(tops) == 1 and not tops & {"train", "test"} and all(len(parts) > 2 for parts in split.values()):
+        split = {n: parts[1:] for n, parts in split.items()}
+    tops = {parts[0] for parts in split.values()}
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, parts in sorted(split.items()):
+        which, rest = (parts[0], parts[1:]) if tops == {"train", "test"} else ("train", parts)
+        if len(rest) != 2:
+            found = {}
+            break
+        found.setdefault(which, {}).setdefault(rest[0], []).append(name)
+    if not found:
+        example = f", for example {sorted(split)[0]!r}" if split else ""
+        raise ArgumentError(
+            f"{where} holds {len(images)} images{example}: expected train/CLASS/IMAGE and test/CLASS/IMAGE, or"
+            f" CLASS/IMAGE, with images ending in {', '.join(SUFFIXES)}. Arrange the files so."
+        )
+    return found
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _read(
+    where: str, names: Sequence[str], load: Callable[[str], bytes], image_size: int | None
+) -> tuple[Parts, list[str]]:
+    layout = _layout(where, names)
+    classes = sorted(layout["train"])
+    if "test" in layout and sorted(layout["test"]) != classes:
+        odd = sorted(set(layout["test"]) ^ set(classes))
+        raise ArgumentError(
+            f"train and test of {where} must hold the same classes; found {', '.join(odd[:6])} in only one of them."
+            " Add what is missing, or leave those classes out."
+        )
+    parts: Parts = {}
+    first: tuple[int, ...] | None = None
+    for which, by_class in layout.items():
+        images: list[Any] = []
+        labels: list[int] = []
+        for label, name_of_class in enumerate(classes):
+            for name in by_class[name_of_class]:
+                pixels = _decode(name, load(name), image_size)
+                first = first or pixels.shape
+                if pixels.shape != first:
+                    raise ArgumentError(
+                        f"image {name!r} has shape {pixels.shape}, others have {first} (height, width, channels):"
+                        " expected one size. Give image_size to resize all."
+                    )
+                if (len(images) + 1) * pixels.nbytes > MAX_TOTAL_BYTES:
+                    raise ArgumentError(
+                        f"the images of {where} take more than {MAX_TOTAL_BYTES} bytes: expected data that fit into"
+                        " memory. Give a smaller image_size, or fewer images."
+                    )
+                images.append(pixels)
+                labels.append(label)
+        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        parts[which] = x, torch.tensor(labels)
+    return parts, classes
+
+
+def _decode(name: str, data: bytes, image_size: int | None) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # The header is read here and nothing else: a small file can claim a huge picture.
+            if image.width * image.height * 3 > MAX_FILE_BYTES:
+                raise ArgumentError(
+                    f"image {name!r} has {image.width}×{image.height} pixels, more than {MAX_FILE_BYTES // 3}:"
+                    " expected small images. Leave it out."
+                )
+            grey = image.mode in ("1", "L", "I;16", "LA")
+            picture = image.convert("L" if grey else "RGB")
+            if image_size is not None:
+                picture = _resized(picture, image_size)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+        if isinstance(exc, ArgumentError):
+            raise
+        raise ArgumentError(f"image {name!r} cannot be read ({exc}). Replace it, or leave it out.") from exc
+    pixels = np.asarray(picture)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _resized(picture: Any, side: int) -> Any:
+    """Shorter side to `side`, then the square in the middle."""
+    factor = side / min(picture.size)
+    width, height = (max(side, round(n * factor)) for n in picture.size)
+    picture = picture.resize((width, height))
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
