@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.schedule import Schedule
 from avalanche_ntk.trained import trained_function
 from avalanche_ntk.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 REDUCTIONS = ("trace", "sum_logits")
 ON_ERROR = ("warn", "raise")
@@ -204,6 +207,21 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def probes(self) -> dict[str, Probe]:
         """The probes chosen so far, by name."""
         return dict(self._probes)
+
+    def summary(self) -> pd.DataFrame:
+        """Return a row a probe and boundary: what happened when the task changed.
+
+        Returns:
+            Columns `probe`, `experience`, and those of `measures.Reactivation`.
+        """
+        import pandas as pd
+
+        tables = []
+        for name, trajectory in self.trajectories.items():
+            table = trajectory.summary()
+            table.insert(0, "probe", name)
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
 
     def request(self, observable: Observable) -> None:
         """Measure something more from now on; what is measured already is not measured twice.
@@ -835,8 +853,10 @@ def _dataset_of(strategy: Any, spec: ProbeSpec) -> Any:
     if experience.current_experience == spec.from_experience and spec.split == "train":
         return experience.dataset
     stream = experience.origin_stream
-    if spec.split == "test":
-        stream = stream.benchmark.streams["test"]
+    # What is trained on may be a slice, such as the part that is left after a checkpoint; a probe's place is that in the
+    # whole stream, which the benchmark has.
+    streams = getattr(getattr(stream, "benchmark", None), "streams", {})
+    stream = streams["test"] if spec.split == "test" else streams.get(stream.name, stream)
     try:
         n_experiences = len(stream)
     except TypeError:  # a lazy stream: its experiences exist when training reaches them

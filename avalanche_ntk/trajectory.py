@@ -7,8 +7,10 @@ however long the run is.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from avalanche_ntk.runfolder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray
 
 EXPERIENCE_START = "experience_start"
 
@@ -192,10 +195,6 @@ class Trajectory:
             "Ask for another measurement, or measure with keep_kernels=True."
         )
 
-    def values_of_segment(self) -> list[Mapping[str, float]]:
-        """Return the numbers of each measurement since the model was last initialised, without those that failed."""
-        return [m.values for m in self.measurements if m.segment == self.segment and m.failure is None]
-
     def to_pandas(self) -> pd.DataFrame:
         """Return a row a measurement: the clock, the numbers (units in the column names), notes and failures."""
         import pandas as pd
@@ -212,6 +211,92 @@ class Trajectory:
             for m in self.measurements
         ]
         return pd.DataFrame(rows)
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write `to_pandas()` to a CSV file."""
+        self.to_pandas().to_csv(path, index=False)
+
+    def to_parquet(self, path: str | PathLike[str]) -> None:
+        """Write `to_pandas()` to a Parquet file; needs the extra `export`."""
+        _needs("pyarrow", "Parquet files")
+        self.to_pandas().to_parquet(path, index=False)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Return the numbers along a dimension `measurement`, and the kernels where kept; needs the extra `export`.
+
+        Returns:
+            A data set with the clock's counts as coordinates and, where every kernel was kept, a variable `kernel` of
+            dimensions `(measurement, sample, sample_2)`.
+        """
+        _needs("xarray", "xarray data sets")
+        import xarray as xr
+
+        good = [m for m in self.measurements if m.failure is None]
+        columns = dict.fromkeys(name for m in good for name in m.values)
+        clocks = [m.clock.as_dict() for m in good]
+        dataset = xr.Dataset(
+            {name: ("measurement", [m.values.get(name, np.nan) for m in good]) for name in columns},
+            coords={
+                "measurement": [m.index for m in good],
+                **{name: ("measurement", [c[name] for c in clocks]) for name in ("event", "iteration", "experience")},
+            },
+            attrs={"probe": self.probe, "cadence": self.cadence},
+        )
+        try:
+            kernels = [self.kernel(m.index) for m in good]
+        except RunFolderError:
+            return dataset
+        if kernels:
+            dataset["kernel"] = (("measurement", "sample", "sample_2"), np.stack(kernels))
+            dataset.coords["label"] = ("sample", self.labels)
+        return dataset
+
+    def summary(self) -> pd.DataFrame:
+        """Return a row a boundary: everything that its reactivation holds, undefined numbers empty.
+
+        Returns:
+            Columns as the attributes of `measures.Reactivation`, after `experience`.
+        """
+        import pandas as pd
+
+        rows = []
+        for experience, found in self.reactivations.items():
+            values = found.as_dict()
+            reasons = values.pop("reasons")
+            before, after = values.pop("cadence") or (None, None)
+            rows.append(
+                {
+                    "experience": experience,
+                    **values,
+                    "cadence_before": before,
+                    "cadence_after": after,
+                    "reasons": "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def verdicts(self, control: Trajectory | Sequence[Trajectory]) -> dict[int, measures.Verdict]:
+        """Say at each boundary whether the kernel was reactivated, by comparison with runs in which no task changed.
+
+        A redraw of samples of the same classes already makes the kernel move faster, so there is no verdict without a
+        control: the same training on the same classes with fresh samples at each boundary.
+
+        Args:
+            control: One trajectory, or several, of control runs at the same cadence.
+
+        Returns:
+            The verdict by experience, from the second on.
+
+        Raises:
+            ArgumentError: The cadences differ.
+        """
+        controls = [control] if isinstance(control, Trajectory) else list(control)
+        return {
+            experience: measures.verdict(
+                found, [c.reactivations[experience] for c in controls if experience in c.reactivations]
+            )
+            for experience, found in list(self.reactivations.items())[1:]
+        }
 
     @classmethod
     def load(cls, folder: RunFolder | str, probe: str | None = None) -> Trajectory:
@@ -448,6 +533,13 @@ class Trajectory:
     def _write(self, record: dict[str, Any]) -> None:
         if self.folder is not None:
             self.folder.append(record)
+
+
+def _needs(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"{what} need the package {package}, which is not installed. Run: pip install 'avalanche-ntk[export]'"
+        )
 
 
 @dataclass(frozen=True)

@@ -362,3 +362,64 @@ def test_probe_given_as_tensors():
     ntk, strategy = run_with_ntk(ntk=NTKPlugin(probe, on_error="raise"))
     assert ntk.trajectory.kernel(0).shape == (5, 5)
     assert "NTK_SpectralNorm/train_phase/train_stream/Task000/held_out" in strategy.evaluator.get_all_metrics()
+
+
+# ---------------------------------------------------------------------- what a user takes away
+
+
+def test_exports_agree(tmp_path):
+    import pandas as pd
+
+    ntk, _ = run_with_ntk()
+    trajectory = ntk.trajectory
+    frame = trajectory.to_pandas()
+    trajectory.to_csv(tmp_path / "t.csv")
+    trajectory.to_parquet(tmp_path / "t.parquet")
+    assert pd.read_parquet(tmp_path / "t.parquet").equals(frame)
+    csv = pd.read_csv(tmp_path / "t.csv")
+    assert list(csv.columns) == list(frame.columns)
+    assert csv["spectral_norm"].to_numpy() == pytest.approx(frame["spectral_norm"].to_numpy(), rel=1e-12)
+    dataset = trajectory.to_xarray()
+    assert dataset["kernel"].shape == (len(trajectory), 8, 8)
+    assert dataset["label"].values.tolist() == ntk.probes["Exp000"].y.tolist()
+    at_6 = dataset.where(dataset["event"] == "experience_end", drop=True)["alignment"].values[0]
+    assert at_6 == frame[frame["event"] == "experience_end"]["alignment"].iloc[0]
+
+
+def test_missing_export_package_is_told(monkeypatch):
+    import importlib.util
+
+    ntk, _ = run_with_ntk()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "xarray" else find(name, *a))
+    with pytest.raises(ImportError) as caught:
+        ntk.trajectory.to_xarray()
+    assert str(caught.value) == (
+        "xarray data sets need the package xarray, which is not installed. Run: pip install 'avalanche-ntk[export]'"
+    )
+
+
+def test_summary_has_a_row_a_boundary():
+    ntk, _ = run_with_ntk(ntk=NTKPlugin([ProbeSpec.each_task(size=8)], EVERY_STEP, on_error="raise"))
+    table = ntk.summary()
+    assert list(zip(table["probe"], table["experience"], strict=True)) == [
+        ("Exp000", 0),
+        ("Exp000", 1),
+        ("Exp001", 1),
+    ]
+    assert table["spike"].tolist()[1] == ntk.trajectory.reactivations[1].spike
+    assert np.isnan(table["spike"].iloc[0])
+    assert "the first experience has no boundary before it" in table["reasons"].iloc[0]
+
+
+def test_verdicts_need_a_control():
+    ntk, _ = run_with_ntk()
+    control, _ = run_with_ntk()
+    verdicts = ntk.trajectory.verdicts(control.trajectory)
+    assert list(verdicts) == [1]
+    assert verdicts[1].verdict in ("reactivated", "not distinguishable")
+    itself = ntk.trajectory.verdicts([ntk.trajectory] * 3)
+    assert itself[1].verdict == "not distinguishable"  # a run does not exceed itself
+    other, _ = run_with_ntk(ntk=NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(3), on_error="raise"))
+    with pytest.raises(ArgumentError, match="cadence"):
+        ntk.trajectory.verdicts(other.trajectory)
