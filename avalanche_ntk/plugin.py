@@ -175,7 +175,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         }
         self._task_label: int | None = None
         self._outputs_seen: dict[str, list[int]] = {}
-        self._parameters_seen: dict[str, tuple[int, ...]] | None = None
+        self._parameters_seen: dict[str, dict[str, tuple[int, ...]]] = {}
         self._at_end: dict[str, Tensor] = {}
         self._at_boundary: dict[str, Tensor] = {}
         self._warned: set[str] = set()
@@ -554,6 +554,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             last = trajectory.measurements[-1].clock if trajectory.measurements else None
             if event == "epoch_end" and last is not None and last.iteration == clock.iteration:
                 continue  # measured at this very iteration already
+            if not _answers(_model(strategy), self._probes[name]):
+                continue
             self._measure(strategy, self._probes[name], trajectory, clock, notes)
 
     def _measure(
@@ -612,7 +614,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def _kernel(self, strategy: Any, probe: Probe) -> tuple[Tensor, dict[str, Any], list[str]]:
         model = _model(strategy)
         probe = probe.to(strategy.device)
-        notes = self._parameter_changes(model)
+        notes = self._parameter_changes(model, probe.name)
         task_labels = probe.task_labels if is_multi_task_module(model) else None
         kernel, info = empirical_ntk(
             model, probe.x, task_labels=task_labels, reduction=self.reduction, return_info=True, **self._options(probe)
@@ -643,7 +645,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         moment = Moment(
             model=_model(strategy),
             probe=probe.to(strategy.device),
-            probes={name: p.to(strategy.device) for name, p in self._probes.items()},
+            probes={n: p.to(strategy.device) for n, p in self._probes.items() if _answers(_model(strategy), p)},
             kernel=kernel,
             clock=clock,
             options=self._options(probe),
@@ -686,10 +688,11 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
         return live or list(range(moved.shape[1]))
 
-    def _parameter_changes(self, model: nn.Module) -> list[str]:
+    def _parameter_changes(self, model: nn.Module, probe: str) -> list[str]:
         """Say which trainable parameters came, went or changed shape since the last measurement."""
         now = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-        before, self._parameters_seen = self._parameters_seen, now
+        before = self._parameters_seen.get(probe)
+        self._parameters_seen[probe] = now
         if before is None or before == now:
             return []
         changes = {
@@ -890,6 +893,12 @@ def _length(dataloader: Any) -> int | None:
         return len(dataloader)
     except TypeError:
         return None
+
+
+def _answers(model: nn.Module, probe: Probe) -> bool:
+    """Tell whether the model has outputs for the probe's tasks: a head is made when training reaches its task."""
+    known = getattr(model, "known_train_tasks_labels", None) if is_multi_task_module(model) else None
+    return not known or set(probe.task_labels.tolist()) <= set(known)
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def digests(parameters: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...]
     for name, tensor in parameters.items():
         data = tensor.detach().cpu().contiguous()
         digest = hashlib.sha256(str(data.dtype).encode())
-        digest.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
         found[name] = (tuple(tensor.shape), digest.hexdigest())
     return found
 

@@ -1,0 +1,100 @@
+"""Avalanche's checkpoints with today's torch: the whole strategy, plugin and metrics included, in one file.
+
+Avalanche's own `save_checkpoint` fails with torch 2.14, dill 0.4 and typing_extensions 4.16: "Can't pickle sentinel:
+it's not the same object as typing_extensions.sentinel". `torch.optim` deletes its submodules from its namespace, so
+that dill, which looks for `sgd` there, does not find the module of `torch.optim.SGD` and stores the class by value; one
+of its methods is wrapped by `typing_extensions.deprecated`, whose module holds a sentinel under another name than its
+own. While `save_checkpoint` of this module works, the submodules are where dill looks for them, and the optimizer's
+class is stored by its name, as every other class is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from avalanche.checkpointing import maybe_load_checkpoint
+from avalanche.checkpointing import save_checkpoint as avalanche_save_checkpoint
+from avalanche.logging import TensorboardLogger
+
+
+def save_checkpoint(
+    strategy: Any, fname: str | os.PathLike[str] | BinaryIO, exclude: Collection[str] | None = None
+) -> None:
+    """Save a strategy as Avalanche's `save_checkpoint` does, between two calls of `train` and `eval`.
+
+    The file is there either as it was before or complete: a checkpoint that cannot be saved does not cost the one
+    before it.
+
+    Args:
+        strategy: The strategy.
+        fname: Where to save it.
+        exclude: Names of attributes of the strategy to leave out.
+    """
+    if not isinstance(fname, (str, os.PathLike)):
+        with _optimizers_by_name():
+            avalanche_save_checkpoint(strategy, fname, exclude)
+        return
+    temporary = Path(f"{os.fspath(fname)}.tmp")
+    try:
+        with _optimizers_by_name(), temporary.open("wb") as file:
+            avalanche_save_checkpoint(strategy, file, exclude)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, fname)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    strategy: Any,
+    fname: str | os.PathLike[str] | BinaryIO,
+    map_location: Any = None,
+    unique_objects: Any = None,
+) -> tuple[Any, int]:
+    """Load a strategy as Avalanche's `maybe_load_checkpoint` does, and let TensorBoard's curves go on from there.
+
+    The plugin that measures from now on is `NTKPlugin.of(strategy)`, not the one that was given to the new strategy. A
+    checkpoint is a program: load only those that you saved yourself.
+
+    Args:
+        strategy: A strategy made in the same way as the one that was saved.
+        fname: Where it was saved; when there is no such file, nothing is loaded.
+        map_location: Device to load to.
+        unique_objects: What need not be loaded twice, such as the benchmark.
+
+    Returns:
+        The strategy and the number of experiences that it has been trained on: 0 when there was no checkpoint.
+    """
+    if isinstance(fname, (str, os.PathLike)) and not os.path.exists(fname):
+        return strategy, 0
+    strategy, trained = maybe_load_checkpoint(strategy, fname, map_location, unique_objects)
+    for logger in strategy.evaluator.loggers:
+        if isinstance(logger, TensorboardLogger):
+            # What was logged after the checkpoint will be logged again. Another event file begins with the mark that
+            # takes these points out of the curves; the point at the checkpoint itself may stand there twice.
+            logger.writer.close()
+            logger.writer.purge_step = strategy.clock.train_iterations + 1
+    return strategy, int(trained)
+
+
+@contextmanager
+def _optimizers_by_name() -> Generator[None]:
+    """Put the submodules that `torch.optim` hides from its namespace there, and take them out again on exit."""
+    hidden = {
+        name.removeprefix("torch.optim."): module
+        for name, module in sys.modules.items()
+        if name.startswith("torch.optim.") and name.count(".") == 2 and not hasattr(torch.optim, name.split(".")[2])
+    }
+    for name, module in hidden.items():
+        setattr(torch.optim, name, module)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            delattr(torch.optim, name)
