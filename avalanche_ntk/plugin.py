@@ -77,7 +77,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         dtype: Precision of the kernel's computation; the model's own when None.
         memory_budget: Bytes that a measurement may use beyond one forward pass.
         observe: What else to measure, see `avalanche_ntk.observables`; `ntk_metrics` adds what its metrics need.
-        spot_check_every: Measurements between two comparisons of random entries of the kernel with the slow oracle in
+        spot_check_every: Measurements between two comparisons of a random entry of the kernel with the slow oracle in
             float64 (the first is compared); 0 for none.
         keep_kernels: Whether the kernels are kept, not only their numbers.
         on_error: "warn" records a measurement that failed with its reason, warns once per kind and trains on; "raise"
@@ -488,7 +488,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             return True
         self._counts.update(state.counts)
         self._outputs_seen = dict(state.outputs)
-        self._parameters_seen = {name: state.parameters[name][0] for name in state.trainable}
+        shapes = {name: state.parameters[name][0] for name in state.trainable}
+        self._parameters_seen = dict.fromkeys(names, shapes)
         self._digests_at_end = state.parameters
         self.training_seconds, self.measuring_seconds = state.training_seconds, state.measuring_seconds
         self.evaluations = [record for record in folder.records() if record["kind"] == "evaluation"]
@@ -630,7 +631,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             model,
             probe.x,
             kernel.to(strategy.device),
-            n_entries=4,
+            n_entries=1,  # the oracle takes two samples and every output, one at a time
             seed=self._counts["iteration"],
             reduction=self.reduction,
             task_labels=probe.task_labels if is_multi_task_module(model) else None,

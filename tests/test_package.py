@@ -43,3 +43,12 @@ def test_wheel_and_sdist_hold_the_tree(tmp_path):
     expected = {p.removeprefix("avalanche_ntk/") if p.startswith("avalanche_ntk/strategies/") else p for p in tree()}
     assert expected <= names
     assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml"} <= names
+
+
+def test_ci_runs_the_command_of_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    command = readme.split("<!-- tests -->")[1].split("<!-- end -->")[0]
+    assert [line for line in command.splitlines() if line.startswith("python")] == [
+        'python -m pip install -e ".[test]" && python -m pytest'
+    ]
+    assert "sed -n '/^<!-- tests -->$/,/^<!-- end -->$/p' README.md" in (ROOT / ".ci" / "run").read_text()
