@@ -36,7 +36,7 @@ from avalanche_ntk.kernels import KernelInfo, empirical_ntk, jvp_prediction, spo
 from avalanche_ntk.observables import Moment, Observable, Observation
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
-from avalanche_ntk.resume import State, check_probe, digests, is_run, reopen
+from avalanche_ntk.resume import State, check_probes, digests, is_run, reopen
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.schedule import Schedule
 from avalanche_ntk.trained import trained_function
@@ -322,10 +322,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Choose the probes that this experience brings and measure exactly at the boundary."""
+        self._choose_probes(strategy)
         self._counts["experience"] += 1
         self._counts["exp_iteration"] = self._counts["exp_epoch"] = 0
         self._task_label = _task_label(strategy.experience)
-        self._choose_probes(strategy)
         self._follow_optimizer(strategy)
         self._tick()
         self._at_boundary = _snapshot(_model(strategy))
@@ -404,7 +404,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             trajectory.new_segment()
 
     def _choose_probes(self, strategy: Any) -> None:
-        """Choose every probe whose experience has been reached; open the run folder with the first one."""
+        """Choose every probe whose experience has been reached, and open the run folder with the first ones."""
+        new: dict[str, Probe] = {}
         for spec in self._specs_now(strategy):
             name = _name(spec)
             if name in self._probes:
@@ -416,22 +417,25 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 if dataset is None:
                     continue
                 probe = spec.choose(dataset)
-            self._probes[name] = probe
-            known = self._open_folder(strategy, probe)
-            if known and self._folder is not None:
+            new[name] = probe
+        if not new:
+            return
+        known = self._open_folder(strategy, new)
+        self._probes.update(new)
+        for name, probe in new.items():
+            if name in known and self._folder is not None:
                 trajectory = self.trajectories[name] = Trajectory.load(self._folder, name)
                 since = [m.values for m in trajectory if m.segment == trajectory.segment and m.failure is None]
                 for observable in self.observables if since else []:
                     observable.resumed({name: since})
                 continue
-            trajectory = Trajectory(
+            self.trajectories[name] = Trajectory(
                 name,
                 probe.y.numpy(),
                 folder=self._folder,
                 keep_kernels=self.keep_kernels,
                 cadence=self.schedule.cadence,
             )
-            self.trajectories[name] = trajectory
 
     def _specs_now(self, strategy: Any) -> list[ProbeSpec | Probe]:
         """Return what to choose now; a run that is continued needs the probes of its earlier tasks too."""
@@ -446,27 +450,25 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         ]
         return [*earlier, *specs]
 
-    def _open_folder(self, strategy: Any, probe: Probe) -> bool:
-        """Make, continue or extend the run folder; return whether it already had this probe.
+    def _open_folder(self, strategy: Any, new: dict[str, Probe]) -> set[str]:
+        """Make, continue or extend the run folder; return the names of the probes that it already had.
 
         One process of a distributed run writes; the others keep no folder.
         """  # noqa: DOC201
         if self.run_folder is None or not DistributedHelper.is_main_process:
-            return False
-        if self._folder is None:
-            if self.resume is not False and self._continue_run(strategy):
-                assert self._folder is not None
-            else:
-                self._folder = RunFolder.create(self.run_folder, self._meta(strategy), overwrite=self.overwrite)
-                _close_at_exit(self, self._folder)
-                return False
-        if check_probe(self._folder, probe.describe()):
-            return True
-        probes = [p for p in self._folder.meta["probes"] if p["name"] != probe.name]
-        self._folder.update_meta({"probes": [*probes, probe.describe()]})
-        return False
+            return set()
+        meta = self._meta(strategy, new)
+        if self._folder is None and not (self.resume is not False and self._continue_run(strategy, meta)):
+            self._folder = RunFolder.create(self.run_folder, meta, overwrite=self.overwrite)
+            _close_at_exit(self, self._folder)
+            return set()
+        assert self._folder is not None
+        known = check_probes(self._folder, meta["probes"])
+        if added := [probe.describe() for name, probe in new.items() if name not in known]:
+            self._folder.update_meta({"probes": [*self._folder.meta["probes"], *added]})
+        return known
 
-    def _continue_run(self, strategy: Any) -> bool:
+    def _continue_run(self, strategy: Any, meta: dict[str, Any]) -> bool:
         """Take up the run in the folder; return whether there is one."""
         assert self.run_folder is not None
         number = _position(strategy.experience) if self.resume is True else int(self.resume)
@@ -479,12 +481,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 )
             return False
         names = [_name(spec) for spec in self._specs_now(strategy)]
-        folder, number, state = reopen(self.run_folder, number, self._meta(strategy), names, self._shapes_before)
+        folder, number, state = reopen(self.run_folder, number, meta, names, self._shapes_before)
         self._folder = folder
         _close_at_exit(self, folder)
-        self._counts["experience"] = number
+        self._counts["experience"] = number - 1
         if state is None:
-            folder.update_meta({**self._meta(strategy), "probes": folder.meta["probes"]})
+            folder.update_meta({**meta, "probes": folder.meta["probes"]})
             return True
         self._counts.update(state.counts)
         self._outputs_seen = dict(state.outputs)
@@ -513,10 +515,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             measuring_seconds=self.measuring_seconds,
         )
 
-    def _meta(self, strategy: Any) -> dict[str, Any]:
+    def _meta(self, strategy: Any, new: dict[str, Probe]) -> dict[str, Any]:
         model = _model(strategy)
         return {
-            "probes": [probe.describe() for probe in self._probes.values()],
+            "probes": [probe.describe() for probe in {**self._probes, **new}.values()],
             "seed": torch.initial_seed() if self.seed is None else self.seed,
             "strategy": type(strategy).__name__,
             "optimizer": None
@@ -857,8 +859,8 @@ def _dataset_of(strategy: Any, spec: ProbeSpec) -> Any:
     if experience.current_experience == spec.from_experience and spec.split == "train":
         return experience.dataset
     stream = experience.origin_stream
-    # What is trained on may be a slice, such as the part that is left after a checkpoint; a probe's place is that in the
-    # whole stream, which the benchmark has.
+    # What is trained on may be a slice, such as the part that is left after a checkpoint; a probe's place is that in
+    # the whole stream, which the benchmark has.
     streams = getattr(getattr(stream, "benchmark", None), "streams", {})
     stream = streams["test"] if spec.split == "test" else streams.get(stream.name, stream)
     try:

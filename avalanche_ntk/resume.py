@@ -63,6 +63,8 @@ class State:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> State:
         """Read a line of `measurements.jsonl` back; KeyError, TypeError or ValueError when it is not one."""
+        if unknown := set(record["trainable"]) - set(record["parameters"]):
+            raise ValueError(f"trainable names no parameters: {sorted(unknown)}")
         return cls(
             counts={name: int(record["counts"][name]) for name in COUNTS},
             outputs={str(name): [int(i) for i in indices] for name, indices in record["outputs"].items()},
@@ -129,6 +131,7 @@ def reopen(
                 f"and train from {_possible(complete)}, or measure into another folder.",
             )
         _check_settings(folder, meta)
+        check_probes(folder, meta["probes"])
         if missing := [p["name"] for p in folder.meta.get("probes", []) if p["name"] not in probe_names]:
             raise _refused(
                 folder,
@@ -152,29 +155,34 @@ def reopen(
     return folder, experience, state
 
 
-def check_probe(folder: RunFolder, probe: Mapping[str, Any]) -> bool:
-    """Check that a probe has the samples that the run was measured on.
+def check_probes(folder: RunFolder, probes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Check that probes have the samples that a run was measured on.
 
     Args:
         folder: The run.
-        probe: What `Probe.describe` says of the probe that was chosen now.
+        probes: What `Probe.describe` says of the probes that were chosen now.
 
     Returns:
-        Whether the run has a probe of that name.
+        Names of those that the run has; further ones may join it.
 
     Raises:
-        ProbeError: It has other samples.
-    """
-    known = next((p for p in folder.meta.get("probes", []) if p["name"] == probe["name"]), None)
-    if known is None or known["hash"] == probe["hash"]:
-        return known is not None
+        ProbeError: One has other samples.
+    """  # noqa: DOC501
+    known = {p["name"]: p for p in folder.meta.get("probes", [])}
+    for probe in probes:
+        if probe["name"] in known and known[probe["name"]]["hash"] != probe["hash"]:
+            raise _other_probe(folder, known[probe["name"]], probe)
+    return {probe["name"] for probe in probes} & known.keys()
+
+
+def _other_probe(folder: RunFolder, known: Mapping[str, Any], probe: Mapping[str, Any]) -> ProbeError:
     differences = [
         f"{key} {_brief(known.get(key))} there and {_brief(probe[key])} here"
         for key in ("size", "experience", "indices", "labels", "task_labels")
         if known.get(key) != probe[key]
     ]
     what = "; ".join(differences) or "the same places in the stream, and other inputs at them"
-    raise ProbeError(
+    return ProbeError(
         f"run folder {folder.path} cannot be continued with another probe: {probe['name']!r} has the hash "
         f"{known['hash'][:12]} there and {probe['hash'][:12]} here ({what}). Kernels are only comparable on the same "
         "samples: give the same benchmark, transforms and ProbeSpec as before, or measure into another folder."
