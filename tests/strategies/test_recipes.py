@@ -212,6 +212,7 @@ print(unchanged.digest([run.prints, run.recorder.series]), len(ntk.trajectories)
 """
 
 
+@pytest.mark.slow
 def test_what_is_imported_at_the_first_measurement_draws_nothing(tmp_path):
     # In a process of its own, so that nothing was imported before: scikit-learn, for one, draws when it is.
     path = str(Path(__file__).with_name("unchanged.py"))
