@@ -112,15 +112,18 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally) -> Tensor:
     r, b = p.g.shape[0], p.g.shape[3]
     tally.flops += n * m * (a + b * r * (r if full else 1))
     ones = a == 1 and p.a.shape[-1] == 1 and p.a.stride(0) == 1 and bool((p.a == 1).all()) and bool((q.a == 1).all())
-    left = p.g.new_ones(n, m) if ones else p.a.reshape(n, a) @ q.a.reshape(m, a).T
+    left = None if ones and not full else p.a.reshape(n, a) @ q.a.reshape(m, a).T
     if full:
+        assert left is not None
         g = p.g.reshape(r, n, b).transpose(0, 1).reshape(n * r, b)
         h = g if p is q else q.g.reshape(r, m, b).transpose(0, 1).reshape(m * r, b)
         right = (g @ h.T).reshape(n, r, m, r).transpose(1, 2)
         return left[:, :, None, None] * right
     right = _signal_gram(p.g, q.g, tally)
+    if left is None:
+        return right
     tally.block(left, right)
-    return left * right
+    return left.mul_(right)
 
 
 def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:

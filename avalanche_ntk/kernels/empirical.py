@@ -358,6 +358,7 @@ class _Run:
     ) -> None:
         self.subject, self.members, self.full = subject, members, full
         self.budget, self.method, self.info = budget, method, info
+        self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
         self.tally = Tally()
         self.first: engine.Pass
         self.plan: Plan | None = None
@@ -427,9 +428,9 @@ class _Run:
     def _plan(self, batch: Batch, at: engine.Pass) -> Plan:
         """Return the plan of a pass; that of the first pass is looked up once."""
         if at is not self.first:
-            return engine.plan_for(self.subject, batch, at)
+            return engine.plan_for(self.subject, batch, at, self.budget)
         if self.plan is None:
-            self.plan = engine.plan_for(self.subject, batch, at)
+            self.plan = engine.plan_for(self.subject, batch, at, self.budget)
         return self.plan
 
     def _pass(self, batch: Batch) -> engine.Pass:
@@ -438,29 +439,22 @@ class _Run:
 
     def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
         """Return group → kernel of one pair of blocks."""
-        names = list(self.subject.leaves)
         values: dict[str, Tensor] = {}
-        rest, alone = names, self.method is Method.LOOP
+        rest, alone = list(self.subject.leaves), self.method is Method.LOOP
         if self.method not in (Method.JACOBIAN, Method.LOOP):
             values, rest, alone = self._by_graph(b1, b2, rows)
         if rest:
             ways = fallback.kernels(self.subject, b1, b2, rows, rest, self.full, self.budget, alone)
             for name, (value, way) in ways.items():
-                values[name] = value
                 self.tally.forms[name] = way
+                for g in self.groups[name]:
+                    values[g] = values[g].add_(value) if g in values else value.clone()
         n, m = len(b1), len(b1 if b2 is None else b2)
         r = rows.shape[0]
+        for name in self.subject.leaves:
+            self.tally.forms.setdefault(name, "unused")
         shape = (n, m, r, r) if self.full else (n, m)
-        result = {}
-        for g, wanted in self.members.items():
-            total: Tensor | None = None
-            for name in wanted:
-                if name in values:
-                    total = values[name].clone() if total is None else total.add_(values[name])
-                else:
-                    self.tally.forms.setdefault(name, "unused")
-            result[g] = rows.new_zeros(shape) if total is None else total
-        return result
+        return {g: values[g] if g in values else rows.new_zeros(shape) for g in self.members}
 
     def _by_graph(self, b1: Batch, b2: Batch | None, rows: Tensor) -> tuple[dict[str, Tensor], list[str], bool]:
         """Return the kernels that the graph engine gives, the parameters left over, and how they go."""
@@ -477,7 +471,7 @@ class _Run:
             plan = plan.joined(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:
-            values = engine.kernels(subject, plan, p, q, rows, self.full, self.budget, self.tally, force)
+            values = engine.kernels(subject, plan, p, q, rows, self.full, self.budget, self.tally, force, groups=self.groups)
         except (engine.Unreadable, RuntimeError, NotImplementedError, AttributeError, IndexError, TypeError) as exc:
             if isinstance(exc, torch.OutOfMemoryError | MemoryError):
                 raise
@@ -509,7 +503,7 @@ def _symmetric(kernel: Tensor, info: KernelInfo) -> Tensor:
     size = float(kernel.norm())
     gap = float((kernel - turned).norm()) / size if size else 0.0
     info.asymmetry = max(gap, info.asymmetry or 0.0)
-    return (kernel + turned) * 0.5
+    return (kernel + turned).mul_(0.5)
 
 
 def _check_spectrum(kernel: Tensor, info: KernelInfo, wanted: bool) -> None:
@@ -525,7 +519,8 @@ def _check_spectrum(kernel: Tensor, info: KernelInfo, wanted: bool) -> None:
         # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
         v = matrix.sum(1)
         size = float(v @ (matrix @ v)) / max(float(v @ v), 1e-300)
-        shifted = matrix + 0.9e-5 * max(size, 1e-300) * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        shifted = matrix.clone()
+        shifted.diagonal().add_(0.9e-5 * max(size, 1e-300))
         if int(torch.linalg.cholesky_ex(shifted).info) == 0:
             return
     values = torch.linalg.eigvalsh(matrix)

@@ -30,6 +30,7 @@ from avalanche_ntk.kernels.subject import Subject, require_graph
 
 SMALL, LARGE = 3, 5  # batch sizes at which a plan is made; coprime, so that no dimension grows by accident
 WEIGHTS = (1.0, 1.5, 2.2, 3.3, 5.0)
+PROOFS = 3  # random mixes of samples that a new plan is proved on
 
 
 FLOW = "the path through the model depends on the values of the samples"
@@ -95,7 +96,7 @@ def forget_plans() -> None:
     _PLANS.clear()
 
 
-def plan_for(subject: Subject, batch: Batch, at: Pass) -> Plan:
+def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None) -> Plan:
     """The plan of a pass: a known one for the same graph, or a new one, proved on a few of its samples.
 
     Returns:
@@ -105,7 +106,7 @@ def plan_for(subject: Subject, batch: Batch, at: Pass) -> Plan:
     known = _PLANS.setdefault(subject.model, {})
     plan = known.get(key)
     if plan is None:
-        plan = make_plan(subject, batch, at)
+        plan = make_plan(subject, batch, at, budget)
         if len(known) >= 32:
             known.clear()
         known[key] = plan
@@ -117,7 +118,7 @@ def plan_for(subject: Subject, batch: Batch, at: Pass) -> Plan:
     return plan
 
 
-def make_plan(subject: Subject, batch: Batch, at: Pass) -> Plan:
+def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = None) -> Plan:
     """Read and prove a graph on `LARGE` samples of the batch (repeated where it has fewer).
 
     Returns:
@@ -145,7 +146,7 @@ def make_plan(subject: Subject, batch: Batch, at: Pass) -> Plan:
     with torch.no_grad(), ReadsValues() as reads:  # apart: composite operators take other ways under a dispatch mode
         subject.forward(few.take(slice(0, SMALL)))
     plan.reads = reads.found
-    _prove(subject, plan, few, large)
+    _prove(subject, plan, few, large, budget)
     return plan
 
 
@@ -439,40 +440,69 @@ def _prove_layouts(plan: Plan, at: Pass) -> None:
             plan.demote(name, "samples are moved by their values")
 
 
-def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass) -> None:
-    """Compare every parameter's kernel for two random output combinations with ordinary gradients; demote liars."""
+def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> None:
+    """Compare every parameter's kernel with ordinary gradients of samples taken alone; demote what disagrees.
+
+    For two random combinations v of outputs and random mixes u of samples, `uᵀKu = Σ_v ‖∇θ Σ_n u_n v·f(x_n)‖²`: any entry of
+    K that is wrong shows in it, and only one gradient has to be held at a time.
+    """
     names = [n for n in subject.leaves if n not in plan.generic]
     if not names:
         return
     cot = torch.stack([_probe(at.out, 2), _probe(at.out, 3)])
     tol = 1e-3 if at.out.dtype == torch.float32 else 1e-9
     errors: dict[str, str] = {}
-    got = kernels(subject, plan, at, at, cot, False, None, Tally(), errors=errors)
-    leaves = [subject.leaves[n] for n in names]
-    rows: list[list[Tensor]] = [[] for _ in names]
+    got = kernels(subject, plan, at, at, cot, False, budget, Tally(), errors=errors)
+    outs = []
     for n in range(at.n):
         try:
-            out = forward(subject, few.take(slice(n, n + 1))).out[0]
+            outs.append(forward(subject, few.take(slice(n, n + 1))).out[0])
         except ModelError:  # a model that cannot be called with one sample
-            out = at.out[n]
-        for v in cot:
-            grads = torch.autograd.grad(out @ v, leaves, retain_graph=True, allow_unused=True)
-            for k, (g, p) in enumerate(zip(grads, leaves, strict=True)):
-                rows[k].append((torch.zeros_like(p) if g is None else g.to_dense()).reshape(-1))
-    jacobians = [torch.stack(row).reshape(at.n, -1) for row in rows]
-    wanted = [j @ j.T for j in jacobians]
-    whole = max(float(w.norm()) for w in wanted)
+            outs.append(at.out[n])
+    alone = torch.stack(outs)
+    mixes = torch.stack([_random(at.n, 4 + k).to(at.out) for k in range(PROOFS)])
+    want = {n: [0.0] * PROOFS for n in names}
+    for group in _small_groups(subject, names, (budget or 2**30) // 8):
+        leaves = [subject.leaves[n] for n in group]
+        for k, u in enumerate(mixes):
+            for v in cot:
+                grads = torch.autograd.grad((u @ alone) @ v, leaves, retain_graph=True, allow_unused=True)
+                for n, g in zip(group, grads, strict=True):
+                    want[n][k] += 0.0 if g is None else float(g.to_dense().double().square().sum())
+    whole = max(max(w) for w in want.values())
     # a gradient that vanishes exactly (a bias before a norm) leaves only rounding, which has no relative accuracy
     noise = (1e-9 if at.out.dtype == torch.float32 else 1e-18) * whole
-    for name, want in zip(names, wanted, strict=True):
+    for name in names:
         if name in errors:
             plan.demote(name, errors[name])
             continue
-        have = got.get(name)
-        size = float(want.norm())
-        error = float(want.norm() if have is None else (have - want).norm())
-        if not error <= tol * size + noise and size == size:
-            plan.demote(name, f"the graph's reading disagreed with autograd by {error / max(size, 1e-300):.1e}")
+        for u, right in zip(mixes, want[name], strict=True):
+            read = float(u @ got[name] @ u) if name in got else 0.0
+            if not abs(read - right) <= tol * right + noise and right == right:
+                plan.demote(name, f"the graph's reading disagreed with autograd ({read:.6g} against {right:.6g})")
+                break
+
+
+def _random(n: int, seed: int) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _small_groups(subject: Subject, names: list[str], room: int) -> list[list[str]]:
+    """Split parameters so that the gradients of each group take at most `room` bytes, where single ones allow.
+
+    Returns:
+        The groups.
+    """
+    groups: list[list[str]] = [[]]
+    load = 0
+    for n in names:
+        size = subject.leaves[n].numel() * subject.leaves[n].element_size()
+        if groups[-1] and load + size > room:
+            groups.append([])
+            load = 0
+        groups[-1].append(n)
+        load += size
+    return groups
 
 
 @torch.no_grad()
@@ -487,8 +517,9 @@ def kernels(
     tally: Tally,
     force: str | None = None,
     errors: dict[str, str] | None = None,
+    groups: dict[str, list[str]] | None = None,
 ) -> dict[str, Tensor]:
-    """Kernel of every parameter that the plan knows a way for.
+    """Kernel of every parameter that the plan knows a way for, or their sums over groups.
 
     Args:
         subject: The model.
@@ -501,9 +532,10 @@ def kernels(
         tally: Where work is noted.
         force: See `contract`.
         errors: Where given, a parameter that fails is noted here with its reason, and the others go on.
+        groups: Parameter → names of the sums it belongs to; by default each parameter is a sum of its own.
 
     Returns:
-        Parameter → `(N, M)` or `(N, M, R, R)`. Parameters without any signal are absent.
+        Group → `(N, M)` or `(N, M, R, R)`. Groups without any signal are absent.
     """
     same = p is q
     item = p.out.element_size()
@@ -522,7 +554,7 @@ def kernels(
         cot = cotangents[start : start + step]
         left = signals.stream(p.out, p.graph, parts, cot, room, plan.batched)
         right = left if same else signals.stream(q.out, q.graph, parts, cot, room, plan.batched)
-        _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force, errors)
+        _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force, errors, groups)
     return result
 
 
@@ -646,6 +678,7 @@ def _consume(
     result: dict[str, Tensor],
     force: str | None,
     errors: dict[str, str] | None,
+    groups: dict[str, list[str]] | None,
 ) -> None:
     """Contract each parameter as soon as its signals have arrived, and let them go."""
     same = p is q
@@ -670,7 +703,8 @@ def _consume(
                     raise
                 errors[name] = f"reading the graph failed ({type(exc).__name__}: {exc})"
             if value is not None:
-                result[name] = result[name] + value if name in result else value
+                for group in [name] if groups is None else groups.get(name, []):
+                    result[group] = result[group].add_(value) if group in result else value.clone()
             for e in {u.edge for h in hs for u in plan.handles[h].uses}:
                 users[e] -= 1
                 if not users[e]:

@@ -123,4 +123,7 @@ class Batch:
 
 def _plain(t: Tensor) -> Tensor:
     """Detached, and usable by autograd even where the caller made it in inference mode."""
-    return t.clone() if t.is_inference() else t.detach()
+    if not t.is_inference():
+        return t.detach()
+    with torch.inference_mode(False):
+        return t.clone()

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from avalanche_ntk.errors import ArgumentError
+
 
 @contextmanager
 def preserve_rng() -> Generator[None, None, None]:
@@ -141,6 +143,11 @@ def _call(function: Any, _preserve: bool, *args: Any) -> Any:
 @contextmanager
 def measuring(model: nn.Module) -> Generator[None, None, None]:
     """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model must be a torch.nn.Module, found {type(model).__name__}. Wrap a function in a module that holds"
+            " its parameters."
+        )
     with preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model), plain_calls():
         yield
 

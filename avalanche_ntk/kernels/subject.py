@@ -213,11 +213,6 @@ class Subject:
         selector: Callable[[Any], Tensor] | None = None,
     ) -> Subject:
         """Check the model and choose its parameters; see `select_parameters` and `working_dtype` for the errors."""
-        if not isinstance(model, nn.Module):
-            raise ArgumentError(
-                f"model must be a torch.nn.Module, found {type(model).__name__}. Wrap a function in a module that holds"
-                " its parameters."
-            )
         inner = unwrap(model)
         check_supported(inner)
         names = select_parameters(inner, params, layers)
