@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks import CLScenario, DatasetExperience, EagerCLStream, with_classes_timeline, with_task_labels
 from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
@@ -73,6 +73,19 @@ class _PartDataset(Dataset[Any]):
         return x if self.part.transform is None else self.part.transform(x), label
 
 
+class Experience(DatasetExperience):
+    """Avalanche's experience of one dataset, which can be exchanged: BiC and others take samples out of it."""
+
+    @property
+    def dataset(self) -> Any:
+        """The samples, an Avalanche dataset."""
+        return self._dataset
+
+    @dataset.setter
+    def dataset(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+
 def benchmark_of(
     data: LabelledData,
     train: Sequence[Part],
@@ -97,11 +110,17 @@ def benchmark_of(
     Returns:
         An Avalanche `CLScenario`.
     """
-    streams = {
-        name: [_dataset(part, number if task_labels else 0) for number, part in enumerate(parts)]
+    streams = [
+        EagerCLStream(
+            name,
+            [
+                Experience(dataset=_dataset(part, number if task_labels else 0), current_experience=number)
+                for number, part in enumerate(parts)
+            ],
+        )
         for name, parts in (("train", train), ("test", test))
-    }
-    benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(**streams)))
+    ]
+    benchmark = with_task_labels(with_classes_timeline(CLScenario(streams)))
     for stream in benchmark.streams.values():
         stream.benchmark = benchmark
         for experience in stream:
