@@ -51,7 +51,7 @@ def worker(kind, n, budget, what):
     start = time.perf_counter()
     if what == "forward":
         out = model(x)
-        torch.autograd.grad(out.sum(), model[-1].weight if kind != "resnet18" else model.fc.weight, retain_graph=True)
+        torch.autograd.grad(out.sum(), next(iter(model.parameters())), retain_graph=True)
     else:
         empirical_ntk(model, x, memory_budget=budget * 2**20)
         if what == "twice":

@@ -40,7 +40,8 @@ def stochastic(subject: Subject, batch: Batch) -> ModelError:
     where = f"module {found[0][0]!r} ({found[0][1]})" if found else f"the model {type(subject.model).__name__}"
     return ModelError(
         f"{where} is random in eval mode: expected the same output for the same input, found two different ones, so the"
-        " kernel is not defined. Make it honour eval mode (F.dropout(x, p, self.training), no sampling), or fix its noise."
+        " kernel is not defined. Make it honour eval mode (F.dropout(x, p, self.training), no sampling), or"
+        " fix its noise."
     )
 
 
@@ -63,7 +64,8 @@ def spot_check(
 ) -> float:
     """Compare random entries of a kernel with the float64 oracle.
 
-    The error of an entry is `|K[n,m] − Θ[n,m]| / sqrt(Θ[n,n]·Θ[m,m])`: relative to the largest value that the entry could
+    The error of an entry is `|K[n,m] − Θ[n,m]| / sqrt(Θ[n,n]·Θ[m,m])`: relative to the largest value that the entry
+    could
     have (Cauchy–Schwarz), so that entries near zero do not blow it up. For `full`, the norm over output pairs is used.
 
     Args:
@@ -94,7 +96,8 @@ def spot_check(
         raise ArgumentError(f"n_entries must be at least 1, found {n_entries}. Give the number of entries to compare.")
     if tuple(kernel.shape[:2]) != (n, m):
         raise ArgumentError(
-            f"the kernel has shape {tuple(kernel.shape)}: expected its first two sizes to be {(n, m)}, the numbers of samples."
+            f"the kernel has shape {tuple(kernel.shape)}: expected its first two sizes to be {(n, m)}, the"
+            " numbers of samples."
             " Give the inputs that it was computed from."
         )
     g = generator if generator is not None else torch.Generator().manual_seed(seed)

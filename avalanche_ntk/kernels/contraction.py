@@ -5,8 +5,8 @@ With `J[n,r] = Σ_t a[n,t] ⊗ g[r,n,t]` the entry `Σ_r <J[n,r], J'[m,r]>` has 
 * explicit: form J for a slice of W and multiply, `J J'ᵀ`;
 * ghost: `Σ_{t,s} (a[n,t]·a'[m,s]) (Σ_r g[r,n,t]·g'[r,m,s])`, where W's size never appears.
 
-For one position the ghost form is `(A Aᵀ) ∘ (G Gᵀ)`. A cost model (multiply-adds at the matrix rate, plus memory traffic
-for elementwise work) chooses; all intermediate blocks stay below `workspace` bytes.
+For one position the ghost form is `(A Aᵀ) ∘ (G Gᵀ)`. A cost model (multiply-adds at the matrix rate, plus memory
+traffic for elementwise work) chooses; all intermediate blocks stay below `workspace` bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Tally:
         self.peak = max(self.peak, sum(t.numel() * t.element_size() for t in tensors))
 
 
-def contract(p: Piece, q: Piece, full: bool, workspace: int, tally: Tally, force: str | None = None) -> tuple[Tensor, str]:
+def contract(
+    p: Piece, q: Piece, full: bool, workspace: int, tally: Tally, force: str | None = None
+) -> tuple[Tensor, str]:
     """Kernel of two pieces of the same parameter.
 
     Args:
@@ -197,7 +199,7 @@ def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Ta
     """
     n, t, a = p.a.shape
     m, s, _ = q.a.shape
-    r, b = p.g.shape[0], p.g.shape[3]
+    r = p.g.shape[0]
     item = p.g.element_size()
     out = p.g.new_zeros((n, m, r, r) if full else (n, m))
     pa, pg = p.a.reshape(n * t, a), _rows(p, full)

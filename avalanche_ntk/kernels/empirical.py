@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,6 @@ from avalanche_ntk.kernels.subject import Subject, output_rows, select_parameter
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
 
 
-@overload
-def empirical_ntk(model: nn.Module, x1: Any, x2: Any = ..., *, return_info: Literal[False] = ..., **kw: Any) -> Tensor: ...
-@overload
-def empirical_ntk(
-    model: nn.Module, x1: Any, x2: Any = ..., *, return_info: Literal[True], **kw: Any
-) -> tuple[Tensor, KernelInfo]: ...
 def empirical_ntk(
     model: nn.Module,
     x1: Any,
@@ -55,7 +49,7 @@ def empirical_ntk(
     seed: int = 0,
     block: int | None = None,
     return_info: bool = False,
-) -> Tensor | tuple[Tensor, KernelInfo]:
+) -> Any:
     """Empirical neural tangent kernel `Θ[n,m,c,d] = <∂f_c(x_n)/∂θ, ∂f_d(x_m)/∂θ>` of a model, in eval mode.
 
     Exact for any torch model whose outputs depend on one sample each; the model, its gradients and every random number
@@ -73,7 +67,8 @@ def empirical_ntk(
         outputs: Indices of the outputs kept; None for all.
         output_selector: Maps the model's raw output (tuple, dict, object) to an `(N, C)` tensor.
         memory_budget: Bytes that may be taken beyond the forward pass; 1 GiB by default.
-        dtype: `torch.float32` or `torch.float64` to compute in; None for the parameters' own (float32 for half precision).
+        dtype: `torch.float32` or `torch.float64` to compute in; None for the parameters' own (float32 for half
+            precision).
         method: See `Method`.
         estimator: `rademacher` for an unbiased estimate of the trace kernel from random signs, for many outputs.
         n_projections: Number of random sign vectors of the estimator.
@@ -82,7 +77,7 @@ def empirical_ntk(
         return_info: Also return a `KernelInfo`.
 
     Returns:
-        The kernel, and a `KernelInfo` if asked for.
+        The kernel, a tensor in the working precision; with `return_info` a pair of it and a `KernelInfo`.
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
@@ -253,6 +248,9 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]] | None) -> di
 
     Returns:
         One nameless group of all when none are given.
+
+    Raises:
+        ArgumentError: A group names nothing.
     """
     if groups is None:
         return {"": list(subject.leaves)}
@@ -261,14 +259,13 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]] | None) -> di
     for name, patterns in groups.items():
         chosen: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            as_parameter = pattern in everything or (
-                "*" in pattern and any(_fits(n, pattern) for n in everything)
-            )
+            as_parameter = pattern in everything or ("*" in pattern and any(_fits(n, pattern) for n in everything))
             kind = {"params": pattern} if as_parameter else {"layers": pattern}
             chosen |= set(select_parameters(subject.model, **kind))
         if not chosen:
             raise ArgumentError(
-                f"group {name!r} names no parameters: expected at least one parameter or module name. Leave the group out."
+                f"group {name!r} names no parameters: expected at least one parameter or module name. Leave the"
+                " group out."
             )
         members[name] = [n for n in subject.leaves if n in chosen]
     return members
@@ -284,7 +281,9 @@ def _positive(name: str, value: int | None, unit: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name} must be a positive number of {unit}, found {value!r}. Leave it out for the default.")
+        raise ArgumentError(
+            f"{name} must be a positive number of {unit}, found {value!r}. Leave it out for the default."
+        )
     return value
 
 
@@ -292,7 +291,8 @@ def _check_estimator(estimator: str | None, n_projections: int | None, reduction
     if estimator is None:
         if n_projections is not None:
             raise ArgumentError(
-                f"n_projections={n_projections} was given without an estimator: the kernel is exact unless an estimator is"
+                f"n_projections={n_projections} was given without an estimator: the kernel is exact unless an"
+                " estimator is"
                 " asked for. Add estimator='rademacher', or leave n_projections out."
             )
         return
@@ -300,7 +300,8 @@ def _check_estimator(estimator: str | None, n_projections: int | None, reduction
         raise unknown_name("estimator", estimator, ["rademacher"])
     if reduction != "trace":
         raise ArgumentError(
-            f"estimator='rademacher' estimates the trace kernel, found reduction={reduction!r}. Use reduction='trace', or"
+            f"estimator='rademacher' estimates the trace kernel, found reduction={reduction!r}. Use"
+            " reduction='trace', or"
             " leave the estimator out."
         )
     if n_projections is None or isinstance(n_projections, bool) or n_projections < 2:
@@ -414,13 +415,14 @@ class _Run:
             size *= 2
         if need > self.budget:
             raise MemoryBudgetError(
-                f"memory_budget={self.budget} bytes is too small for a block of one sample: about {need} bytes are needed"
+                f"memory_budget={self.budget} bytes is too small for a block of one sample: about {need} bytes"
+                " are needed"
                 f" for {type(self.subject.model).__name__} with {rows.shape[0]} outputs. Raise memory_budget to that."
             )
         return size
 
     def _bytes_per_sample(self, batch: Batch, rows: Tensor) -> int:
-        """Return the bytes that one sample of a block takes at least: its largest signal and explicit gradient, twice."""
+        """Return the bytes that one sample of a block takes at least: its largest signal and gradient, thrice."""
         plan = self._plan(batch, self.first)
         r = rows.shape[0] if self.full else 1
         return 3 * engine.largest_piece(self.subject, plan, self.first) * r * rows.element_size()
@@ -471,7 +473,9 @@ class _Run:
             plan = plan.joined(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:
-            values = engine.kernels(subject, plan, p, q, rows, self.full, self.budget, self.tally, force, groups=self.groups)
+            values = engine.kernels(
+                subject, plan, p, q, rows, self.full, self.budget, self.tally, force, groups=self.groups
+            )
         except (engine.Unreadable, RuntimeError, NotImplementedError, AttributeError, IndexError, TypeError) as exc:
             if isinstance(exc, torch.OutOfMemoryError | MemoryError):
                 raise
@@ -514,15 +518,16 @@ def _check_spectrum(kernel: Tensor, info: KernelInfo, wanted: bool) -> None:
         matrix = kernel.transpose(1, 2).reshape(n * c, n * c)
     if matrix.shape[0] > 4096:
         return
-    matrix = matrix.double()
     if not wanted:
         # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
-        v = matrix.sum(1)
-        size = float(v @ (matrix @ v)) / max(float(v @ v), 1e-300)
-        shifted = matrix.clone()
+        shifted = matrix.to(torch.float64, copy=True)
+        v = shifted.sum(1)
+        size = float(v @ (shifted @ v)) / max(float(v @ v), 1e-300)
         shifted.diagonal().add_(0.9e-5 * max(size, 1e-300))
         if int(torch.linalg.cholesky_ex(shifted).info) == 0:
             return
+        del shifted
+    matrix = matrix.double()
     values = torch.linalg.eigvalsh(matrix)
     low, high = float(values[0]), float(values[-1])
     info.min_eigenvalue = low if info.min_eigenvalue is None else min(low, info.min_eigenvalue)

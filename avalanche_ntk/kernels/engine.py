@@ -139,7 +139,8 @@ def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = Non
     if not separate:
         flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
         if _mixes(large) or not flow:
-            raise coupled(subject, few)
+            error: ModelError = coupled(subject, few)
+            raise error
     if not same_shape or not separate:
         return Plan(generic=dict.fromkeys(names, FLOW), alone=True)
     plan = _read(subject, small, large)
@@ -165,7 +166,16 @@ class ReadsValues(TorchDispatchMode):
 
 
 _VALUES = frozenset(
-    {"_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal", "is_nonzero"}
+    {
+        "_local_scalar_dense",
+        "nonzero",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "masked_select",
+        "equal",
+        "is_nonzero",
+    }
 )
 
 
@@ -225,12 +235,13 @@ def _mixes(at: Pass) -> bool:
 
 
 def coupled(subject: Subject, few: Batch) -> ModelError:
-    """Return the error for a model whose outputs depend on the other samples of the batch; names the module if it can."""
+    """Return the error for outputs that depend on the other samples of the batch; it names the module if it can."""
     for name, m in subject.model.named_modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
             return ModelError(
                 f"module {name!r} ({type(m).__name__}) normalises by the statistics of the batch also in eval mode"
-                " (track_running_stats=False): expected each output to depend on its own sample only, so that a per-sample"
+                " (track_running_stats=False): expected each output to depend on its own sample only, so that"
+                " a per-sample"
                 " kernel exists. Use running statistics, or a norm without batch statistics (GroupNorm, LayerNorm)."
             )
     culprit = _first_coupled_module(subject, few)
@@ -443,8 +454,8 @@ def _prove_layouts(plan: Plan, at: Pass) -> None:
 def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> None:
     """Compare every parameter's kernel with ordinary gradients of samples taken alone; demote what disagrees.
 
-    For two random combinations v of outputs and random mixes u of samples, `uᵀKu = Σ_v ‖∇θ Σ_n u_n v·f(x_n)‖²`: any entry of
-    K that is wrong shows in it, and only one gradient has to be held at a time.
+    For two random combinations v of outputs and random mixes u of samples, `uᵀKu = Σ_v ‖∇θ Σ_n u_n v·f(x_n)‖²`: any
+    entry of K that is wrong shows in it, and only one gradient has to be held at a time.
     """
     names = [n for n in subject.leaves if n not in plan.generic]
     if not names:
@@ -467,8 +478,8 @@ def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | Non
         for k, u in enumerate(mixes):
             for v in cot:
                 grads = torch.autograd.grad((u @ alone) @ v, leaves, retain_graph=True, allow_unused=True)
-                for n, g in zip(group, grads, strict=True):
-                    want[n][k] += 0.0 if g is None else float(g.to_dense().double().square().sum())
+                for name, g in zip(group, grads, strict=True):
+                    want[name][k] += 0.0 if g is None else _squared(g)
     whole = max(max(w) for w in want.values())
     # a gradient that vanishes exactly (a bias before a norm) leaves only rounding, which has no relative accuracy
     noise = (1e-9 if at.out.dtype == torch.float32 else 1e-18) * whole
@@ -481,6 +492,11 @@ def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | Non
             if not abs(read - right) <= tol * right + noise and right == right:
                 plan.demote(name, f"the graph's reading disagreed with autograd ({read:.6g} against {right:.6g})")
                 break
+
+
+def _squared(g: Tensor) -> float:
+    """Return the squared norm, summed in float64 without a copy in float64."""
+    return float(torch.linalg.vector_norm(g.to_dense(), dtype=torch.float64)) ** 2
 
 
 def _random(n: int, seed: int) -> Tensor:
@@ -763,7 +779,5 @@ def _is_dense(side: _Side, h: int) -> bool:
     names = {side.at.graph.names[u.node] for u in side.plan.handles[h].uses}
     return not names <= {"AddmmBackward0", "MmBackward0", "EmbeddingBackward0", "EmbeddingBagBackward0"} and not (
         names == {"ConvolutionBackward0"}
-        and all(
-            int(side.at.graph.nodes[u.node]._saved_groups) == 1 for u in side.plan.handles[h].uses
-        )
+        and all(int(side.at.graph.nodes[u.node]._saved_groups) == 1 for u in side.plan.handles[h].uses)
     )

@@ -40,7 +40,7 @@ def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
                 out = subject.model(*args, **kwargs)
             return (out if subject.selector is None else subject.selector(out))[0]
 
-        _, pull = vjp(f, leaves)
+        pull = vjp(f, leaves)[1]
         return vmap(lambda v: pull(v)[0])(cotangents)
 
     with warnings.catch_warnings():

@@ -26,8 +26,8 @@ def feature_kernel(
 ) -> Tensor:
     """Feature kernel `K[n,m] = <h(x_n), h(x_m)>`, h the input of the last `nn.Linear` that the forward pass calls.
 
-    It is the tangent kernel of the last layer's weight for one output: the part of the kernel that training the head alone
-    would see (the conjugate kernel of Daniely et al. 2016, at finite width).
+    It is the tangent kernel of the last layer's weight for one output: the part of the kernel that training the head
+    alone would see (the conjugate kernel of Daniely et al. 2016, at finite width).
 
     Args:
         model: The model; evaluated in eval mode and left as it was, hooks removed.
@@ -85,8 +85,8 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     try:
         subject.forward(batch)
     finally:
-        for h in hooks:
-            h.remove()
+        for hook in hooks:
+            hook.remove()
     name = type(subject.model).__name__
     if "h" not in last:
         raise ModelError(

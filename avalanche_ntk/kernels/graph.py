@@ -61,9 +61,7 @@ class Graph:
             tuple(None if child is None else (number[child], nr) for child, nr in node.next_functions) for node in order
         )
         owner = {
-            i: parameters.get(id(node.variable))
-            for i, node in enumerate(order)
-            if names[i].endswith("AccumulateGrad")
+            i: parameters.get(id(node.variable)) for i, node in enumerate(order) if names[i].endswith("AccumulateGrad")
         }
         return Graph(order, names, edges, owner, hash((names, edges, tuple(owner.items()))))
 

@@ -50,13 +50,15 @@ class Batch:
         tensors = _tensors(x)
         if not tensors:
             raise ArgumentError(
-                f"the inputs hold no tensor: expected a tensor, a tuple or a dict of tensors with samples in dimension 0,"
+                "the inputs hold no tensor: expected a tensor, a tuple or a dict of tensors with samples in"
+                " dimension 0,"
                 f" found {type(x).__name__}. Convert arrays with torch.as_tensor first."
             )
         sizes = [t.shape[0] if t.dim() else None for t in tensors]
         if None in sizes or len(set(sizes)) > 1:
             raise ArgumentError(
-                f"every input tensor must have the samples in dimension 0, found shapes {[tuple(t.shape) for t in tensors]}."
+                "every input tensor must have the samples in dimension 0, found shapes"
+                f" {[tuple(t.shape) for t in tensors]}."
                 " Bind arguments that are shared by all samples into the model (functools.partial, a wrapper module)."
             )
         if sizes[0] == 0:

@@ -30,8 +30,8 @@ def jvp_prediction(
     """First-order change of the outputs, `J_b(x)·δ` with the Jacobian taken at base parameters θ_b.
 
     With `δ = θ_t − θ_b` this is what a network with a static kernel would have moved by (Chizat et al. 2019;
-    Ortiz-Jiménez et al. 2021). Parameters that `params_base` leaves out have their current value; buffers are the current
-    ones unless named in `params_base`. Parameters that `delta` leaves out do not move.
+    Ortiz-Jiménez et al. 2021). Parameters that `params_base` leaves out have their current value; buffers are the
+    current ones unless named in `params_base`. Parameters that `delta` leaves out do not move.
 
     Args:
         model: The model as it is now; evaluated in eval mode and left as it was.
@@ -120,8 +120,10 @@ def _double_backward(
         return torch.autograd.grad(total, u)[0].detach()
     except RuntimeError as exc:
         raise ModelError(
-            f"{name} has an operator with neither a forward-mode nor a second derivative ({exc}): expected one of them, to"
-            " push a displacement of the parameters through the model. Leave the linearisation error out for this model."
+            f"{name} has an operator with neither a forward-mode nor a second derivative ({exc}): expected one"
+            " of them, to"
+            " push a displacement of the parameters through the model. Leave the linearisation error out for"
+            " this model."
         ) from exc
 
 
@@ -129,12 +131,14 @@ def _fitting(given: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) 
     unknown = [k for k in given if k not in own]
     if unknown:
         raise ArgumentError(
-            f"{what} names {unknown[0]!r}, which the model does not have: expected names of its parameters. The model has"
+            f"{what} names {unknown[0]!r}, which the model does not have: expected names of its parameters. The"
+            " model has"
             " changed since; compare only what both have."
         )
     for k, v in given.items():
         if v.shape != own[k].shape:
             raise ArgumentError(
-                f"{what}[{k!r}] has shape {tuple(v.shape)}: expected {tuple(own[k].shape)}, the model's own. The model has"
+                f"{what}[{k!r}] has shape {tuple(v.shape)}: expected {tuple(own[k].shape)}, the model's own."
+                " The model has"
                 " changed since (a head that has grown); start a new base point."
             )

@@ -13,13 +13,14 @@ class Method(str, Enum):
 
     With N samples, C outputs, P parameters, T positions a sample (1 for a plain layer, pixels or tokens otherwise):
 
-    * `AUTO`: the graph engine, the cheaper of the two forms for every use of every parameter, and per-sample Jacobians for
-      what the graph does not show. Right for nearly everything.
-    * `GHOST`: the graph engine with Gram products over pairs of positions, `N²T²(A + C·B)` for a weight of A·B entries. Wins
-      where T is small and layers are wide; never forms a weight gradient.
-    * `EXPLICIT`: the graph engine with per-sample gradients formed in slices, `C·A·B·(N·T + N²)`. Wins where T is large and
-      layers are narrow (early convolutions).
-    * `JACOBIAN`: `torch.func` (`vmap` of `vjp`), `N·C·P` numbers in chunks. The textbook way; tens to hundreds of times slower.
+    * `AUTO`: the graph engine, the cheaper of the two forms for every use of every parameter, and per-sample Jacobians
+      for what the graph does not show. Right for nearly everything.
+    * `GHOST`: the graph engine with Gram products over pairs of positions, `N²T²(A + C·B)` for a weight of A·B
+      entries. Wins where T is small and layers are wide; never forms a weight gradient.
+    * `EXPLICIT`: the graph engine with per-sample gradients formed in slices, `C·A·B·(N·T + N²)`. Wins where T is
+      large and layers are narrow (early convolutions).
+    * `JACOBIAN`: `torch.func` (`vmap` of `vjp`), `N·C·P` numbers in chunks. The textbook way; tens to hundreds of
+      times slower.
     * `LOOP`: one forward pass and C backward passes for every sample alone. Slowest, and goes wherever a backward pass
       goes (data-dependent branches, `.item()`, custom functions).
     """
@@ -36,7 +37,8 @@ class KernelInfo:
     """How a kernel was computed, and how good it is.
 
     Attributes:
-        methods: Parameter → the form that was used: `gram` (one position), `ghost`, `explicit`, `dense`, `lookup`, `masked`
+        methods: Parameter → the form that was used: `gram` (one position), `ghost`, `explicit`, `dense`, `lookup`,
+            `masked`
             (a node without a rule, by its own backward), `jacobian` or `loop` (generic paths), `unused` (no gradient).
         reasons: Parameter → why it took a generic path.
         flops: Multiply-adds of the contraction (forward and backward passes not counted).

@@ -22,8 +22,8 @@ from avalanche_ntk.kernels.subject import Subject, output_rows, require_graph
 class NTKOperator:
     """A symmetric positive semidefinite operator, made by `ntk_operator`.
 
-    One product costs a forward, a backward and a forward-mode pass over the batch for `full` and `sum_logits`, and one of
-    each for every output kept for `trace`. Memory is that of one training step.
+    One product costs a forward, a backward and a forward-mode pass over the batch for `full` and `sum_logits`, and one
+    of each for every output kept for `trace`. Memory is that of one training step.
 
     Attributes:
         shape: `(N·C, N·C)` for `full` (entry n·C + c is output c of sample n), `(N, N)` otherwise.
@@ -89,7 +89,9 @@ class NTKOperator:
         def product(v: np.ndarray) -> np.ndarray:
             return (self @ torch.from_numpy(np.ascontiguousarray(v)).reshape(-1)).double().cpu().numpy()
 
-        return LinearOperator(self.shape, matvec=product, rmatvec=product, dtype=np.float64)
+        return LinearOperator(  # type: ignore[call-arg,misc]
+            self.shape, matvec=product, rmatvec=product, dtype=np.float64
+        )
 
     def top_eigenvalues(self, k: int = 1, *, tol: float = 0.0, seed: int = 0) -> Tensor:
         """The k largest eigenvalues, largest first, by Lanczos iteration (ARPACK).
@@ -171,7 +173,8 @@ def ntk_operator(
     """The empirical NTK of the model as it is now, as an operator with products `Θ v = J (Jᵀ v)`.
 
     Args:
-        model: The model; its parameters and buffers are copied, so that the operator does not change when training goes on.
+        model: The model; its parameters and buffers are copied, so that the operator does not change when training
+            goes on.
         x: N inputs, see `empirical_ntk`.
         task_labels: See `empirical_ntk`.
         reduction: `full`, `trace` or `sum_logits`.
@@ -183,6 +186,9 @@ def ntk_operator(
 
     Returns:
         The operator.
+
+    Raises:
+        unknown_name: The reduction is none of these (an `ArgumentError`).
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)

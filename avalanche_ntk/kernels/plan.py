@@ -2,8 +2,8 @@
 
 A plan is made from a handful of samples, run at two batch sizes, and *proved* there: for two random combinations of
 outputs, the kernel of every parameter that the engine computes from it is compared with one made from ordinary
-`torch.autograd.grad` of one sample at a time. A parameter that disagrees is sent to the generic path. Plans hold numbers
-of nodes, never nodes, so that they serve every later forward pass of the same shape.
+`torch.autograd.grad` of one sample at a time. A parameter that disagrees is sent to the generic path. Plans hold
+numbers of nodes, never nodes, so that they serve every later forward pass of the same shape.
 """
 
 from __future__ import annotations
@@ -15,11 +15,26 @@ from avalanche_ntk.kernels.layout import Layout
 
 # Parameter-only nodes that only rearrange entries, or scale all of them alike
 VIEWS = (
-    "TBackward0", "TransposeBackward0", "TransposeBackward1", "PermuteBackward0", "ViewBackward0", "UnsafeViewBackward0",
-    "ReshapeAliasBackward0", "UnsqueezeBackward0", "UnsqueezeBackward1", "SqueezeBackward0", "SqueezeBackward1",
-    "SqueezeBackward2", "AliasBackward0", "CloneBackward0", "ToCopyBackward0", "ContiguousBackward0",
-    "MovedimBackward0", "FlipBackward0", "ViewAsBackward0",
-)  # fmt: skip
+    "TBackward0",
+    "TransposeBackward0",
+    "TransposeBackward1",
+    "PermuteBackward0",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "UnsqueezeBackward0",
+    "UnsqueezeBackward1",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SqueezeBackward2",
+    "AliasBackward0",
+    "CloneBackward0",
+    "ToCopyBackward0",
+    "ContiguousBackward0",
+    "MovedimBackward0",
+    "FlipBackward0",
+    "ViewAsBackward0",
+)
 SCALES = ("MulBackward0", "DivBackward0", "NegBackward0")
 SPLITS = ("SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0", "ChunkBackward0")
 # Nodes that move entries between samples according to values: what was seen for one batch proves nothing for the next

@@ -88,6 +88,9 @@ def reference_ntk(
     Returns:
         `(N, M, C, C)` for `full`, `(N, M)` for `trace` (Σ_c Θ[n,m,c,c]) and `sum_logits` (Σ_{c,d} Θ[n,m,c,d]).
 
+    Raises:
+        unknown_name: The reduction is none of these (an `ArgumentError`).
+
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
         >>> x = torch.tensor([[1.0, 2.0], [0.0, 3.0]])

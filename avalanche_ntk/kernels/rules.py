@@ -97,9 +97,7 @@ def _product(s: Site, left: Tensor | None, right: Tensor | None, left_slot: int,
 @rule("MmBackward0")
 def mm(s: Site) -> Piece:
     """`self @ mat2`."""
-    return _product(
-        s, s.node._saved_self if s.slot == 1 else None, s.node._saved_mat2 if s.slot == 0 else None, 0, 1
-    )
+    return _product(s, s.node._saved_self if s.slot == 1 else None, s.node._saved_mat2 if s.slot == 0 else None, 0, 1)
 
 
 @rule("AddmmBackward0")
@@ -142,7 +140,14 @@ def mv(s: Site) -> Piece:
     return Outer(s.positions(s.node._saved_self[None], 1)[0], s.positions(s.g[..., None], 1), a_first=True)
 
 
-def patches(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], out: list[int]):  # type: ignore[no-untyped-def]  # noqa: D103
+def patches(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], out: list[int]
+) -> Tensor:
+    """Patches of `(batch, channels, *size)` that a convolution reads at each of `out` positions, as a view.
+
+    Returns:
+        `(batch, channels, *kernel, *out)`.
+    """
     nd = len(kernel)
     extent = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(out, stride, kernel, dilation, strict=True)]
     pad: list[int] = []

@@ -1,8 +1,8 @@
 """Backpropagated signals at chosen edges of the graph, in bounded memory.
 
 Only signals are computed, never a weight gradient: `torch.autograd.grad` with respect to `GradientEdge`s. All outputs
-go through one vectorised backward pass where the graph allows it. Where the signals of all edges together are too large, the
-graph is cut at its bottlenecks (edges through which everything flows) and the backward pass is resumed from
+go through one vectorised backward pass where the graph allows it. Where the signals of all edges together are too
+large, the graph is cut at its bottlenecks (edges through which everything flows) and the backward pass is resumed from
 the signal at the cut, so that no part of it runs twice.
 """
 
@@ -30,7 +30,9 @@ def batches_well(graph: Graph) -> bool:
     Returns:
         True when no node is known to be better off in a loop.
     """
-    return not any(any(k in name for k in _LOOP) or not name.endswith(("0", "1", "AccumulateGrad")) for name in graph.names)
+    return not any(
+        any(k in name for k in _LOOP) or not name.endswith(("0", "1", "AccumulateGrad")) for name in graph.names
+    )
 
 
 def pull(

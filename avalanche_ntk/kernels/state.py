@@ -58,7 +58,7 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
             for m, k, buffer, value in buffers:
                 if m._buffers.get(k) is not buffer:
                     m._buffers[k] = buffer
-                if buffer is not None and not _same(buffer, value):
+                if buffer is not None and value is not None and not _same(buffer, value):
                     buffer.copy_(value)
         for p, needed, grad in params:
             if p.requires_grad != needed:
@@ -119,12 +119,12 @@ def eager(model: nn.Module) -> Generator[None, None, None]:
 def plain_calls() -> Generator[None, None, None]:
     """Run what hides parameters from autograd's graph as ordinary calls: reentrant checkpoints, fused attention layers.
 
-    A reentrant checkpoint keeps its block out of the graph, and `torch.autograd.grad` refuses it; run as a plain call, the
-    block computes the same numbers. The fused transformer layer has no derivative at all.
+    A reentrant checkpoint keeps its block out of the graph, and `torch.autograd.grad` refuses it; run as a plain call,
+    the block computes the same numbers. The fused transformer layer has no derivative at all.
     """
     original = checkpoint.CheckpointFunction.__dict__.get("apply")
     fast = torch.backends.mha.get_fastpath_enabled()
-    checkpoint.CheckpointFunction.apply = staticmethod(_call)  # type: ignore[method-assign,assignment]
+    checkpoint.CheckpointFunction.apply = staticmethod(_call)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
@@ -172,5 +172,3 @@ def rng_fingerprint() -> tuple[Any, ...]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         parts += [s.numpy().tobytes() for s in torch.cuda.get_rng_state_all()]
     return tuple(parts)
-
-

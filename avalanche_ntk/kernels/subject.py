@@ -31,6 +31,9 @@ def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) 
         params: None for all, or names of parameters (shell wildcards allowed).
         layers: None, or names of modules: every trainable parameter inside them (wildcards allowed).
 
+    Returns:
+        The names.
+
     Raises:
         ModelError: The model has no trainable parameter.
         ArgumentError: A name matches nothing, or only frozen parameters.
@@ -80,7 +83,8 @@ def _require(
         raise unknown_name(kind, pattern, [c for c in choices if c])
     if not hits & set(trainable):
         raise ArgumentError(
-            f"{kind} {pattern!r} has no parameter that requires a gradient: the kernel covers trainable parameters only."
+            f"{kind} {pattern!r} has no parameter that requires a gradient: the kernel covers trainable"
+            " parameters only."
             " Unfreeze it, or leave it out."
         )
 
@@ -117,13 +121,17 @@ def check_supported(model: nn.Module) -> None:
         kind = f"{type(m).__module__}.{type(m).__name__}"
         if ".quantized" in kind or ".qat" in kind or "torchao" in kind:
             raise ModelError(
-                f"module {name or 'model'!r} ({type(m).__name__}) is quantised: a quantised weight has no gradient, so no"
+                f"module {name or 'model'!r} ({type(m).__name__}) is quantised: a quantised weight has no"
+                " gradient, so no"
                 " tangent kernel. Measure the float model it was made from."
             )
 
 
 def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) -> list[int] | None:
     """Indices of the outputs kept; None for all.
+
+    Returns:
+        Non-negative indices, in the order given.
 
     Raises:
         ArgumentError: An index is out of range or repeated, or nothing is kept.
@@ -258,11 +266,7 @@ class Subject:
             yield
 
     def call(self, batch: Batch) -> Tensor:
-        """`(N, C)` outputs of the model as it stands (use inside `standing_in`).
-
-        Raises:
-            ModelError: The forward pass fails, or the (selected) output is not a floating `(N, C)` tensor.
-        """
+        """Return the (selected) outputs of the model as it stands, unchecked (use inside `standing_in`)."""
         args, kwargs = batch.cast(self.dtype).arguments()
         with _new_tensors_in(self.dtype):
             out = self.model(*args, **kwargs)

@@ -53,10 +53,6 @@ def head(features: int, c: int = 3) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(features, c))
 
 
-def seq(*modules: nn.Module) -> Callable[[], nn.Module]:
-    raise NotImplementedError
-
-
 def par(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape) * 0.5)
 
@@ -238,7 +234,12 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.einsum("st,ntd->nsd", self.w, x)
         h = self.gain * torch.tanh(h)
-        return self.out(torch.einsum("ntd,hdk->nthk", h, self.v.transpose(1, 2).reshape(2, 4, 3)).mean(2).flatten(1).repeat(1, 2)[:, :20])
+        return self.out(
+            torch.einsum("ntd,hdk->nthk", h, self.v.transpose(1, 2).reshape(2, 4, 3))
+            .mean(2)
+            .flatten(1)
+            .repeat(1, 2)[:, :20]
+        )
 
 
 def resnet_block() -> nn.Module:
@@ -299,101 +300,228 @@ def custom_function() -> nn.Module:
 CASES: dict[str, Case] = {
     "linear": Case(lambda: nn.Linear(4, 3), rand(4)),
     "linear_one_output": Case(lambda: nn.Linear(4, 1, bias=False), rand(4)),
-    "mlp": Case(lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 3)), rand(4)),
+    "mlp": Case(
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 3)),
+        rand(4),
+    ),
     "mlp_wide": Case(lambda: nn.Sequential(nn.Linear(10, 1000), nn.ReLU(), nn.Linear(1000, 3)), rand(10)),
-    "mlp_inplace_input": Case(lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)), rand(4)),
-    "tokens": Case(lambda: nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2, bias=False), head(10)), rand(5, 4)),
+    "mlp_inplace_input": Case(
+        lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)), rand(4)
+    ),
+    "tokens": Case(
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2, bias=False), head(10)), rand(5, 4)
+    ),
     "tokens_4d": Case(lambda: nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 2), head(12)), rand(2, 3, 4)),
-    "token_major": Case(lambda: Fn(lambda m, x: m.out(m.a(x.transpose(0, 1)).tanh().transpose(0, 1).flatten(1)), a=nn.Linear(4, 3), out=nn.Linear(15, 2)), rand(5, 4)),
+    "token_major": Case(
+        lambda: Fn(
+            lambda m, x: m.out(m.a(x.transpose(0, 1)).tanh().transpose(0, 1).flatten(1)),
+            a=nn.Linear(4, 3),
+            out=nn.Linear(15, 2),
+        ),
+        rand(5, 4),
+    ),
     "conv1d": Case(conv(lambda: nn.Conv1d(2, 3, 3, stride=2, padding=1), 12), rand(2, 8)),
     "conv1d_circular": Case(conv(lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), 24), rand(2, 8)),
     "conv2d": Case(conv(lambda: nn.Conv2d(2, 3, 3), 48), rand(2, 6, 6)),
     "conv2d_same": Case(conv(lambda: nn.Conv2d(2, 3, (1, 5), padding="same"), 75), rand(2, 5, 5)),
     "conv2d_stride_crop": Case(conv(lambda: nn.Conv2d(2, 3, 3, stride=2), 12), rand(2, 6, 6)),
-    "conv2d_reflect": Case(conv(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=False), 75), rand(2, 5, 5)),
+    "conv2d_reflect": Case(
+        conv(lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect", bias=False), 75), rand(2, 5, 5)
+    ),
     "conv2d_dilated": Case(conv(lambda: nn.Conv2d(2, 3, 3, dilation=2, padding=(2, 1)), 90), rand(2, 6, 7)),
     "conv2d_groups": Case(conv(lambda: nn.Conv2d(4, 6, 3, groups=2), 54), rand(4, 5, 5)),
     "conv2d_depthwise": Case(conv(lambda: nn.Conv2d(3, 6, 3, groups=3, padding=1), 150), rand(3, 5, 5)),
     "conv2d_pointwise": Case(conv(lambda: nn.Conv2d(4, 3, 1), 75), rand(4, 5, 5)),
-    "conv2d_transposed": Case(conv(lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), 192), rand(2, 4, 4)),
+    "conv2d_transposed": Case(
+        conv(lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), 192), rand(2, 4, 4)
+    ),
     "conv2d_transposed_groups": Case(conv(lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), 486), rand(4, 4, 4)),
     "conv3d": Case(conv(lambda: nn.Conv3d(2, 3, 2, stride=(1, 2, 1), padding=1), 180), rand(2, 3, 4, 4)),
-    "conv_channels_last": Case(lambda: conv(lambda: nn.Conv2d(2, 3, 3), 48)().to(memory_format=torch.channels_last), lambda n: torch.randn(n, 2, 6, 6).to(memory_format=torch.channels_last)),
-    "conv_frames": Case(lambda: Fn(lambda m, x: m.out(m.c(x.flatten(0, 1)).tanh().reshape(len(x), -1)), c=nn.Conv2d(2, 3, 3), out=nn.Linear(54, 2)), rand(2, 2, 5, 5)),
+    "conv_channels_last": Case(
+        lambda: conv(lambda: nn.Conv2d(2, 3, 3), 48)().to(memory_format=torch.channels_last),
+        lambda n: torch.randn(n, 2, 6, 6).to(memory_format=torch.channels_last),
+    ),
+    "conv_frames": Case(
+        lambda: Fn(
+            lambda m, x: m.out(m.c(x.flatten(0, 1)).tanh().reshape(len(x), -1)),
+            c=nn.Conv2d(2, 3, 3),
+            out=nn.Linear(54, 2),
+        ),
+        rand(2, 2, 5, 5),
+    ),
     "batch_norm_1d": Case(norm(lambda: nn.BatchNorm1d(3), 3, 15), rand(2, 5)),
     "batch_norm_2d": Case(norm(lambda: nn.BatchNorm2d(3), 3, 48, 2), rand(2, 4, 4)),
-    "batch_norm_flat": Case(lambda: trained_bn(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))), rand(4)),
-    "layer_norm": Case(lambda: trained_bn(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), head(18, 2))), rand(3, 4)),
+    "batch_norm_flat": Case(
+        lambda: trained_bn(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2))), rand(4)
+    ),
+    "layer_norm": Case(
+        lambda: trained_bn(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), head(18, 2))), rand(3, 4)
+    ),
     "layer_norm_2d": Case(norm(lambda: nn.LayerNorm((3, 5)), 3, 15), rand(2, 5)),
     "group_norm": Case(norm(lambda: nn.GroupNorm(2, 4), 4, 64, 2), rand(2, 4, 4)),
     "instance_norm": Case(norm(lambda: nn.InstanceNorm2d(3, affine=True), 3, 48, 2), rand(2, 4, 4)),
-    "instance_norm_running": Case(norm(lambda: nn.InstanceNorm2d(3, affine=True, track_running_stats=True), 3, 48, 2), rand(2, 4, 4), ways=GENERIC),
+    "instance_norm_running": Case(
+        norm(lambda: nn.InstanceNorm2d(3, affine=True, track_running_stats=True), 3, 48, 2), rand(2, 4, 4), ways=GENERIC
+    ),
     "rms_norm": Case(lambda: nn.Sequential(nn.Linear(4, 6), nn.RMSNorm(6), nn.Tanh(), head(18, 2)), rand(3, 4)),
-    "prelu": Case(lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 2)), rand(4)),
+    "prelu": Case(
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(5), nn.Linear(5, 4), nn.PReLU(), nn.Linear(4, 2)), rand(4)
+    ),
     "prelu_conv": Case(lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.PReLU(3), head(12)), rand(2, 5)),
     "embedding": Case(lambda: nn.Sequential(nn.Embedding(9, 4), head(20)), ints(9, 5)),
-    "embedding_padding": Case(lambda: nn.Sequential(nn.Embedding(5, 4, padding_idx=1), nn.Tanh(), head(20)), ints(5, 5)),
-    "embedding_padding_sparse": Case(lambda: nn.Sequential(nn.Embedding(5, 4, padding_idx=0, sparse=True), nn.Tanh(), head(20)), ints(5, 5)),
-    "embedding_freq": Case(lambda: nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Tanh(), head(15)), ints(4, 5), ways=GENERIC),
+    "embedding_padding": Case(
+        lambda: nn.Sequential(nn.Embedding(5, 4, padding_idx=1), nn.Tanh(), head(20)), ints(5, 5)
+    ),
+    "embedding_padding_sparse": Case(
+        lambda: nn.Sequential(nn.Embedding(5, 4, padding_idx=0, sparse=True), nn.Tanh(), head(20)), ints(5, 5)
+    ),
+    "embedding_freq": Case(
+        lambda: nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Tanh(), head(15)),
+        ints(4, 5),
+        ways=GENERIC,
+    ),
     "embedding_bag_mean": Case(lambda: nn.Sequential(nn.EmbeddingBag(9, 4), nn.Tanh(), nn.Linear(4, 2)), ints(9, 5)),
-    "embedding_bag_sum_padding": Case(lambda: nn.Sequential(nn.EmbeddingBag(5, 4, mode="sum", padding_idx=2), nn.Tanh(), nn.Linear(4, 2)), ints(5, 5)),
-    "embedding_bag_mean_padding": Case(lambda: nn.Sequential(nn.EmbeddingBag(5, 4, mode="mean", padding_idx=2), nn.Tanh(), nn.Linear(4, 2)), ints(5, 5), ways=GENERIC),
-    "embedding_bag_max": Case(lambda: nn.Sequential(nn.EmbeddingBag(9, 4, mode="max"), nn.Tanh(), nn.Linear(4, 2)), ints(9, 5), ways=GENERIC),
-    "embedding_bag_sparse": Case(lambda: nn.Sequential(nn.EmbeddingBag(9, 4, mode="sum", sparse=True), nn.Tanh(), nn.Linear(4, 2)), ints(9, 5)),
+    "embedding_bag_sum_padding": Case(
+        lambda: nn.Sequential(nn.EmbeddingBag(5, 4, mode="sum", padding_idx=2), nn.Tanh(), nn.Linear(4, 2)), ints(5, 5)
+    ),
+    "embedding_bag_mean_padding": Case(
+        lambda: nn.Sequential(nn.EmbeddingBag(5, 4, mode="mean", padding_idx=2), nn.Tanh(), nn.Linear(4, 2)),
+        ints(5, 5),
+        ways=GENERIC,
+    ),
+    "embedding_bag_max": Case(
+        lambda: nn.Sequential(nn.EmbeddingBag(9, 4, mode="max"), nn.Tanh(), nn.Linear(4, 2)), ints(9, 5), ways=GENERIC
+    ),
+    "embedding_bag_sparse": Case(
+        lambda: nn.Sequential(nn.EmbeddingBag(9, 4, mode="sum", sparse=True), nn.Tanh(), nn.Linear(4, 2)), ints(9, 5)
+    ),
     "attention": Case(attention(), rand(5, 6)),
     "attention_weights": Case(attention(weights=True), rand(5, 6)),
     "attention_token_major": Case(attention(batch_first=False), rand(5, 6)),
     "attention_causal": Case(attention(mask="causal"), rand(5, 6)),
     "attention_padding": Case(attention(mask="padding"), rand(5, 6)),
     "cross_attention": Case(cross_attention(), lambda n: (torch.randn(n, 3, 6), torch.randn(n, 4, 6))),
-    "cross_attention_split": Case(cross_attention(kdim=5, vdim=7), lambda n: (torch.randn(n, 3, 6), torch.randn(n, 4, 5), torch.randn(n, 4, 7))),
-    "cross_attention_bias_kv": Case(cross_attention(add_bias_kv=True), lambda n: (torch.randn(n, 3, 6), torch.randn(n, 4, 6))),
-    "encoder_layer": Case(lambda: nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), head(24, 2)), rand(4, 6)),
-    "encoder_token_major": Case(lambda: Fn(lambda m, x: m.out(m.e(x.transpose(0, 1)).mean(0)), e=nn.TransformerEncoderLayer(6, 2, 8), out=nn.Linear(6, 2)), rand(4, 6)),
+    "cross_attention_split": Case(
+        cross_attention(kdim=5, vdim=7), lambda n: (torch.randn(n, 3, 6), torch.randn(n, 4, 5), torch.randn(n, 4, 7))
+    ),
+    "cross_attention_bias_kv": Case(
+        cross_attention(add_bias_kv=True), lambda n: (torch.randn(n, 3, 6), torch.randn(n, 4, 6))
+    ),
+    "encoder_layer": Case(
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), head(24, 2)), rand(4, 6)
+    ),
+    "encoder_token_major": Case(
+        lambda: Fn(
+            lambda m, x: m.out(m.e(x.transpose(0, 1)).mean(0)),
+            e=nn.TransformerEncoderLayer(6, 2, 8),
+            out=nn.Linear(6, 2),
+        ),
+        rand(4, 6),
+    ),
     "vit": Case(Vit, rand(3, 4, 4)),
     "rnn": Case(rnn(nn.RNN, batch_first=True), rand(4, 3)),
     "lstm_bidirectional_2": Case(rnn(nn.LSTM, num_layers=2, bidirectional=True, batch_first=True), rand(4, 3)),
     "gru_token_major": Case(rnn(nn.GRU, num_layers=2), rand(4, 3)),
-    "lstm_projection": Case(lambda: Fn(lambda m, x: m.out(m.rnn(x)[0][:, -1]), rnn=nn.LSTM(3, 4, proj_size=2, batch_first=True), out=nn.Linear(2, 2)), rand(4, 3)),
-    "lstm_cell": Case(lambda: Fn(lambda m, x: m.out(m.cell(x[:, 1], m.cell(x[:, 0]))[0]), cell=nn.LSTMCell(3, 4), out=nn.Linear(4, 2)), rand(2, 3)),
+    "lstm_projection": Case(
+        lambda: Fn(
+            lambda m, x: m.out(m.rnn(x)[0][:, -1]),
+            rnn=nn.LSTM(3, 4, proj_size=2, batch_first=True),
+            out=nn.Linear(2, 2),
+        ),
+        rand(4, 3),
+    ),
+    "lstm_cell": Case(
+        lambda: Fn(
+            lambda m, x: m.out(m.cell(x[:, 1], m.cell(x[:, 0]))[0]), cell=nn.LSTMCell(3, 4), out=nn.Linear(4, 2)
+        ),
+        rand(2, 3),
+    ),
     "bilinear": Case(lambda: Fn(lambda m, x: m.b(x, x.tanh()), b=nn.Bilinear(3, 3, 2)), rand(3), ways=GENERIC),
     "ntk_parametrisation": Case(lambda: nn.Sequential(NTKLinear(4, 6), nn.ReLU(), NTKLinear(6, 2)), rand(4)),
-    "weight_norm": Case(lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)), rand(4)),
-    "weight_norm_conv": Case(lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), nn.Tanh(), head(12)), rand(2, 5)),
+    "weight_norm": Case(
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)), rand(4)
+    ),
+    "weight_norm_conv": Case(
+        lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv1d(2, 3, 2)), nn.Tanh(), head(12)), rand(2, 5)
+    ),
     "spectral_norm": Case(spectral, rand(4)),
     "parametrize": Case(parametrized, rand(4)),
     "lora": Case(lambda: nn.Sequential(LoRA(4, 5), nn.Tanh(), LoRA(5, 2, freeze=False)), rand(4)),
-    "tanh_weight": Case(lambda: Fn(lambda m, x: F.linear(x, m.w.tanh()).relu() @ m.v.exp(), w=par(5, 4), v=par(5, 2)), rand(4)),
+    "tanh_weight": Case(
+        lambda: Fn(lambda m, x: F.linear(x, m.w.tanh()).relu() @ m.v.exp(), w=par(5, 4), v=par(5, 2)), rand(4)
+    ),
     "weight_squared": Case(lambda: Fn(lambda m, x: x @ (m.w * m.w) + m.b.sum(), w=par(4, 2), b=par(3)), rand(4)),
-    "gain": Case(lambda: Fn(lambda m, x: m.g * m.l(x * m.s) / 2 - m.b, g=par(1), s=par(4), b=par(3), l=nn.Linear(4, 3)), rand(4)),
-    "gain_scalar": Case(lambda: Fn(lambda m, x: m.g * m.l(x), g=nn.Parameter(torch.tensor(0.7)), l=nn.Linear(4, 3)), rand(4)),
-    "division": Case(lambda: Fn(lambda m, x: m.l(x) / m.g, g=nn.Parameter(torch.rand(3) + 0.5), l=nn.Linear(4, 3)), rand(4), ways=GENERIC),
+    "gain": Case(
+        lambda: Fn(lambda m, x: m.g * m.l(x * m.s) / 2 - m.b, g=par(1), s=par(4), b=par(3), l=nn.Linear(4, 3)), rand(4)
+    ),
+    "gain_scalar": Case(
+        lambda: Fn(lambda m, x: m.g * m.l(x), g=nn.Parameter(torch.tensor(0.7)), l=nn.Linear(4, 3)), rand(4)
+    ),
+    "division": Case(
+        lambda: Fn(lambda m, x: m.l(x) / m.g, g=nn.Parameter(torch.rand(3) + 0.5), l=nn.Linear(4, 3)),
+        rand(4),
+        ways=GENERIC,
+    ),
     "einsum_mixer": Case(Mixer, rand(5, 4), ways=GENERIC),
-    "positions": Case(lambda: Fn(lambda m, x: m.out((m.e(x) + m.p).tanh().flatten(1)), e=nn.Embedding(7, 4), p=par(5, 4), out=nn.Linear(20, 2)), ints(7, 5)),
+    "positions": Case(
+        lambda: Fn(
+            lambda m, x: m.out((m.e(x) + m.p).tanh().flatten(1)),
+            e=nn.Embedding(7, 4),
+            p=par(5, 4),
+            out=nn.Linear(20, 2),
+        ),
+        ints(7, 5),
+    ),
     "vector_head": Case(lambda: Fn(lambda m, x: (m.l(x).tanh() @ m.v)[:, None], l=nn.Linear(4, 5), v=par(5)), rand(4)),
     "weight_left": Case(lambda: Fn(lambda m, x: (m.w @ x.T).tanh().T @ m.v, w=par(5, 4), v=par(5, 2)), rand(4)),
     "tied": Case(Tied, ints(11, 3)),
     "tied_transposed": Case(lambda: Fn(lambda m, x: (m.a(x).tanh() @ m.a.weight).tanh(), a=nn.Linear(4, 5)), rand(4)),
     "reused_layer": Case(reuse, rand(4)),
-    "reused_conv": Case(lambda: (lambda c: nn.Sequential(c, nn.Tanh(), c, head(32)))(nn.Conv1d(4, 4, 3, padding=1)), rand(4, 8)),
+    "reused_conv": Case(
+        lambda: (lambda c: nn.Sequential(c, nn.Tanh(), c, head(32)))(nn.Conv1d(4, 4, 3, padding=1)), rand(4, 8)
+    ),
     "half_frozen": Case(half_frozen, rand(4)),
     "unused": Case(lambda: Fn(lambda m, x: m.a(x), a=nn.Linear(4, 2), b=nn.Linear(4, 2)), rand(4)),
     "resnet_block": Case(resnet_block, rand(3, 6, 6)),
-    "functional_call": Case(lambda: Fn(lambda m, x: torch.func.functional_call(m.l, {"weight": m.w * 2}, (x,)), l=nn.Linear(4, 3), w=par(3, 4)), rand(4)),
+    "functional_call": Case(
+        lambda: Fn(
+            lambda m, x: torch.func.functional_call(m.l, {"weight": m.w * 2}, (x,)), l=nn.Linear(4, 3), w=par(3, 4)
+        ),
+        rand(4),
+    ),
     "data_parallel": Case(lambda: nn.DataParallel(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))), rand(4)),
     "checkpoint_reentrant": Case(checkpointed(True), rand(4)),
     "checkpoint": Case(checkpointed(False), rand(4)),
     "custom_function": Case(custom_function, rand(4), ways=GENERIC),
-    "item": Case(lambda: Fn(lambda m, x: m.l(x * float(x.detach().abs().max().item() > -1)), l=nn.Linear(4, 3)), rand(4)),
+    "item": Case(
+        lambda: Fn(lambda m, x: m.l(x * float(x.detach().abs().max().item() > -1)), l=nn.Linear(4, 3)), rand(4)
+    ),
     "branch": Case(Branch, rand(4), ways=GENERIC),
     "sorted": Case(Experts, rand(4), ways=GENERIC),
     "dict_output": Case(TwoHeads, rand(4), {"output_selector": lambda y: y["a"]}),
-    "tuple_output": Case(lambda: Fn(lambda m, x: (m.a(x), m.b(x)), a=nn.Linear(4, 2), b=nn.Linear(4, 3)), rand(4), {"output_selector": lambda y: y[1]}),
-    "dict_input": Case(lambda: Fn(lambda m, u, v: m.a(u) * m.b(v), a=nn.Linear(4, 2), b=nn.Embedding(5, 2)), lambda n: {"u": torch.randn(n, 4), "v": torch.randint(5, (n,))}),
+    "tuple_output": Case(
+        lambda: Fn(lambda m, x: (m.a(x), m.b(x)), a=nn.Linear(4, 2), b=nn.Linear(4, 3)),
+        rand(4),
+        {"output_selector": lambda y: y[1]},
+    ),
+    "dict_input": Case(
+        lambda: Fn(lambda m, u, v: m.a(u) * m.b(v), a=nn.Linear(4, 2), b=nn.Embedding(5, 2)),
+        lambda n: {"u": torch.randn(n, 4), "v": torch.randint(5, (n,))},
+    ),
     "multi_task": Case(MultiTask, rand(4), {"task_labels": lambda n: torch.arange(n) % 2}, ways=GENERIC),
     "one_task": Case(MultiTask, rand(4), {"task_labels": lambda n: torch.zeros(n, dtype=torch.long)}, ways=GENERIC),
-    "max_pool": Case(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), head(12)), rand(2, 6, 6)),
+    "max_pool": Case(
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), head(12)), rand(2, 6, 6)
+    ),
     "dropout": Case(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)), rand(4)),
-    "window_attention": Case(lambda: Fn(lambda m, x: m.out(m.e(torch.roll(x, 1, 1).reshape(-1, 2, 6)).reshape(len(x), -1)), e=nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), out=nn.Linear(24, 2)), rand(4, 6), ways=GENERIC),
+    "window_attention": Case(
+        lambda: Fn(
+            lambda m, x: m.out(m.e(torch.roll(x, 1, 1).reshape(-1, 2, 6)).reshape(len(x), -1)),
+            e=nn.TransformerEncoderLayer(6, 2, 8, batch_first=True),
+            out=nn.Linear(24, 2),
+        ),
+        rand(4, 6),
+        ways=GENERIC,
+    ),
     "table": Case(lambda: Fn(lambda m, x: m.l(x) + m.t[torch.tensor([2, 0, 2])], t=par(4), l=nn.Linear(4, 3)), rand(4)),
-}  # fmt: skip
+}

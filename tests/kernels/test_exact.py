@@ -139,7 +139,12 @@ def test_kept_outputs(outputs, reduction):
 
 def test_named_layers_and_parameters():
     _, model, x, _, _, _ = build("mlp", 4)
-    for chosen in ({"layers": "0"}, {"layers": ["0", "4"]}, {"params": "*.bias"}, {"params": "2.weight", "layers": "4"}):
+    for chosen in (
+        {"layers": "0"},
+        {"layers": ["0", "4"]},
+        {"params": "*.bias"},
+        {"params": "2.weight", "layers": "4"},
+    ):
         got = empirical_ntk(model, x, dtype=torch.float64, **chosen)
         assert error(got, reference_ntk(model, x, **chosen)) <= 1e-12
 

@@ -149,7 +149,11 @@ def test_groups_by_module_parameter_and_pattern(x):
     got = empirical_ntk_by_group(
         model, x, {"first": ["0"], "weights": ["*.weight"], "bias": ["2.bias", "0.bias"]}, dtype=torch.float64
     )
-    for name, chosen in (("first", {"layers": "0"}), ("weights", {"params": "*.weight"}), ("bias", {"params": "*.bias"})):
+    for name, chosen in (
+        ("first", {"layers": "0"}),
+        ("weights", {"params": "*.weight"}),
+        ("bias", {"params": "*.bias"}),
+    ):
         assert torch.allclose(got[name], reference_ntk(model, x, **chosen), rtol=1e-12)
 
 
@@ -161,7 +165,9 @@ def test_the_report(x):
         "spare": "unused", "0.weight": "gram", "0.bias": "gram", "2.weight": "gram", "2.bias": "gram",
     }  # fmt: skip
     values = torch.linalg.eigvalsh(kernel)
-    assert info.max_eigenvalue == pytest.approx(float(values[-1])) and info.min_eigenvalue == pytest.approx(float(values[0]))
+    assert info.max_eigenvalue == pytest.approx(float(values[-1])) and info.min_eigenvalue == pytest.approx(
+        float(values[0])
+    )
     assert info.block == 5 and info.asymmetry < 1e-14 and info.flops > 0 and info.peak_bytes > 0
     assert info.standard_error is None and info.reasons == {}
     _, info = empirical_ntk(model, x, x, return_info=True)

@@ -45,7 +45,8 @@ def test_no_trainable_parameters():
         " parameters, all frozen. Unfreeze what the kernel should cover (parameter.requires_grad_(True))."
     )
     assert refused(ModelError, lambda: empirical_ntk(nn.ReLU(), X)) == (
-        "ReLU has no parameters: expected at least one parameter with requires_grad=True, found none. A function without"
+        "ReLU has no parameters: expected at least one parameter with requires_grad=True, found none. A"
+        " function without"
         " parameters has no tangent kernel."
     )
 
@@ -60,7 +61,8 @@ def test_no_trainable_parameters():
         ),
         (
             Fn(lambda m, x: m.l(x)[:, :, None], l=nn.Linear(3, 2)),
-            "the output of Fn has shape (4, 2, 1): expected (N, C) with N = 4 samples. Give output_selector=, a function from"
+            "the output of Fn has shape (4, 2, 1): expected (N, C) with N = 4 samples. Give output_selector=,"
+            " a function from"
             " the model's output to a tensor of that shape (lambda y: y.flatten(1)).",
         ),
         (
@@ -70,8 +72,10 @@ def test_no_trainable_parameters():
         ),
         (
             Fn(lambda m, x: m.l(x).detach(), l=nn.Linear(3, 2)),
-            "the output of Fn in eval mode has no gradient: expected logits that depend on the parameters differentiably."
-            " Something in the forward pass detaches them (torch.no_grad, argmax, a nearest-mean classifier); measure the"
+            "the output of Fn in eval mode has no gradient: expected logits that depend on the parameters"
+            " differentiably."
+            " Something in the forward pass detaches them (torch.no_grad, argmax, a nearest-mean classifier);"
+            " measure the"
             " part before it (output_selector=, or the feature extractor).",
         ),
     ],
@@ -83,15 +87,19 @@ def test_outputs_that_are_no_logits(model, message):
 def test_batch_norm_without_running_statistics():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2))
     assert refused(ModelError, lambda: empirical_ntk(model, X)) == (
-        "module '1' (BatchNorm1d) normalises by the statistics of the batch also in eval mode (track_running_stats=False):"
-        " expected each output to depend on its own sample only, so that a per-sample kernel exists. Use running statistics,"
+        "module '1' (BatchNorm1d) normalises by the statistics of the batch also in eval mode"
+        " (track_running_stats=False):"
+        " expected each output to depend on its own sample only, so that a per-sample kernel exists. Use"
+        " running statistics,"
         " or a norm without batch statistics (GroupNorm, LayerNorm)."
     )
 
 
 MIXES = (
-    " mixes the samples of a batch: expected each output to depend on its own sample only, found that f(x) changes with the"
-    " other samples given beside x, so no per-sample kernel exists. Remove the operation over dimension 0 (a mean, a batch"
+    " mixes the samples of a batch: expected each output to depend on its own sample only, found that f(x)"
+    " changes with the"
+    " other samples given beside x, so no per-sample kernel exists. Remove the operation over dimension 0 (a"
+    " mean, a batch"
     " norm, attention over the batch), or measure the part of the model before it."
 )
 
@@ -124,8 +132,10 @@ def test_randomness_in_eval_mode():
     model = nn.Sequential(nn.Linear(3, 4), Fn(lambda m, h: nn.functional.dropout(h, 0.5)), nn.Linear(4, 2))
     before = torch.get_rng_state()
     assert refused(ModelError, lambda: empirical_ntk(model, X)) == (
-        "module '1' (Fn) is random in eval mode: expected the same output for the same input, found two different ones, so"
-        " the kernel is not defined. Make it honour eval mode (F.dropout(x, p, self.training), no sampling), or fix its noise."
+        "module '1' (Fn) is random in eval mode: expected the same output for the same input, found two"
+        " different ones, so"
+        " the kernel is not defined. Make it honour eval mode (F.dropout(x, p, self.training), no sampling),"
+        " or fix its noise."
     )
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -145,11 +155,13 @@ def test_complex_lazy_and_quantised():
             return (x.to(torch.complex64) @ self.w).real
 
     assert refused(ModelError, lambda: empirical_ntk(Complex(), X)) == (
-        "parameter 'w' is complex (torch.complex64): the kernel is defined for real parameters only. Store real and imaginary"
+        "parameter 'w' is complex (torch.complex64): the kernel is defined for real parameters only. Store"
+        " real and imaginary"
         " parts as two real parameters (torch.view_as_real)."
     )
     assert refused(ModelError, lambda: empirical_ntk(nn.Sequential(nn.LazyLinear(2)), X)) == (
-        "parameter '0.weight' is not initialised yet (a lazy module): expected a parameter with a shape. Run one forward pass"
+        "parameter '0.weight' is not initialised yet (a lazy module): expected a parameter with a shape. Run"
+        " one forward pass"
         " before the first measurement."
     )
 
@@ -158,7 +170,8 @@ def test_complex_lazy_and_quantised():
 
     Quantised.__module__ = "torch.ao.nn.quantized.modules.linear"
     assert refused(ModelError, lambda: empirical_ntk(nn.Sequential(Quantised(3, 2)), X)) == (
-        "module '0' (Quantised) is quantised: a quantised weight has no gradient, so no tangent kernel. Measure the float"
+        "module '0' (Quantised) is quantised: a quantised weight has no gradient, so no tangent kernel."
+        " Measure the float"
         " model it was made from."
     )
 
@@ -166,7 +179,8 @@ def test_complex_lazy_and_quantised():
 def test_a_forward_pass_that_fails():
     assert refused(ModelError, lambda: empirical_ntk(small(), torch.randn(4, 5))) == (
         "the forward pass of Sequential failed in eval mode on the probe (RuntimeError: mat1 and mat2 shapes cannot be"
-        " multiplied (4x5 and 3x4)). Expected model(x) to work on 4 samples; check the inputs' shape, dtype and device, and"
+        " multiplied (4x5 and 3x4)). Expected model(x) to work on 4 samples; check the inputs' shape, dtype"
+        " and device, and"
         " task_labels for multi-task models."
     )
 
@@ -176,7 +190,8 @@ def test_kernels_that_are_not_finite():
     with torch.no_grad():
         model[2].weight[0, 0] = float("nan")
     assert refused(KernelError, lambda: empirical_ntk(model, X)) == (
-        "the kernel has 16 of 16 entries that are not finite: expected finite numbers. Weights, activations or gradients"
+        "the kernel has 16 of 16 entries that are not finite: expected finite numbers. Weights, activations or"
+        " gradients"
         " overflow or are NaN; check the training loss, or measure with dtype=torch.float64."
     )
     x = X.clone()
@@ -193,7 +208,8 @@ def test_kernels_that_are_not_finite():
         ),
         (
             {"method": "gost"},
-            "unknown method 'gost': expected one of 'auto', 'explicit', 'ghost', 'jacobian', 'loop'. Did you mean 'ghost'?",
+            "unknown method 'gost': expected one of 'auto', 'explicit', 'ghost', 'jacobian', 'loop'. Did you"
+            " mean 'ghost'?",
         ),
         (
             {"params": "0.wieght"},
@@ -203,23 +219,27 @@ def test_kernels_that_are_not_finite():
         ({"layers": "3"}, "unknown layer '3': expected one of '0', '1', '2'."),
         (
             {"layers": "1"},
-            "layer '1' has no parameter that requires a gradient: the kernel covers trainable parameters only. Unfreeze it, or"
+            "layer '1' has no parameter that requires a gradient: the kernel covers trainable parameters only."
+            " Unfreeze it, or"
             " leave it out.",
         ),
         ({"params": []}, "params must be a name or a non-empty sequence of names, found []."),
         (
             {"outputs": [0, 2]},
-            "outputs must be distinct indices of the model's 2 outputs, at least one, found [0, 2]. Give a list of indices or"
+            "outputs must be distinct indices of the model's 2 outputs, at least one, found [0, 2]. Give a"
+            " list of indices or"
             " a slice.",
         ),
         (
             {"outputs": slice(5, 9)},
-            "outputs must be distinct indices of the model's 2 outputs, at least one, found slice(5, 9, None). Give a list of"
+            "outputs must be distinct indices of the model's 2 outputs, at least one, found slice(5, 9, None)."
+            " Give a list of"
             " indices or a slice.",
         ),
         (
             {"dtype": torch.float16},
-            "unknown dtype torch.float16: expected torch.float32 or torch.float64. Half precision is too coarse for a kernel;"
+            "unknown dtype torch.float16: expected torch.float32 or torch.float64. Half precision is too"
+            " coarse for a kernel;"
             " leave dtype out to compute in float32.",
         ),
         (
@@ -234,17 +254,20 @@ def test_kernels_that_are_not_finite():
         ({"estimator": "gauss"}, "unknown estimator 'gauss': expected one of 'rademacher'."),
         (
             {"estimator": "rademacher", "n_projections": 8, "reduction": "full"},
-            "estimator='rademacher' estimates the trace kernel, found reduction='full'. Use reduction='trace', or leave the"
+            "estimator='rademacher' estimates the trace kernel, found reduction='full'. Use reduction='trace',"
+            " or leave the"
             " estimator out.",
         ),
         (
             {"estimator": "rademacher"},
-            "n_projections must be an integer of at least 2 (a standard error needs two), found None. Give the number of random"
+            "n_projections must be an integer of at least 2 (a standard error needs two), found None. Give the"
+            " number of random"
             " sign vectors, for example 32.",
         ),
         (
             {"task_labels": [0, 1]},
-            "task_labels must be one integer or one per sample: expected shape (4,), found (2,). Give the task label of every"
+            "task_labels must be one integer or one per sample: expected shape (4,), found (2,). Give the task"
+            " label of every"
             " probe sample.",
         ),
     ],
@@ -255,11 +278,13 @@ def test_bad_arguments(kwargs, message):
 
 def test_bad_inputs():
     assert refused(ArgumentError, lambda: empirical_ntk(small(), "probe")) == (
-        "the inputs hold no tensor: expected a tensor, a tuple or a dict of tensors with samples in dimension 0, found str."
+        "the inputs hold no tensor: expected a tensor, a tuple or a dict of tensors with samples in dimension"
+        " 0, found str."
         " Convert arrays with torch.as_tensor first."
     )
     assert refused(ArgumentError, lambda: empirical_ntk(small(), (X, X[:2]))) == (
-        "every input tensor must have the samples in dimension 0, found shapes [(4, 3), (2, 3)]. Bind arguments that are"
+        "every input tensor must have the samples in dimension 0, found shapes [(4, 3), (2, 3)]. Bind"
+        " arguments that are"
         " shared by all samples into the model (functools.partial, a wrapper module)."
     )
     assert refused(ArgumentError, lambda: empirical_ntk(small(), X[:0])) == (
@@ -269,7 +294,8 @@ def test_bad_inputs():
         "model must be a torch.nn.Module, found function. Wrap a function in a module that holds its parameters."
     )
     assert refused(ArgumentError, lambda: empirical_ntk_by_group(small(), X, {})) == (
-        "groups must name at least one group of parameters, found none. Give a dict from a name to a list of parameter or"
+        "groups must name at least one group of parameters, found none. Give a dict from a name to a list of"
+        " parameter or"
         " module names."
     )
 
@@ -278,7 +304,8 @@ def test_a_budget_too_small_for_one_block_says_how_much_is_needed():
     model = nn.Sequential(nn.Linear(3, 1000), nn.ReLU(), nn.Linear(1000, 2))
     message = refused(MemoryBudgetError, lambda: empirical_ntk(model, X, memory_budget=1000))
     assert message == (
-        "memory_budget=1000 bytes is too small for a block of one sample: about 12000 bytes are needed for Sequential with 2"
+        "memory_budget=1000 bytes is too small for a block of one sample: about 12000 bytes are needed for"
+        " Sequential with 2"
         " outputs. Raise memory_budget to that."
     )
     assert torch.allclose(empirical_ntk(model, X, memory_budget=12000), empirical_ntk(model, X), rtol=1e-5)
@@ -292,7 +319,8 @@ def test_nearly_equal_inputs_in_float32_warn_and_float64_does_not(recwarn):
     with pytest.warns(PrecisionWarning) as caught:
         empirical._check_spectrum(kernel, KernelInfo(), False)
     assert str(caught[0].message) == (
-        "the kernel's smallest eigenvalue is -0.01, its largest 2.01: expected none below -1e-5 of the largest. The inputs are"
+        "the kernel's smallest eigenvalue is -0.01, its largest 2.01: expected none below -1e-5 of the"
+        " largest. The inputs are"
         " nearly equal for this precision; measure with dtype=torch.float64."
     )
     x = torch.randn(1, 3) + 1e-6 * torch.randn(8, 3)
@@ -303,24 +331,29 @@ def test_nearly_equal_inputs_in_float32_warn_and_float64_does_not(recwarn):
 def test_neighbours_refuse_too():
     conv = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten())
     assert refused(ModelError, lambda: feature_kernel(conv, X[:, None])) == (
-        "Sequential calls no nn.Linear in its forward pass: expected a last linear layer, whose input is the feature vector."
+        "Sequential calls no nn.Linear in its forward pass: expected a last linear layer, whose input is the"
+        " feature vector."
         " Leave the feature kernel out for this model."
     )
     model = small()
     base = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
     assert refused(ArgumentError, lambda: jvp_prediction(model, X, base, {"5.weight": X})) == (
-        "delta names '5.weight', which the model does not have: expected names of its parameters. The model has changed since;"
+        "delta names '5.weight', which the model does not have: expected names of its parameters. The model"
+        " has changed since;"
         " compare only what both have."
     )
     assert refused(ArgumentError, lambda: jvp_prediction(model, X, {"2.bias": torch.zeros(5)}, base)) == (
-        "params_base['2.bias'] has shape (5,): expected (2,), the model's own. The model has changed since (a head that has"
+        "params_base['2.bias'] has shape (5,): expected (2,), the model's own. The model has changed since (a"
+        " head that has"
         " grown); start a new base point."
     )
     assert refused(ArgumentError, lambda: ntk_operator(model, X) @ torch.ones(3)) == (
-        "the operator has shape (8, 8), the vector (3,): expected (8,) or (8, k). Flatten (sample, output) pairs with the"
+        "the operator has shape (8, 8), the vector (3,): expected (8,) or (8, k). Flatten (sample, output)"
+        " pairs with the"
         " sample first."
     )
     assert refused(ArgumentError, lambda: spot_check(model, X, torch.zeros(3, 3))) == (
-        "the kernel has shape (3, 3): expected its first two sizes to be (4, 4), the numbers of samples. Give the inputs that"
+        "the kernel has shape (3, 3): expected its first two sizes to be (4, 4), the numbers of samples. Give"
+        " the inputs that"
         " it was computed from."
     )
