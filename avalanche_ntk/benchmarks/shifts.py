@@ -461,7 +461,7 @@ def blurred(
     pool = _Pool(data, seed)
     fewest = pool.fewest()
     # A class with a task before and one after it is in two boundaries.
-    most = next((n for n in range(fewest // (1 + steps) + 1, 0, -1) if _blurred_need(n, steps, len(pure)) <= fewest), 0)
+    most = next((n for n in range(fewest, 0, -1) if _blurred_need(n, steps, len(pure)) <= fewest), 0)
     if not most or (per_class is not None and not 1 <= per_class <= most):
         remedy = f"Use per_class={most} or less, or fewer steps" if most else f"Use steps={fewest - 1} or less"
         raise ArgumentError(
