@@ -16,9 +16,9 @@ from avalanche_ntk import empirical_ntk
 from avalanche_ntk.kernels import reference_ntk
 from avalanche_ntk.models import MLP
 from avalanche_ntk.trained import trained_function
-from tests.strategies.cases import job, plugin, plugin_for, stream
+from tests.strategies.cases import check_trajectory, job, plugin, plugin_for, stream
 from tests.strategies.scenarios import SCENARIOS
-from tests.strategies.unchanged import digest, train
+from tests.strategies.unchanged import assert_training_unchanged, digest, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -81,6 +81,8 @@ def test_bic_is_measured_before_its_bias_layer(monkeypatch):
 
     original = bic.MultiStepLR
     monkeypatch.setattr(bic, "MultiStepLR", lambda *args, verbose, **kwargs: original(*args, **kwargs))
+    _, unchanged = assert_training_unchanged(lambda plugins: job("BiC", plugins), lambda: plugin_for("BiC"))
+    check_trajectory(unchanged)
     run, witness = run_with_witness("BiC")
     assert any(getattr(p, "bias_layer", None) is not None for p in run.strategy.plugins)
     kernel = run.plugins[0].trajectory.kernel(ends(run)[-1].index)

@@ -24,6 +24,11 @@ pytestmark = [
 ]
 
 RUNS = [name for name, recipe in RECIPES.items() if recipe.broken_because is None]
+# What stands in for the pretrained weights, so that nothing is downloaded.
+STAND_INS = {
+    "AR1": "random weights in place of the pretrained ones",
+    "ExpertGate": "a small random network, of the three parts that AlexNet has, in place of the pretrained AlexNet",
+}
 BROKEN = {
     "BiC": (TypeError, "MultiStepLR.__init__() got an unexpected keyword argument 'verbose'"),
 }
@@ -36,7 +41,7 @@ def test_strategy(name, compatibility):
     check_trajectory(run)
     notes = recipe.measured + (f"; {recipe.note}" if recipe.note else "")
     if recipe.downloads:
-        notes += "; tried with random weights in place of the pretrained ones"
+        notes += f"; tried with {STAND_INS[name]}"
     if recipe.package:
         notes += f"; needs {recipe.package}"
     compatibility.add(name, "yes", "yes", summary(run), notes)

@@ -53,6 +53,15 @@ def test_a_stream_of_the_wrong_size_is_refused():
     )
 
 
+def test_images_of_the_wrong_shape_are_refused():
+    with pytest.raises(ArgumentError) as error:
+        build("AR1", benchmark=split_digits(5))
+    assert str(error.value) == (
+        "AR1 is built with a model for samples of shape [3, 128, 128], found shape [1, 8, 8]. "
+        "Resize the images of the stream."
+    )
+
+
 def test_task_labels_are_asked_for():
     with pytest.raises(ArgumentError) as error:
         build("PNN", benchmark=split_digits(5))
