@@ -18,7 +18,7 @@ from tests.strategies.unchanged import Job, Run
 
 split_digits(5)  # the first call imports scikit-learn, which draws from Python's generator
 
-SLOW = {"AR1"}
+HEAVY = {"AR1"}  # a MobileNet on images of 128 pixels
 
 # Smaller arguments where the usual ones take seconds.
 ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -18,8 +18,7 @@ PACKAGES = ("avalanche-lib", "torch", "torchvision", "numpy")
 
 HEAD = """# Compatibility
 
-Written by the tests of `tests/strategies` when all have run (`pytest tests/strategies -m "slow or not slow"`). Do not
-edit by hand.
+Written by the tests of `tests/strategies` when all of its rows have run and passed. Do not edit by hand.
 
 Versions: {versions}. CPU, two experiences of Split-Digits or of a tiny synthetic stream, one epoch.
 

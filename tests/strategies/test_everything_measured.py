@@ -13,7 +13,7 @@ from avalanche_ntk.observables import (
     StaticKernelForecast,
     TaskOverlap,
 )
-from tests.strategies.cases import SLOW, job, plugin
+from tests.strategies.cases import HEAVY, job, plugin
 from tests.strategies.test_matrix import RUNS
 from tests.strategies.test_matrix import pytestmark as _marks
 from tests.strategies.unchanged import assert_training_unchanged
@@ -47,7 +47,7 @@ def everything(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in ORDINARY else [pytest.mark.slow]) for n in RUNS if n not in SLOW],
+    [pytest.param(n, marks=[] if n in ORDINARY else [pytest.mark.slow]) for n in RUNS if n not in HEAVY],
 )
 def test_training_is_bit_identical_with_everything_measured(name):
     _, run = assert_training_unchanged(lambda plugins: job(name, plugins), lambda: everything(name))

@@ -7,7 +7,7 @@ import pytest
 from avalanche.training.templates import BaseSGDTemplate
 from avalanche_ntk.strategies.recipes import RECIPES
 
-from tests.strategies.cases import SLOW, check_trajectory, job, plugin, plugin_for, summary
+from tests.strategies.cases import check_trajectory, job, plugin, plugin_for, summary
 from tests.strategies.scenarios import SCENARIOS
 from tests.strategies.unchanged import assert_training_unchanged, differences, train
 
@@ -34,7 +34,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in RUNS])
+@pytest.mark.parametrize("name", RUNS)
 def test_strategy(name, compatibility):
     recipe = RECIPES[name]
     _, run = assert_training_unchanged(lambda plugins: job(name, plugins), lambda: plugin_for(name))
