@@ -3,6 +3,8 @@
 import io
 import math
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,8 +67,8 @@ def slope(values, logs) -> float:
 
 
 # What each promises. S is quadratic in the relative motion of the kernel, which is of order 1/width (Dyer & Gur-Ari
-# 2020; Huang & Yau 2020) or 1/α (Chizat et al. 2019) when lazy: −2. Slopes of single seeds scatter by some 0.25, so that the
-# mean over four has a standard error of about 0.12; 0.5 is four of them.
+# 2020; Huang & Yau 2020) or 1/α (Chizat et al. 2019) when lazy: −2. Slopes of single seeds scatter by some 0.25, so
+# that the mean over four has a standard error of about 0.12; 0.5 is four of them.
 
 
 def test_lazy_by_ntk_parametrisation(digits):
@@ -92,7 +94,7 @@ def test_lazy_by_output_scale(digits):
 @pytest.mark.parametrize(
     ("regime", "arguments"),
     [
-        # At this step the widest networks are beyond 2/λ_max, and their kernels move until they are below it.
+        # λ_max grows with width, and is beyond 2/η from the start: the kernel has to move for the loss to fall.
         ("rich", {"base_lr": 0.3, "steps": 20}),
         # The scale of the outputs falls as 1/√width, so that features have to move by the same amount at any width.
         ("mean_field", {"base_lr": 0.5, "steps": 20}),
@@ -294,3 +296,15 @@ def test_dropout_is_refused():
 )
 def test_messages(call, expected):
     assert message(call) == expected
+
+
+def test_the_examples_of_the_laboratory_run():
+    text = (Path(__file__).parents[1] / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 4
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/laboratory.md", "exec"), names)
+    assert names["prepared"].lr == pytest.approx(0.1 * 64 / 512)
+    first, second = (names[n].train_stream[0].dataset for n in ("shifted", "control"))
+    assert list(first.targets) == list(second.targets)
