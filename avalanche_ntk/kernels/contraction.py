@@ -30,6 +30,7 @@ class Tally:
     forms: dict[str, str] = field(default_factory=dict)
     peak: int = 0
     last: tuple[Any, Tensor] | None = None
+    lefts: dict[str, Tensor] | None = None
 
     def block(self, *tensors: Tensor) -> None:
         """Note the size of blocks that live at the same time."""
@@ -37,7 +38,7 @@ class Tally:
 
 
 def contract(
-    p: Piece, q: Piece, full: bool, workspace: int, tally: Tally, force: str | None = None
+    p: Piece, q: Piece, full: bool, workspace: int, tally: Tally, force: str | None = None, name: str = ""
 ) -> tuple[Tensor, str]:
     """Kernel of two pieces of the same parameter.
 
@@ -48,12 +49,13 @@ def contract(
         workspace: Bytes that intermediate blocks may take.
         tally: Where work is noted.
         force: `explicit` or `ghost` where a form is asked for.
+        name: The parameter's name, under which `tally.lefts` keeps what does not depend on the outputs.
 
     Returns:
         `(N, M)` summed over outputs, or `(N, M, R, R)`, and the form used.
     """
     if isinstance(p, Outer) and isinstance(q, Outer):
-        return _outer(p, q, full, workspace, tally, force)
+        return _outer(p, q, full, workspace, tally, force, name)
     if isinstance(p, Lookup) and isinstance(q, Lookup):
         return _lookup(p, q, full, workspace, tally), "lookup"
     assert isinstance(p, Dense) and isinstance(q, Dense)
@@ -87,13 +89,15 @@ def costs(n: int, m: int, t: int, s: int, a: int, b: int, r: int, same: bool, fu
     return explicit, ghost
 
 
-def _outer(p: Outer, q: Outer, full: bool, workspace: int, tally: Tally, force: str | None) -> tuple[Tensor, str]:
+def _outer(
+    p: Outer, q: Outer, full: bool, workspace: int, tally: Tally, force: str | None, name: str
+) -> tuple[Tensor, str]:
     n, t, a = p.a.shape
     m, s, _ = q.a.shape
     r, b = p.g.shape[0], p.g.shape[3]
     same = p is q
     if t == 1 and s == 1 and force != "explicit":
-        return _rank_one(p, q, full, tally), "gram"
+        return _rank_one(p, q, full, tally, name), "gram"
     explicit, ghost = costs(n, m, t, s, a, b, r, same, full)
     form = force or ("explicit" if explicit <= ghost else "ghost")
     if form == "explicit":
@@ -103,7 +107,7 @@ def _outer(p: Outer, q: Outer, full: bool, workspace: int, tally: Tally, force: 
     return _ghost(p, q, same, full, workspace, tally), form
 
 
-def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally) -> Tensor:
+def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor:
     """`(A A'ᵀ) ∘ (G G'ᵀ)`.
 
     Returns:
@@ -114,7 +118,13 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally) -> Tensor:
     r, b = p.g.shape[0], p.g.shape[3]
     tally.flops += n * m * (a + b * r * (r if full else 1))
     ones = a == 1 and p.a.shape[-1] == 1 and p.a.stride(0) == 1 and bool((p.a == 1).all()) and bool((q.a == 1).all())
-    left = None if ones and not full else p.a.reshape(n, a) @ q.a.reshape(m, a).T
+    keeping = tally.lefts if name else None
+    kept = None if keeping is None else keeping.get(name)
+    left = kept
+    if left is None and not (ones and not full):
+        left = p.a.reshape(n, a) @ q.a.reshape(m, a).T
+        if keeping is not None:
+            keeping[name] = kept = left
     if full:
         assert left is not None
         g = p.g.reshape(r, n, b).transpose(0, 1).reshape(n * r, b)
@@ -125,7 +135,7 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally) -> Tensor:
     if left is None:
         return right
     tally.block(left, right)
-    return left.mul_(right)
+    return left.mul_(right) if kept is None else left * right
 
 
 def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:

@@ -470,11 +470,14 @@ def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | Non
             outs.append(forward(subject, few.take(slice(n, n + 1))).out[0])
         except ModelError:  # a model that cannot be called with one sample
             outs.append(at.out[n])
-    alone = torch.stack(outs)
+    apart = torch.stack(outs)
     mixes = torch.stack([_random(at.n, 4 + k).to(at.out) for k in range(PROOFS)])
     want = {n: [0.0] * PROOFS for n in names}
     for group in _small_groups(subject, names, (budget or 2**30) // 8):
         leaves = [subject.leaves[n] for n in group]
+        # gradients of samples alone are added up, several at a time in memory: the batch's own serves where they are large
+        large = sum(p.numel() * p.element_size() for p in leaves) > (budget or 2**30) // 8
+        alone = at.out if large else apart
         for k, u in enumerate(mixes):
             for v in cot:
                 grads = torch.autograd.grad((u @ alone) @ v, leaves, retain_graph=True, allow_unused=True)
@@ -562,15 +565,19 @@ def kernels(
     if not edges:
         return {}
     step = r if full else _outputs_at_once(p, q, edges, r, total, same)
-    room = total * 0.5 / sides
+    room = total * 0.4 / sides
     workspace = int(min(total, 2**28) * 0.25 * item)
     parts = signals.segments(p.graph, edges, room / step)
     result: dict[str, Tensor] = {}
+    # Gram matrices of inputs do not depend on the outputs: kept from step to step where they are small
+    small = p.n * q.n * len(plan.native) <= 0.15 * total
+    tally.lefts = {} if step < r and small else None
     for start in range(0, r, step):
         cot = cotangents[start : start + step]
         left = signals.stream(p.out, p.graph, parts, cot, room, plan.batched)
         right = left if same else signals.stream(q.out, q.graph, parts, cot, room, plan.batched)
         _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force, errors, groups)
+    tally.lefts = None
     return result
 
 
@@ -595,7 +602,7 @@ def _outputs_at_once(p: Pass, q: Pass, edges: list[Edge], r: int, total: float, 
     if total == float("inf"):
         return r
     largest = max(_numel(p.graph.shape(e)) + (0 if same else _numel(q.graph.shape(e))) for e in edges)
-    return int(max(1, min(r, total * 0.25 // max(1, largest))))
+    return int(max(1, min(r, total * 0.125 // max(1, largest))))
 
 
 def _numel(shape: tuple[int, ...]) -> int:
@@ -766,7 +773,7 @@ def _parameter(
         for a, b, s, t in values:
             if a is None or b is None:
                 continue
-            k, form = contract(a, b, full, workspace, tally, force)
+            k, form = contract(a, b, full, workspace, tally, force, name if len(values) == 1 else "")
             tally.forms.setdefault(name, form)
             if s is not None and t is not None:
                 k = k * (s * t)

@@ -22,6 +22,10 @@ class NoRule(Exception):
     """This variant of a node has no rule."""
 
 
+class Inseparable(Exception):
+    """The gradient of this node is not a sum over samples."""
+
+
 @dataclass
 class Site:
     """Where a parameter enters the computation.
@@ -347,7 +351,8 @@ def _ids(indices: Tensor, padding: int, rows: int) -> Tensor:
 def embedding(s: Site) -> Piece:
     """Embedding tables, dense or sparse gradients."""
     node = s.node
-    _need(not bool(node._saved_scale_grad_by_freq))  # the frequency in a batch is not the frequency in a sample
+    if bool(node._saved_scale_grad_by_freq):
+        raise Inseparable("a row's gradient is scaled by its frequency in the batch")
     rows = int(s.shape[0])
     padding = int(node._saved_padding_idx)
     padding = padding - 2**64 if padding >= 2**63 else padding
@@ -361,7 +366,9 @@ def embedding_bag(s: Site) -> Piece:
     """Sums and means of embedding rows, one bag a sample."""
     node = s.node
     mode = int(node._saved_mode)
-    _need(s.slot == 0 and not bool(node._saved_scale_grad_by_freq) and mode in (0, 1))
+    if bool(node._saved_scale_grad_by_freq):
+        raise Inseparable("a row's gradient is scaled by its frequency in the batch")
+    _need(s.slot == 0 and mode in (0, 1))
     _need(s.layout == Layout(0) and s.g.shape[1] == s.n)
     indices, offset2bag, size = node._saved_indices, node._saved_result1, node._saved_result2
     _need(offset2bag.numel() == indices.numel())
