@@ -15,9 +15,25 @@ ROOT = Path(avalanche_ntk.__file__).parent
 LAYERS = {
     **dict.fromkeys(["errors", "randomness", "clock", "_lock"], 0),
     **dict.fromkeys(["kernels", "measures", "schedule", "runfolder"], 1),
-    **dict.fromkeys(["probes", "boundaries", "trajectory", "trained", "benchmarks", "models", "regimes", "observables", "resume"], 2),
+    **dict.fromkeys(
+        [
+            "probes",
+            "parameters",
+            "reading",
+            "boundaries",
+            "trajectory",
+            "trained",
+            "benchmarks",
+            "models",
+            "regimes",
+            "observables",
+            "resume",
+        ],
+        2,
+    ),
     "plugin": 3,
     "checkpoints": 3,
+    "loggers": 3,
     "evaluation": 4,
     "strategies": 5,
     "demo": 6,
@@ -26,7 +42,19 @@ LAYERS = {
     "cli": 7,
 }
 MAY_IMPORT_AVALANCHE = {
-    *("benchmarks", "checkpoints", "plugin", "evaluation", "strategies", "demo", "experiments", "probes", "trained")
+    *(
+        "benchmarks",
+        "checkpoints",
+        "loggers",
+        "plugin",
+        "evaluation",
+        "strategies",
+        "demo",
+        "experiments",
+        "reading",
+        "probes",
+        "trained",
+    )
 }
 
 
