@@ -28,15 +28,25 @@ from avalanche_ntk.errors import (
     MeasurementFailedWarning,
     NTKError,
     PluginError,
-    ProbeError,
     RunFolderError,
     unknown_name,
 )
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, jvp_prediction, spot_check
 from avalanche_ntk.observables import Moment, Observable, Observation
+from avalanche_ntk.parameters import Digests, change_between, digests_of
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
-from avalanche_ntk.resume import State, check_probes, digests, is_run, reopen
+from avalanche_ntk.reading import (
+    dataset_of,
+    has_outputs_for,
+    iterations_per_epoch,
+    model_of,
+    origin_of,
+    position_of,
+    spec_at,
+    task_label_of,
+)
+from avalanche_ntk.resume import State, check_probes, is_run, reopen
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.schedule import Schedule
 from avalanche_ntk.trained import trained_function
@@ -176,15 +186,14 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._task_label: int | None = None
         self._outputs_seen: dict[str, list[int]] = {}
         self._parameters_seen: dict[str, dict[str, tuple[int, ...]]] = {}
-        self._at_end: dict[str, Tensor] = {}
-        self._at_boundary: dict[str, Tensor] = {}
+        self._at_end: Digests = {}
+        self._at_boundary: Digests = {}
         self._warned: set[str] = set()
         self._last_tick: float | None = None
         self._owner: int | None = None
         self._step_hook: Any = None
         self._followed: Any = None
         self._shapes_before: dict[str, tuple[int, ...]] = {}
-        self._digests_at_end: dict[str, tuple[tuple[int, ...], str]] = {}
         self._must_rewind = False
 
     # ------------------------------------------------------------------ what users read
@@ -318,28 +327,24 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._rewind()
         if self._folder is None and self.resume is not False:
             # The last moment before the model is adapted to the new experience.
-            self._shapes_before = {name: tuple(p.shape) for name, p in _model(strategy).named_parameters()}
+            self._shapes_before = {name: tuple(p.shape) for name, p in model_of(strategy).named_parameters()}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         """Choose the probes that this experience brings and measure exactly at the boundary."""
         self._choose_probes(strategy)
         self._counts["experience"] += 1
         self._counts["exp_iteration"] = self._counts["exp_epoch"] = 0
-        self._task_label = _task_label(strategy.experience)
+        self._task_label = task_label_of(strategy.experience)
         self._follow_optimizer(strategy)
         self._tick()
-        self._at_boundary = _snapshot(_model(strategy))
-        notes = []
-        changed = _changed(self._at_end, self._at_boundary)
-        if self._digests_at_end:
-            changed = _changed_digests(self._digests_at_end, digests(self._at_boundary))
-            self._digests_at_end = {}
-        if changed:
-            self._new_segment()
-            notes = [
-                f"{_what(changed, self._at_boundary)} were changed since the last experience: a new segment begins"
-            ]
+        self._at_boundary = digests_of(model_of(strategy))
+        change = change_between(self._at_end, self._at_boundary)
         self._at_end = {}
+        notes = []
+        if change.changed:
+            notes = [change.describe("since the last experience")]
+        if change.changed and change.is_another_model:
+            self._new_segment()
         self._measure_if_due(strategy, "experience_start", notes)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -349,19 +354,14 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         if self._counts["exp_iteration"] or not self._at_boundary:
             return
         before, self._at_boundary = self._at_boundary, {}
-        now = _snapshot(_model(strategy))
-        changed = _changed(before, now)
-        if not changed and before.keys() == now.keys():
+        change = change_between(before, digests_of(model_of(strategy)))
+        if not change:
             return
         self._tick()
-        self._new_segment()
-        self._measure_if_due(
-            strategy,
-            "experience_start",
-            notes=[
-                f"{_what(changed, now)} were changed after the boundary and before the first step: a new segment begins"
-            ],
-        )
+        if change.is_another_model:
+            self._new_segment()
+        note = change.describe("after the boundary and before the first step")
+        self._measure_if_due(strategy, "experience_start", notes=[note])
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Count the iteration and measure when the schedule asks for it."""
@@ -386,7 +386,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         for name, trajectory in self.trajectories.items():
             self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
         self._leave_optimizer()
-        self._at_end = _snapshot(_model(strategy))
+        self._at_end = digests_of(model_of(strategy))
         self._last_tick = None
         if self._folder is not None:
             folder, state = self._folder, self._state(strategy).as_record(experience)
@@ -413,7 +413,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             if isinstance(spec, Probe):
                 probe = spec
             else:
-                dataset = _dataset_of(strategy, spec)
+                dataset = dataset_of(strategy, spec)
                 if dataset is None:
                     continue
                 probe = spec.choose(dataset)
@@ -439,12 +439,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     def _specs_now(self, strategy: Any) -> list[ProbeSpec | Probe]:
         """Return what to choose now; a run that is continued needs the probes of its earlier tasks too."""
-        specs = [_of_this_experience(spec, strategy.experience) for spec in self.specs]
+        specs = [spec_at(spec, strategy.experience) for spec in self.specs]
         if self.resume is False or self._folder is not None:
             return specs
         earlier = [
             replace(spec, from_experience=number)
-            for number in range(_origin(strategy.experience).current_experience)
+            for number in range(origin_of(strategy.experience).current_experience)
             for spec in self.specs
             if isinstance(spec, ProbeSpec) and spec.from_experience is None
         ]
@@ -471,7 +471,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def _continue_run(self, strategy: Any, meta: dict[str, Any]) -> bool:
         """Take up the run in the folder; return whether there is one."""
         assert self.run_folder is not None
-        number = _position(strategy.experience) if self.resume is True else int(self.resume)
+        number = position_of(strategy.experience) if self.resume is True else int(self.resume)
         if not is_run(self.run_folder):
             if number:
                 raise RunFolderError(
@@ -492,7 +492,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._outputs_seen = dict(state.outputs)
         shapes = {name: state.parameters[name][0] for name in state.trainable}
         self._parameters_seen = dict.fromkeys(names, shapes)
-        self._digests_at_end = state.parameters
+        self._at_end = state.parameters
         self.training_seconds, self.measuring_seconds = state.training_seconds, state.measuring_seconds
         self.evaluations = [record for record in folder.records() if record["kind"] == "evaluation"]
         return True
@@ -505,18 +505,18 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._must_rewind = False
 
     def _state(self, strategy: Any) -> State:
-        model = _model(strategy)
+        model = model_of(strategy)
         return State(
             counts={name: self._counts[name] for name in ("iteration", "epoch", "optimizer_step")},
             outputs=self._outputs_seen,
-            parameters=digests(dict(model.named_parameters())),
+            parameters=digests_of(model),
             trainable=tuple(name for name, p in model.named_parameters() if p.requires_grad),
             training_seconds=self.training_seconds,
             measuring_seconds=self.measuring_seconds,
         )
 
     def _meta(self, strategy: Any, new: dict[str, Probe]) -> dict[str, Any]:
-        model = _model(strategy)
+        model = model_of(strategy)
         return {
             "probes": [probe.describe() for probe in {**self._probes, **new}.values()],
             "seed": torch.initial_seed() if self.seed is None else self.seed,
@@ -557,7 +557,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             last = trajectory.measurements[-1].clock if trajectory.measurements else None
             if event == "epoch_end" and last is not None and last.iteration == clock.iteration:
                 continue  # measured at this very iteration already
-            if not _answers(_model(strategy), self._probes[name]):
+            if not has_outputs_for(model_of(strategy), self._probes[name]):
                 continue
             self._measure(strategy, self._probes[name], trajectory, clock, notes)
 
@@ -566,7 +566,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     ) -> None:
         begin = time.perf_counter()
         try:
-            with preserved_rng_state(), trained_function(_model(strategy)):
+            with preserved_rng_state(), trained_function(model_of(strategy)):
                 kernel, trust, seen = self._kernel(strategy, probe)
                 if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
                     trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
@@ -575,7 +575,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             trajectory.add(
                 clock,
                 kernel.numpy(),
-                iterations_per_epoch=_length(strategy.dataloader),
+                iterations_per_epoch=iterations_per_epoch(strategy.dataloader),
                 notes=[*notes, *seen],
                 trust=trust,
                 extra={
@@ -615,7 +615,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         }
 
     def _kernel(self, strategy: Any, probe: Probe) -> tuple[Tensor, dict[str, Any], list[str]]:
-        model = _model(strategy)
+        model = model_of(strategy)
         probe = probe.to(strategy.device)
         notes = self._parameter_changes(model, probe.name)
         task_labels = probe.task_labels if is_multi_task_module(model) else None
@@ -627,7 +627,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         return kernel.detach().cpu(), _trust(info), notes
 
     def _spot_check(self, strategy: Any, probe: Probe, kernel: Tensor) -> float:
-        model, probe = _model(strategy), probe.to(strategy.device)
+        model, probe = model_of(strategy), probe.to(strategy.device)
         options = {k: v for k, v in self._options(probe).items() if k in ("params", "outputs", "output_selector")}
         return spot_check(
             model,
@@ -646,14 +646,16 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         if not self.observables:
             return found
         moment = Moment(
-            model=_model(strategy),
+            model=model_of(strategy),
             probe=probe.to(strategy.device),
-            probes={n: p.to(strategy.device) for n, p in self._probes.items() if _answers(_model(strategy), p)},
+            probes={
+                n: p.to(strategy.device) for n, p in self._probes.items() if has_outputs_for(model_of(strategy), p)
+            },
             kernel=kernel,
             clock=clock,
             options=self._options(probe),
             reduction=self.reduction,
-            multi_task=is_multi_task_module(_model(strategy)),
+            multi_task=is_multi_task_module(model_of(strategy)),
             optimizer=strategy.optimizer,
             dataset=getattr(strategy.experience, "dataset", None),
         )
@@ -774,23 +776,6 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._must_rewind = self._folder is not None
 
 
-# ---------------------------------------------------------------------- what is read from Avalanche
-
-
-def _model(strategy: Any) -> nn.Module:
-    """Return the strategy's model; of one that is trained by several processes, the module inside.
-
-    Its forward pass sends nothing to the other processes, which wait for nothing.
-    """  # noqa: DOC201  (what is returned stands in the first line)
-    model: nn.Module = DistributedHelper.unwrap_model(strategy.model)
-    return model
-
-
-def _position(experience: Any) -> int | None:
-    number = getattr(experience.logging(), "current_experience", None)
-    return number if isinstance(number, int) else None
-
-
 def _check_resume(resume: bool | int, run_folder: Any, overwrite: bool, keep_kernels: bool) -> None:
     if not isinstance(resume, int) or resume < 0:
         raise ArgumentError(
@@ -823,56 +808,8 @@ def _since(begin: float) -> float:
     return max(0.0, time.perf_counter() - begin)
 
 
-def _task_label(experience: Any) -> int | None:
-    labels = getattr(experience, "task_labels", None)
-    return int(labels[0]) if labels is not None and len(labels) == 1 else None
-
-
-def _origin(experience: Any) -> Any:
-    """Return an experience with its place in the stream; of a piece of an online stream, the task that it is cut from.
-
-    In training mode Avalanche hides an experience's place from strategies; measuring is logging, which sees it.
-    """  # noqa: DOC201  (what is returned stands in the first line)
-    experience = experience.logging()
-    return getattr(experience, "origin_experience", experience)
-
-
 def _name(spec: ProbeSpec | Probe) -> str:
     return spec.name if isinstance(spec, Probe) else spec.label
-
-
-def _of_this_experience(spec: ProbeSpec | Probe, experience: Any) -> ProbeSpec | Probe:
-    """Return the spec itself, or, for one of each task, that of the present task."""
-    if isinstance(spec, Probe) or spec.from_experience is not None:
-        return spec
-    return replace(spec, from_experience=_origin(experience).current_experience)
-
-
-def _dataset_of(strategy: Any, spec: ProbeSpec) -> Any:
-    """Return the dataset of the experience that a spec names; None when it does not exist yet.
-
-    Raises:
-        ProbeError: The stream has no such experience.
-    """  # noqa: DOC201  (what is returned stands in the first line)
-    experience = _origin(strategy.experience)
-    assert spec.from_experience is not None  # one of each task was made one of this task before
-    if experience.current_experience == spec.from_experience and spec.split == "train":
-        return experience.dataset
-    stream = experience.origin_stream
-    # What is trained on may be a slice, such as the part that is left after a checkpoint; a probe's place is that in
-    # the whole stream, which the benchmark has.
-    streams = getattr(getattr(stream, "benchmark", None), "streams", {})
-    stream = streams["test"] if spec.split == "test" else streams.get(stream.name, stream)
-    try:
-        n_experiences = len(stream)
-    except TypeError:  # a lazy stream: its experiences exist when training reaches them
-        return None
-    if spec.from_experience >= n_experiences:
-        raise ProbeError(
-            f"the probe asks for experience {spec.from_experience} and the {stream.name} stream has {n_experiences}. "
-            f"Give ProbeSpec(from_experience={n_experiences - 1}) or less."
-        )
-    return stream[spec.from_experience].dataset
 
 
 def _trust(info: KernelInfo) -> dict[str, Any]:
@@ -889,44 +826,3 @@ def _trust(info: KernelInfo) -> dict[str, Any]:
         "min_eigenvalue": info.min_eigenvalue,
         "max_eigenvalue": info.max_eigenvalue,
     }
-
-
-def _length(dataloader: Any) -> int | None:
-    try:
-        return len(dataloader)
-    except TypeError:
-        return None
-
-
-def _answers(model: nn.Module, probe: Probe) -> bool:
-    """Tell whether the model has outputs for the probe's tasks: a head is made when training reaches its task."""
-    known = getattr(model, "known_train_tasks_labels", None) if is_multi_task_module(model) else None
-    return not known or set(probe.task_labels.tolist()) <= set(known)
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def _changed(before: dict[str, Tensor], now: dict[str, Tensor]) -> list[str]:
-    """Return the parameters whose values differ; those that came, went or were resized have none to compare."""
-    return [
-        name
-        for name in before.keys() & now.keys()
-        if before[name].shape == now[name].shape and not _equal(before[name], now[name])
-    ]
-
-
-def _changed_digests(
-    before: dict[str, tuple[tuple[int, ...], str]], now: dict[str, tuple[tuple[int, ...], str]]
-) -> list[str]:
-    return [n for n in before.keys() & now.keys() if before[n][0] == now[n][0] and before[n][1] != now[n][1]]
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
-
-
-def _what(changed: list[str], now: dict[str, Tensor]) -> str:
-    some = 0 < len(changed) < len(now)
-    return f"the parameters {', '.join(sorted(changed))}" if some else "the parameters"

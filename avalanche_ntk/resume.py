@@ -7,15 +7,11 @@ set aside, not lost (`RunFolder.rewind`).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from avalanche_ntk.errors import ProbeError, RunFolderError
 from avalanche_ntk.runfolder import RunFolder
@@ -76,17 +72,6 @@ class State:
             training_seconds=float(record["training_seconds"]),
             measuring_seconds=float(record["measuring_seconds"]),
         )
-
-
-def digests(parameters: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and the SHA-256 of each tensor's type and bits."""
-    found = {}
-    for name, tensor in parameters.items():
-        data = tensor.detach().cpu().contiguous()
-        digest = hashlib.sha256(str(data.dtype).encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
-        found[name] = (tuple(tensor.shape), digest.hexdigest())
-    return found
 
 
 def is_run(path: str | PathLike[str]) -> bool:

@@ -263,7 +263,7 @@ RECIPES: dict[str, Recipe] = {
     "CWRStar": Recipe(
         _A + "CWRStar",
         arguments=lambda s: {"cwr_layer_name": "classifier"},
-        note="the head is rewritten at every boundary: a new segment begins; features are frozen after the first",
+        note="the head is rewritten at every boundary, which is noted; features are frozen after the first",
     ),
     "CoPE": Recipe(
         _A + "CoPE",
@@ -383,7 +383,7 @@ RECIPES: dict[str, Recipe] = {
         task_labels=True,
         downloads=True,
         measured="logits of the expert being trained",
-        note="each experience trains another expert: a new segment begins",
+        note="each experience trains another expert, which is noted",
     ),
 }
 

@@ -111,7 +111,9 @@ def test_expert_gate_is_measured_on_the_expert_that_is_trained():
     for measured, gate in zip(ends(run), witness.models, strict=True):
         kernel = run.plugins[0].trajectory.kernel(measured.index)
         np.testing.assert_allclose(kernel, oracle(gate.expert, run.plugins[0]), rtol=1e-4)
-    assert [m.segment for m in starts(run)] == [0, 1, 1, 2]
+    # The first expert takes the placeholder's place; the second one begins as a copy of the first with another head.
+    assert [m.segment for m in starts(run)] == [0, 1, 1, 1]
+    assert any("outside training" in note for note in starts(run)[-1].notes)
 
 
 def test_packnet_is_measured_on_the_first_task_while_it_fine_tunes_the_second():
@@ -192,16 +194,22 @@ def test_reinitialised_weights_begin_a_segment():
     assert second.spike is None and second.onset is not None
 
 
-def test_a_rewritten_head_begins_a_segment_that_names_it():
+def test_a_rewritten_head_is_noted_and_the_series_goes_on():
     run, _ = run_with_witness("CWRStar")
-    head = "the parameters classifier.weight were changed {}: a new segment begins"
+    head = "classifier.weight changed {}, outside training"
     gone = "trainable parameters gone: features.1.bias, features.1.weight, features.3.bias, features.3.weight"
     assert [(m.segment, m.notes) for m in starts(run)] == [
         (0, ()),
-        (1, (head.format(BEFORE_STEP),)),
-        (2, (head.format(BETWEEN),)),
-        (3, (head.format(BEFORE_STEP), gone)),
+        (0, (head.format(BEFORE_STEP),)),
+        (0, (head.format(BETWEEN),)),
+        (0, (head.format(BEFORE_STEP), gone)),
     ]
+    # Measured again after the last rewriting: the reactivation begins there, and no velocity spans the rewriting.
+    boundary = starts(run)[-1]
+    second = run.plugins[0].trajectory.reactivations[1]
+    assert second.boundary == boundary.clock.iteration
+    assert not [name for name in boundary.values if name.startswith("velocity")]
+    assert boundary.values["distance_previous"] > 0
 
 
 def test_new_columns_are_noted_and_the_series_goes_on():
