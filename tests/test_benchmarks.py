@@ -414,6 +414,15 @@ def test_images_are_resized_when_asked(tmp_path):
     assert data.input_shape == (1, 2, 2) and round(float(data.train[0][0].mean() * 255)) == 30
 
 
+def test_grey_images_among_coloured_ones_have_three_equal_channels(tmp_path):
+    folder(tmp_path)
+    picture(tmp_path / "test" / "ant" / "9.png", (1, 2, 3), mode="RGB")
+    data = load_data(tmp_path)
+    assert data.input_shape == (3, 4, 4)
+    assert torch.equal(data.train[0][0][0], data.train[0][0][2]) and data.train[0][0][0, 0, 0] == 30 / 255
+    assert (data.test[4][0][:, 0, 0] * 255).tolist() == pytest.approx([1, 2, 3])
+
+
 def test_other_files_of_a_zip_are_left_alone(tmp_path):
     path = zipped(folder(tmp_path / "images"), tmp_path / "images.zip")
     with zipfile.ZipFile(path, "a") as archive:
@@ -535,8 +544,12 @@ def test_images_that_cannot_be_used(tmp_path, monkeypatch):
     odd = folder(tmp_path / "odd")
     picture(odd / "train" / "bee" / "9.png", 1, size=(5, 4))
     assert message(lambda: load_data(odd)) == (
-        "image 'train/bee/9.png' has shape (4, 5, 1), others have (4, 4, 1) (height, width, channels): expected one"
-        " size. Give image_size to resize all."
+        "image 'train/bee/9.png' has 5×4 pixels, others have 4×4: expected one size. Give image_size to resize all."
+    )
+    deep = tmp_path / "deep" / "ant" / "0.png"
+    picture(deep, 1, mode="I;16")
+    assert message(lambda: load_data(tmp_path / "deep")) == (
+        "image 'ant/0.png' has more than 8 bits a channel (mode I;16): expected 8. Convert the images, or give tensors."
     )
     broken = folder(tmp_path / "broken")
     (broken / "train" / "ant" / "0.png").write_bytes(b"not an image")

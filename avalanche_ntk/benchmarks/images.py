@@ -161,29 +161,34 @@ def _read(
             f"train and test of {where} must hold the same classes; found {', '.join(odd[:6])} in only one of them."
             " Add what is missing, or leave those classes out."
         )
-    parts: Parts = {}
+    decoded: dict[str, tuple[list[Any], list[int]]] = {which: ([], []) for which in layout}
     first: tuple[int, ...] | None = None
+    total = 0
     for which, by_class in layout.items():
-        images: list[Any] = []
-        labels: list[int] = []
+        images, labels = decoded[which]
         for label, name_of_class in enumerate(classes):
             for name in by_class[name_of_class]:
                 pixels = _decode(name, load(name), image_size)
-                first = first or pixels.shape
-                if pixels.shape != first:
+                first = first or pixels.shape[:2]
+                if pixels.shape[:2] != first:
                     raise ArgumentError(
-                        f"image {name!r} has shape {pixels.shape}, others have {first} (height, width, channels):"
-                        " expected one size. Give image_size to resize all."
+                        f"image {name!r} has {pixels.shape[1]}×{pixels.shape[0]} pixels, others have"
+                        f" {first[1]}×{first[0]}: expected one size. Give image_size to resize all."
                     )
-                if (len(images) + 1) * pixels.nbytes > MAX_TOTAL_BYTES:
+                total += pixels.nbytes
+                if total > MAX_TOTAL_BYTES:
                     raise ArgumentError(
                         f"the images of {where} take more than {MAX_TOTAL_BYTES} bytes: expected data that fit into"
                         " memory. Give a smaller image_size, or fewer images."
                     )
                 images.append(pixels)
                 labels.append(label)
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        parts[which] = x, torch.tensor(labels)
+    channels = max(pixels.shape[2] for images, _ in decoded.values() for pixels in images)
+    parts: Parts = {}
+    for which, (images, labels) in decoded.items():
+        # Grey images among coloured ones have three equal channels.
+        same = [p if p.shape[2] == channels else np.repeat(p, channels, axis=2) for p in images]
+        parts[which] = torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
     return parts, classes
 
 
@@ -198,7 +203,12 @@ def _decode(name: str, data: bytes, image_size: int | None) -> Any:
                     f"image {name!r} has {image.width}×{image.height} pixels, more than {MAX_FILE_BYTES // 3}:"
                     " expected small images. Leave it out."
                 )
-            grey = image.mode in ("1", "L", "I;16", "LA")
+            if image.mode.startswith(("I", "F")):
+                raise ArgumentError(
+                    f"image {name!r} has more than 8 bits a channel (mode {image.mode}): expected 8. Convert the"
+                    " images, or give tensors."
+                )
+            grey = image.mode in ("1", "L", "LA")
             picture = image.convert("L" if grey else "RGB")
             if image_size is not None:
                 picture = _resized(picture, image_size)

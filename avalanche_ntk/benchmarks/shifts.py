@@ -296,6 +296,13 @@ def class_frequency_shift(
     d0, d1 = _profiles(k, imbalance, frequencies)
     available = np.array([len(pool.train[c]) for c in classes])
     most = _largest_size(d0, d1, available)
+    if most < k:
+        need = k * (d0 + np.maximum(d0, d1)).max() + 2
+        raise ArgumentError(
+            f"two tasks of {k} classes with these frequencies, without a common sample, need up to {math.ceil(need)}"
+            f" samples of a class and the smallest class of {data.name} has {available.min()}. Take data with more"
+            " samples of each class, or use less imbalance."
+        )
     if size is None:
         size = most
     if not k <= size <= most:
