@@ -1,0 +1,219 @@
+"""From a configuration to the objects that train: benchmark, model, strategy, plugin."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics, loss_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+from avalanche_ntk.benchmarks import SHIFTS, load_data
+from avalanche_ntk.evaluation import ntk_metrics
+from avalanche_ntk.experiments.config import RunConfig
+from avalanche_ntk.experiments.names import BENCHMARK_ARGUMENTS
+from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
+from avalanche_ntk.models import build_model
+from avalanche_ntk.plugin import NTKPlugin
+from avalanche_ntk.probes import ProbeSpec
+from avalanche_ntk.regimes import build_regime
+from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.strategies.recipes import RECIPES, build
+
+
+@dataclass
+class Setup:
+    """Everything of one run, ready to train.
+
+    Attributes:
+        benchmark: The benchmark.
+        strategy: The strategy; the plugin is among its plugins.
+        ntk: The plugin that measures.
+        streams: What `train` is called with, one after the other.
+        facts: What is recorded beside the configuration: the benchmark and the regime in words.
+    """
+
+    benchmark: Any
+    strategy: Any
+    ntk: NTKPlugin
+    streams: list[Any]
+    facts: dict[str, Any]
+
+
+def make_benchmark(config: RunConfig) -> tuple[Any, tuple[int, ...]]:
+    """Make the benchmark.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        The benchmark and the shape of one input.
+
+    Raises:
+        ArgumentError: The data are not there, or classes or samples are lacking.
+    """
+    b = config.benchmark
+    seed = config.seed if b.seed is None else b.seed
+    data = load_data(b.data, data_root=b.data_root, download=b.download, image_size=b.image_size, seed=seed)
+    given = {name: getattr(b, name) for name in BENCHMARK_ARGUMENTS[b.name] if name != "seed"}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    shift: Callable[..., Any] = SHIFTS[b.name]
+    return shift(data, seed=seed, **arguments), data.input_shape
+
+
+def make_model(config: RunConfig, shape: tuple[int, ...], n_classes: int) -> tuple[nn.Module | None, float, str | None]:
+    """Make the model and its learning rate.
+
+    Args:
+        config: The configuration.
+        shape: Shape of one input.
+        n_classes: Number of outputs.
+
+    Returns:
+        The model (None for the strategy's own), the learning rate, and the regime in words.
+
+    Raises:
+        ArgumentError: An argument does not fit.
+    """
+    m, lr = config.model, config.optimizer.lr
+    if m is None:
+        return None, lr, None
+    shared: dict[str, Any] = {
+        "input_shape": shape,
+        "n_classes": n_classes,
+        "width": m.width,
+        "depth": m.depth,
+        "activation": m.activation,
+        "seed": config.seed,
+        **m.arguments,
+    }
+    if config.regime is None:
+        return build_model(m.name, parametrisation=m.parametrisation, **shared), lr, None
+    r = config.regime
+    prepared = build_regime(r.name, m.name, base_lr=lr, base_width=r.base_width, alpha=r.alpha, **shared)
+    return prepared.model, prepared.lr, prepared.sentence
+
+
+def make_setup(config: RunConfig, run_folder: Path, *, done: int, further: list[Any]) -> Setup:
+    """Make everything of one run.
+
+    Args:
+        config: The configuration.
+        run_folder: Where the plugin writes.
+        done: Experiences that were trained before; with 0 a run in the folder is replaced.
+        further: Plugins behind the one that measures.
+
+    Returns:
+        The set-up.
+
+    Raises:
+        ConfigError: The strategy does not take what the configuration gives it.
+    """
+    benchmark, shape = make_benchmark(config)
+    model, lr, regime = make_model(config, shape, benchmark.n_classes)
+    recipe = RECIPES[config.strategy.name]
+    ntk = NTKPlugin(
+        [ProbeSpec(p.size, p.from_experience, p.balance, p.seed, p.split) for p in config.probes],
+        Schedule.from_name(config.schedule),
+        run_folder=run_folder,
+        overwrite=done == 0,
+        resume=done or False,
+        reduction=config.reduction,
+        dtype=None if config.dtype is None else getattr(torch, config.dtype),
+        output_selector=recipe.output_selector,
+        spot_check_every=config.spot_check_every,
+        keep_kernels=config.keep_kernels,
+        on_error=config.on_error,
+        seed=config.seed,
+    )
+    overrides = _strategy_arguments(config, recipe)
+    optimizer = _optimizer(config, model, lr)
+    if optimizer is not None:
+        if "optimizer" in recipe.drop or recipe.lr_scale != 1.0:
+            raise ConfigError(
+                f"optimizer: {config.strategy.name} is trained by plain SGD, or by nothing, in its recipe; found "
+                f"{config.optimizer.name} with momentum {config.optimizer.momentum:g} and weight decay "
+                f"{config.optimizer.weight_decay:g}. Leave all of the optimizer but lr out."
+            )
+        overrides["optimizer"] = optimizer
+    strategy = build(
+        config.strategy.name,
+        benchmark=benchmark,
+        model=model,
+        lr=lr,
+        epochs=config.epochs,
+        mb_size=config.mb_size,
+        plugins=[ntk, *further],
+        evaluator=_evaluator(config, ntk, recipe.accuracy),
+        device=config.device,
+        seed=config.seed,
+        **overrides,
+    )
+    facts = {"benchmark": benchmark.description.to_dict(), "regime": regime, "learning_rate": lr * recipe.lr_scale}
+    streams = [benchmark.train_stream] if recipe.whole_stream else list(benchmark.train_stream)
+    return Setup(benchmark, strategy, ntk, streams, facts)
+
+
+def _strategy_arguments(config: RunConfig, recipe: Any) -> dict[str, Any]:
+    """Check the arguments of the strategy by their names; what they may be, the strategy knows."""
+    accepted: set[str] = set()
+    for cls in recipe.strategy_class.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        accepted |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    own = {"self", "model", "optimizer", "criterion", "train_mb_size", "train_epochs", "plugins", "evaluator", "device"}
+    offered = sorted(accepted - own)
+    for name in config.strategy.arguments:
+        if name not in offered:
+            found = unknown_choice("argument", name, offered)
+            raise ConfigError(f"strategy.arguments: {config.strategy.name}: {found}")
+    return dict(config.strategy.arguments)
+
+
+def _optimizer(config: RunConfig, model: nn.Module | None, lr: float) -> torch.optim.Optimizer | None:
+    """Make the optimizer; None where the recipe's plain SGD is meant."""
+    o = config.optimizer
+    if o.name == "SGD" and not (o.momentum or o.weight_decay or o.nesterov):
+        return None
+    arguments: dict[str, Any] = {"lr": lr, "weight_decay": o.weight_decay}
+    for name, value, takers in (
+        ("momentum", o.momentum, ("SGD", "RMSprop")),
+        ("nesterov", o.nesterov, ("SGD",)),
+    ):
+        if o.name in takers:
+            arguments[name] = value
+        elif value:
+            raise ConfigError(
+                f"optimizer: {o.name} has no {name}, found {value}. Leave it out, or use {' or '.join(takers)}."
+            )
+    if model is None:
+        raise ConfigError(
+            f"optimizer: {o.name} is made for a model that is named, found model: null (the strategy's own). "
+            "Name a model, or use plain SGD."
+        )
+    made: torch.optim.Optimizer = getattr(torch.optim, o.name)(model.parameters(), **arguments)
+    return made
+
+
+def _evaluator(config: RunConfig, ntk: NTKPlugin, accuracy: bool) -> EvaluationPlugin:
+    metrics: list[Any] = []
+    if accuracy:
+        metrics = [
+            accuracy_metrics(epoch=True, experience=True, stream=True),
+            forgetting_metrics(experience=True, stream=True),
+            bwt_metrics(experience=True, stream=True),
+            loss_metrics(epoch=True, experience=True),
+        ]
+    metrics.append(ntk_metrics(ntk, kernel_image=config.tensorboard, **dict.fromkeys(config.observables, True)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No loggers specified")
+        return EvaluationPlugin(*metrics, loggers=[])

@@ -1,0 +1,406 @@
+"""Runs side by side: a row a run or a group of seeds, and which kernel measure goes with forgetting.
+
+Imports no torch.
+
+What a row holds (`E` experiences, `a[i, j]` the accuracy on experience j after training on i):
+
+| column | meaning |
+|---|---|
+| `accuracy` | `mean_j a[E−1, j]` |
+| `forgetting` | `mean_{j<E−1} (max_{j≤i<E−1} a[i, j] − a[E−1, j])` (Chaudhry et al. 2018) |
+| `backward_transfer` | `mean_{j<E−1} (a[E−1, j] − a[j, j])` (Lopez-Paz & Ranzato 2017) |
+| `moved`, `spike`, `ratio`, `norm_dip`, `norm_recovery`, `alignment_drop` | mean over the boundaries of `measures.Reactivation` |
+| `effective_rank` | at the last measurement |
+| `linearisation_error` | mean over the ends of the experiences from the second on, against the last boundary |
+| `measuring_share` | seconds of measuring over all seconds |
+
+The kernel's numbers are those of one probe, the first unless another is named.
+"""  # noqa: E501  (a table)
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avalanche_ntk.errors import ArgumentError, RunFolderError
+from avalanche_ntk.experiments.config import content_hash
+from avalanche_ntk.experiments.schema import unknown_choice
+from avalanche_ntk.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEARNING = ("accuracy", "forgetting", "backward_transfer")
+KERNEL = (
+    "moved",
+    "spike",
+    "ratio",
+    "norm_dip",
+    "norm_recovery",
+    "alignment_drop",
+    "effective_rank",
+    "linearisation_error",
+)
+COLUMNS = (*LEARNING, *KERNEL, "measuring_share")
+_AT_BOUNDARIES = ("moved", "spike", "ratio", "norm_dip", "norm_recovery", "alignment_drop")
+_ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/(?:Task\d+/)?Exp(?P<experience>\d+)")
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """What one run folder says.
+
+    Attributes:
+        name: Name of the folder.
+        path: The folder.
+        label: What the run is called; that of its sweep where it has one.
+        seed: Seed.
+        config: Its configuration, or None when it was made otherwise.
+        probe: Name, size and hash of the probe.
+        cadence: How far apart measurements are.
+        complete: Whether all experiences were trained.
+        values: The columns; NaN where undefined.
+        reasons: Why, by column.
+    """
+
+    name: str
+    path: Path
+    label: str
+    seed: int | None
+    config: Mapping[str, Any] | None
+    probe: Mapping[str, Any]
+    cadence: str
+    complete: bool
+    values: Mapping[str, float]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """What runs that differ in the seed alone have in common."""
+        return self.label if self.config is None else content_hash(self.config, without=("seed",))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs compared.
+
+    Attributes:
+        runs: A row a run: `run`, `group`, `seed`, and the columns.
+        groups: A row a group: `group`, `runs`, and for each column its mean, `…_std` (of the sample) and the bounds of
+            its 95 % interval, `…_low` and `…_high`.
+        correlations: A row a kernel measure: `measure`, Spearman's `rho` with forgetting over the runs, `p`, `runs`.
+        refusals: What is left out, and why.
+    """
+
+    runs: pd.DataFrame
+    groups: pd.DataFrame
+    correlations: pd.DataFrame
+    refusals: tuple[str, ...]
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    by: Sequence[str] = (),
+    probe: str | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare runs.
+
+    Args:
+        runs: Run folders, or folders that hold some (a sweep's).
+        by: Dotted keys of the configuration whose values make the groups, such as `model.width`; runs that differ in
+            the seed alone are a group when empty.
+        probe: Name of the probe; each run's first when None.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The tables.
+
+    Raises:
+        RunFolderError: A folder cannot be read, or holds no run.
+        ArgumentError: A key of `by` is in no configuration.
+    """
+    import pandas as pd
+
+    rows = [read_run(path, probe) for path in find_runs(runs)]
+    values = {row.path: dict(row.values) for row in rows}
+    refusals = list(_refusals(rows))
+    if refusals:
+        for kept in values.values():
+            kept["ratio"] = math.nan
+    for row in rows:
+        if not row.complete:
+            refusals.append(f"{row.name} is not complete: its numbers are those of the experiences it has")
+    labels = _labels(rows, by)
+    table = pd.DataFrame(
+        [
+            {"run": row.name, "group": labels[row.path], "seed": row.seed, **{c: values[row.path][c] for c in COLUMNS}}
+            for row in rows
+        ]
+    )
+    return Comparison(table, _grouped(table, seed), correlations(table), tuple(refusals))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the run folders that paths mean: themselves, or those below them.
+
+    Args:
+        paths: Run folders, or folders that hold some.
+
+    Returns:
+        Each run folder once.
+
+    Raises:
+        RunFolderError: A path is neither.
+    """
+    found: dict[Path, None] = {}
+    for given in map(Path, paths):
+        if (given / "run.json").exists():
+            found[given] = None
+            continue
+        below = sorted(p.parent for pattern in ("*/run.json", "*/*/run.json") for p in given.glob(pattern))
+        if not below:
+            what = "nothing exists at that path" if not given.exists() else "found no run.json in it or below"
+            raise RunFolderError(
+                f"{given} holds no run: expected a run folder, or a folder of run folders, {what}. Check the path."
+            )
+        found |= dict.fromkeys(below)
+    return list(found)
+
+
+def read_run(path: str | Path, probe: str | None = None) -> RunRow:
+    """Read what a run folder says.
+
+    Args:
+        path: The folder.
+        probe: Name of the probe; the first when None.
+
+    Returns:
+        The row.
+
+    Raises:
+        RunFolderError: The folder cannot be read, or has no such probe.
+    """
+    folder = RunFolder.open(path)
+    meta, records = folder.meta, folder.records()
+    probes = {p["name"]: p for p in meta.get("probes", [])}
+    name = probe or next(iter(probes), None)
+    if name is None or name not in probes:
+        there = ", ".join(map(repr, probes)) or "none yet"
+        raise RunFolderError(f"{folder.path} holds no probe {probe!r}; it has {there}. Give one of these names.")
+    accuracy = _accuracies(records)
+    values = {**_learning(accuracy), **_kernel([r for r in records if r.get("probe") == name])}
+    states = [r for r in records if r["kind"] == "state"]
+    if states:
+        measuring, training = (float(states[-1][f"{what}_seconds"]) for what in ("measuring", "training"))
+        values["measuring_share"] = measuring / (measuring + training) if measuring + training else math.nan
+    tags = meta.get("tags") or {}
+    config = meta.get("config")
+    return RunRow(
+        name=folder.path.name,
+        path=folder.path,
+        label=str(tags.get("label") or meta.get("strategy") or folder.path.name),
+        seed=meta.get("seed"),
+        config=config if isinstance(config, Mapping) else None,
+        probe={k: probes[name].get(k) for k in ("name", "size", "hash", "experience")},
+        cadence=str(meta.get("cadence", "")),
+        complete="status" not in meta or meta["status"] == "complete",
+        values={c: float(values.get(c, math.nan)) for c in COLUMNS},
+    )
+
+
+def _accuracies(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[int, float]]:
+    """Return accuracy by the experience trained last and the experience tested."""
+    found: dict[int, dict[int, float]] = {}
+    for record in records:
+        if record["kind"] != "evaluation" or record["experience"] < 0:
+            continue
+        for tag, value in record["values"].items():
+            match = _ACCURACY.fullmatch(tag)
+            if match and isinstance(value, (int, float)):
+                found.setdefault(record["experience"], {})[int(match["experience"])] = float(value)
+    return found
+
+
+def _learning(a: Mapping[int, Mapping[int, float]]) -> dict[str, float]:
+    if not a:
+        return {}
+    last = max(a)
+    found = {"accuracy": float(np.mean(list(a[last].values())))}
+    earlier = [j for j in a[last] if j < last]
+    best = [max(a[i][j] for i in a if j <= i < last and j in a[i]) - a[last][j] for j in earlier if j in a.get(j, {})]
+    back = [a[last][j] - a[j][j] for j in earlier if j in a.get(j, {})]
+    if best:
+        found |= {"forgetting": float(np.mean(best)), "backward_transfer": float(np.mean(back))}
+    return found
+
+
+def _kernel(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    boundaries = {r["experience"]: r["reactivation"] for r in records if r["kind"] == "reactivation"}
+    shifted = [boundaries[e] for e in sorted(boundaries)[1:]]
+    for name in _AT_BOUNDARIES:
+        _mean(found, name, [r.get(name) for r in shifted])
+    measured = [r for r in records if r["kind"] == "measurement" and r["failure"] is None]
+    if measured:
+        _mean(found, "effective_rank", [measured[-1]["values"].get("effective_rank")])
+    first = min(boundaries, default=0)
+    ends = [r for r in measured if r["clock"]["event"] == "experience_end" and r["clock"]["experience"] > first]
+    _mean(found, "linearisation_error", [r["values"].get("linearisation_error_boundary") for r in ends])
+    return found
+
+
+def _mean(found: dict[str, float], name: str, values: Sequence[Any]) -> None:
+    defined = [float(v) for v in values if v is not None and not math.isnan(v)]
+    if defined:
+        found[name] = float(np.mean(defined))
+
+
+# --- comparing -------------------------------------------------------------------------------------------------
+
+
+def _refusals(rows: Sequence[RunRow]) -> Iterable[str]:
+    """Say why ratios cannot be compared; nothing when they can."""
+    cadences: dict[str, str] = {}
+    for row in rows:
+        cadences.setdefault(row.cadence, row.name)
+    if len(cadences) > 1:
+        told = ", ".join(f"{cadence} ({name})" for cadence, name in list(cadences.items())[:3])
+        yield (
+            f"ratio is left out: a ratio of velocities depends on the time between measurements, and the runs were "
+            f"measured at different cadences: {told}. Compare runs of one schedule"
+        )
+    sizes: dict[Any, str] = {}
+    for row in rows:
+        sizes.setdefault((row.probe["size"], row.probe["experience"]), row.name)
+    if len(sizes) > 1:
+        told = ", ".join(
+            f"{size} samples of {'given tensors' if e is None else f'experience {e}'} ({name})"
+            for (size, e), name in list(sizes.items())[:3]
+        )
+        yield f"ratio is left out: the runs watch different probes: {told}. Compare runs of one probe"
+        return
+    # Another seed draws other data, so that its probe is another one too; within a seed it must be the same.
+    hashes: dict[Any, tuple[str, str]] = {}
+    for row in rows:
+        digest, name = hashes.setdefault(row.seed, (row.probe["hash"], row.name))
+        if digest != row.probe["hash"]:
+            yield (
+                f"ratio is left out: the runs watch different probes: {row.name} and {name} have the same seed and "
+                "other samples. Compare runs of one probe"
+            )
+            return
+
+
+def _labels(rows: Sequence[RunRow], by: Sequence[str]) -> dict[Path, str]:
+    if by:
+        return {row.path: ", ".join(f"{key}={_at(row, key, rows)}" for key in by) for row in rows}
+    groups: dict[str, str] = {}
+    taken: set[str] = set()
+    for row in rows:
+        if row.group in groups:
+            continue
+        # Two groups of one label (two sweeps, two folders) are told apart by the folder's name.
+        label = row.label if row.label not in taken else row.name
+        groups[row.group] = label
+        taken.add(label)
+    return {row.path: groups[row.group] for row in rows}
+
+
+def _at(row: RunRow, key: str, rows: Sequence[RunRow]) -> Any:
+    here: Any = row.config
+    for part in key.split("."):
+        if not isinstance(here, Mapping) or part not in here:
+            known = sorted({k for r in rows if r.config is not None for k in _flat(r.config)})
+            if key in known:
+                return None
+            raise ArgumentError(f"--by: {row.name}: {unknown_choice('key', key, known)}")
+        here = here[part]
+    return here
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in config.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [f"{prefix}{key}"]
+    return found
+
+
+def _grouped(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for group, members in table.groupby("group", sort=False):
+        row: dict[str, Any] = {"group": group, "runs": len(members)}
+        for column in COLUMNS:
+            values = members[column].dropna().to_numpy(dtype=float)
+            low, high = bootstrap(values, seed)
+            row |= {
+                column: values.mean() if len(values) else math.nan,
+                f"{column}_std": values.std(ddof=1) if len(values) > 1 else math.nan,
+                f"{column}_low": low,
+                f"{column}_high": high,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by the percentile bootstrap.
+
+    `resamples` times n values are drawn with replacement and averaged; the interval is between the 2.5th and the
+    97.5th percentile of these means.
+
+    Args:
+        values: n numbers.
+        seed: Seed of the draws.
+        resamples: Number of draws.
+
+    Returns:
+        Lower and upper bound; NaN for fewer than two values.
+
+    Source: Efron & Tibshirani 1993, chapter 13.
+
+    >>> bootstrap(np.array([1.0, 1.0, 1.0]))
+    (1.0, 1.0)
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Return Spearman's rank correlation of forgetting with each kernel measure, over the runs.
+
+    Args:
+        table: A row a run.
+
+    Returns:
+        Columns `measure`, `rho`, `p` (two-sided) and `runs`; NaN where fewer than three runs have both numbers, or one
+        of the two is the same for all.
+    """
+    import pandas as pd
+    from scipy.stats import spearmanr
+
+    rows = []
+    for measure in KERNEL:
+        both = table[["forgetting", measure]].dropna()
+        rho = p = math.nan
+        if len(both) > 2 and both["forgetting"].nunique() > 1 and both[measure].nunique() > 1:
+            rho, p = spearmanr(both["forgetting"], both[measure])
+        rows.append({"measure": measure, "rho": float(rho), "p": float(p), "runs": len(both)})
+    return pd.DataFrame(rows)

@@ -1,0 +1,228 @@
+"""How the runs of a sweep are started: as processes of this machine, or through submitit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
+from avalanche_ntk.experiments.worker import FAILURE, PROGRESS, work
+
+EXECUTORS = ("processes", "slurm", "local")
+
+
+class Handle(ABC):
+    """A run that was started.
+
+    Attributes:
+        log: Where its output is.
+    """
+
+    log: Path | None
+
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Return whether it has ended."""
+
+    @abstractmethod
+    def failure(self) -> str | None:
+        """Return why it failed, or None; to be asked when it has ended."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it."""
+
+    def progress(self) -> tuple[int, int] | None:
+        """Return how many experiences are finished, and of how many; None when nothing is known."""
+        lines = [line for line in _tail(self.log) if line.startswith(PROGRESS)]
+        if not lines:
+            return None
+        done, total = lines[-1].removeprefix(PROGRESS).split()
+        return int(done), int(total)
+
+
+class Launcher(ABC):
+    """Starts runs.
+
+    Attributes:
+        default_jobs: How many at the same time when nothing is said.
+    """
+
+    default_jobs: int = 1
+
+    @abstractmethod
+    def start(self, name: str, job: dict[str, Any]) -> Handle:
+        """Start a run.
+
+        Args:
+            name: Its name.
+            job: What `worker.work` takes.
+
+        Returns:
+            What was started.
+        """
+
+
+def launcher(executor: str, folder: Path, parameters: Mapping[str, Any]) -> Launcher:
+    """Return what starts runs.
+
+    Args:
+        executor: A word of `EXECUTORS`.
+        folder: The sweep's folder.
+        parameters: What submitit's executor is told.
+
+    Returns:
+        The launcher.
+
+    Raises:
+        ConfigError: The executor is unknown, or submitit is not installed, or does not take a parameter.
+    """
+    if executor not in EXECUTORS:
+        raise ConfigError(unknown_choice("executor", executor, EXECUTORS))
+    if executor == "processes":
+        if parameters:
+            raise ConfigError(
+                f"parameters are for submitit's executors, found {', '.join(map(repr, parameters))} with executor "
+                "'processes'. Leave them out, or give executor 'slurm'."
+            )
+        return _Processes(folder)
+    return _Submitit(executor, folder, parameters)
+
+
+class _Processes(Launcher):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, name: str, job: dict[str, Any]) -> Handle:
+        for part in ("jobs", "logs"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        file, log = self.folder / "jobs" / f"{name}.json", self.folder / "logs" / f"{name}.log"
+        file.write_text(json.dumps({**job, "parent": os.getpid()}, indent=1) + "\n", encoding="utf-8")
+        # Threads of the libraries beside torch's own would fight for the cores with the other runs.
+        threads = str(job["config"]["threads"])
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        return _Process(process, log)
+
+
+class _Process(Handle):
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process, self.log = process, log
+
+    def is_done(self) -> bool:
+        return self.process.poll() is not None
+
+    def failure(self) -> str | None:
+        code = self.process.returncode
+        if code == 0:
+            return None
+        if code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}"
+        told = [line for line in _tail(self.log) if line.startswith(FAILURE)]
+        return told[-1].removeprefix(FAILURE) if told else f"its process ended with exit code {code}"
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class _Submitit(Launcher):
+    """Jobs of submitit: its "slurm" executor hands them to a cluster, its "local" one to processes of this machine."""
+
+    def __init__(self, cluster: str, folder: Path, parameters: Mapping[str, Any]) -> None:
+        if importlib.util.find_spec("submitit") is None:
+            raise ConfigError(
+                f"executor {cluster!r} needs the package submitit, which is not installed. "
+                "Run: pip install 'avalanche-ntk[cluster]'"
+            )
+        import submitit
+
+        self.default_jobs = 1_000_000 if cluster == "slurm" else 1
+        try:
+            self.executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster)
+            self.executor.update_parameters(**{"timeout_min": 24 * 60, **parameters})
+        except (NameError, RuntimeError, TypeError, ValueError) as error:
+            told = " ".join(str(error).split())
+            raise ConfigError(
+                f"submitit refuses executor {cluster!r} with {dict(parameters)!r} ({type(error).__name__}: {told}). "
+                "Change --parameter, or give executor 'processes'."
+            ) from None
+
+    def start(self, name: str, job: dict[str, Any]) -> Handle:
+        self.executor.update_parameters(name=name)
+        return _Job(self.executor.submit(work, job))
+
+
+class _Job(Handle):
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    @property
+    def log(self) -> Path | None:  # type: ignore[override]
+        return Path(self.job.paths.stdout)
+
+    def is_done(self) -> bool:
+        return bool(self.job.done())
+
+    def failure(self) -> str | None:
+        error = self.job.exception()
+        if error is None:
+            return None
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        # submitit gives the traceback as text; its last line is the error.
+        return lines[-1].strip().rpartition("avalanche_ntk.errors.")[2] if lines else type(error).__name__
+
+    def stop(self) -> None:
+        self.job.cancel()
+
+
+def _tail(path: Path | None, size: int = 20_000) -> list[str]:
+    """Return the last lines of a file."""
+    try:
+        with open(path, "rb") as file:  # type: ignore[arg-type]
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode("utf-8", "replace").splitlines()
+    except (OSError, TypeError):
+        return []
+
+
+def parse_parameters(given: list[str]) -> dict[str, Any]:
+    """Read `NAME=VALUE` as the command line gives it.
+
+    Args:
+        given: The texts.
+
+    Returns:
+        Values by name, integers where they are some.
+
+    Raises:
+        ArgumentError: One has no `=`.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise ArgumentError(f"--parameter takes NAME=VALUE, found {text!r}. Write timeout_min=60, for example.")
+        found[name] = int(value) if value.lstrip("-").isdigit() else value
+    return found
