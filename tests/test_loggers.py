@@ -74,7 +74,8 @@ def test_tensorboard_has_every_number_and_image(together):
     boundary = trajectory.reactivations[1]
     for name, value in (("NTK_Spike", boundary.spike), ("NTK_Ratio", boundary.ratio), ("NTK_Moved", boundary.moved)):
         assert [(e.step, e.value) for e in read.Scalars(name + SUFFIX)] == [(12, float(np.float32(value)))]
-    assert [e.step for e in read.Scalars("NTK_OnsetVelocity" + SUFFIX)] == [6]
+    onset = read.Scalars("NTK_OnsetVelocity" + SUFFIX)[0]
+    assert (onset.step, onset.value) == (6, float(np.float32(trajectory.reactivations[0].onset)))
     # Beside Avalanche's own, which are as they are without the plugin.
     assert {"Top1_Acc_Stream/eval_phase/test_stream/Task000", "Loss_Epoch/train_phase/train_stream/Task000"} <= tags
     images = read.Images("NTK_Kernel" + SUFFIX)
