@@ -109,7 +109,8 @@ def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None
         plan = make_plan(subject, batch, at, budget)
         if len(known) >= 32:
             known.clear()
-        known[key] = plan
+        if not plan.blind:
+            known[key] = plan
     if plan.reads and not each_alone(subject, batch, at):
         return Plan(generic=dict.fromkeys(subject.leaves, FLOW), alone=True)
     if plan.routed:
@@ -316,7 +317,8 @@ def _read(subject: Subject, small: Pass, large: Pass) -> Plan:
     chosen = set(subject.leaves)
     uses = {e: u for e, u in uses.items() if known[e][4] & chosen}
     sites = sorted({(i, next(iter(out_edges[i]))) for u in uses.values() for i, _ in u if len(out_edges[i]) == 1})
-    layouts = _layouts(small, large, sites)
+    layouts, plan.blind = _layouts(small, large, sites)
+    plan.routed = plan.routed or plan.blind
     broken: dict[str, str] = {}
     index: dict[Edge, int] = {}
     for e, found in uses.items():
@@ -384,14 +386,16 @@ def _signals(at: Pass, edges: list[Edge], weights: Tensor) -> list[Tensor | None
     return list(torch.autograd.grad(at.out, targets, cot, retain_graph=True, allow_unused=True))
 
 
-def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> dict[Edge, lay.Layout]:
+def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, lay.Layout], bool]:
     """Read the samples' places off shapes and weighted signals.
 
     Returns:
-        A layout for every edge where it could be told.
+        A layout for every edge where it could be told, and whether some were only guessed: signals that vanish (a
+        head that starts at zero, dead units) show no order. A guess is checked on the whole batch, and not remembered.
     """
     if not sites:
-        return {}
+        return {}, False
+    blind = False
     ones = torch.ones(large.n, dtype=large.out.dtype, device=large.out.device)
     weights = torch.tensor(WEIGHTS, dtype=large.out.dtype, device=large.out.device)
     plain = _signals(large, sites, ones)
@@ -406,9 +410,10 @@ def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> dict[Edge, lay.Layo
             continue
         index, clear = lay.sample_of(p, w, weights)
         fitting = [o for o in options if lay.consistent(o, index, clear, large.n)]
-        if len(fitting) == 1 or (fitting and len(options) == 1):
+        if fitting:
             found[e] = fitting[0]
-    return found
+            blind = blind or len(fitting) > 1
+    return found, blind
 
 
 def _prove_layouts(plan: Plan, at: Pass) -> None:
@@ -475,7 +480,7 @@ def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | Non
     want = {n: [0.0] * PROOFS for n in names}
     for group in _small_groups(subject, names, (budget or 2**30) // 8):
         leaves = [subject.leaves[n] for n in group]
-        # gradients of samples alone are added up, several at a time in memory: the batch's own serves where they are large
+        # gradients of samples alone are held several at a time: the batch's own serves where they are large
         large = sum(p.numel() * p.element_size() for p in leaves) > (budget or 2**30) // 8
         alone = at.out if large else apart
         for k, u in enumerate(mixes):

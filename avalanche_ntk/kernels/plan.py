@@ -93,6 +93,7 @@ class Plan:
         batched: Whether signals of all outputs go in one vectorised pass.
         reads: Whether the forward pass looks at values, so that every sample is compared with itself alone each time.
         alone: Whether generic paths take one sample at a time.
+        blind: Whether some layouts were guessed, because no signal arrived: the plan is not kept.
     """
 
     handles: list[Handle] = field(default_factory=list)
@@ -104,11 +105,12 @@ class Plan:
     batched: bool = True
     reads: bool = False
     alone: bool = False
+    blind: bool = False
 
     def copy(self) -> Plan:
         """Return a plan whose ways can be changed without changing this one."""
         ways = (dict(self.native), dict(self.pulled), dict(self.generic))
-        return Plan(self.handles, *ways, self.unused, self.routed, self.batched, self.reads, self.alone)
+        return Plan(self.handles, *ways, self.unused, self.routed, self.batched, self.reads, self.alone, self.blind)
 
     def edges(self) -> list[Edge]:
         """Return the edges whose signals are needed, without repetition, in the graph's order."""

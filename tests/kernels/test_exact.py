@@ -190,3 +190,25 @@ def test_a_plan_serves_other_weights_and_batch_sizes_and_a_grown_head_gets_a_new
         assert error(empirical_ntk(model, x[:n], dtype=torch.float64), reference_ntk(model, x[:n])) <= 1e-12
     model[4] = torch.nn.Linear(5, 7)
     assert error(empirical_ntk(model, x, dtype=torch.float64), reference_ntk(model, x)) <= 1e-12
+
+
+def test_a_head_that_starts_at_zero_and_comes_alive():
+    """No signal, no order of samples to be read: nothing may be remembered from such a plan."""
+    _, model, x, _, _, _ = build("encoder_token_major", 4)
+    torch.nn.init.zeros_(model.out.weight)
+    got, info = empirical_ntk(model, x, dtype=torch.float64, return_info=True)
+    assert error(got, reference_ntk(model, x)) <= 1e-12 and info.reasons == {}
+    torch.nn.init.normal_(model.out.weight)
+    got, info = empirical_ntk(model, x, dtype=torch.float64, return_info=True)
+    assert error(got, reference_ntk(model, x)) <= 1e-12 and info.reasons == {}
+
+
+def test_units_dead_for_the_samples_of_the_plan_only():
+    model = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (2, 2)), torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(6, 2)
+    )
+    torch.nn.init.constant_(model[1].bias, -5.0)
+    x = torch.randn(12, 4) * 0.1
+    x[6:] = torch.randn(6, 4) * 20
+    assert error(empirical_ntk(model, x, dtype=torch.float64), reference_ntk(model, x)) <= 1e-12
+    assert error(empirical_ntk(model, x.flip(0), dtype=torch.float64), reference_ntk(model, x.flip(0))) <= 1e-12
