@@ -162,14 +162,25 @@ def test_other_weights_begin_a_new_segment(tmp_path):
     script = Run()
     script.train(0, 1, tmp_path / "run")
     weights, _ = script.kept[1]
+    for weight in weights.values():
+        weight += 1
+    ntk, _ = script.train(1, 2, tmp_path / "run", resume=True)
+    boundary = ntk.trajectory[8]
+    assert boundary.notes == ("the parameters were changed since the last experience: a new segment begins",)
+    assert boundary.segment == 1
+    assert "distance_init" not in boundary.values
+
+
+def test_some_other_weights_are_noted(tmp_path):
+    script = Run()
+    script.train(0, 1, tmp_path / "run")
+    weights, _ = script.kept[1]
     weights["classifier.bias"] += 1
     ntk, _ = script.train(1, 2, tmp_path / "run", resume=True)
     boundary = ntk.trajectory[8]
-    assert boundary.notes == (
-        "the parameters classifier.bias were changed since the last experience: a new segment begins",
-    )
-    assert boundary.segment == 1
-    assert "distance_init" not in boundary.values
+    assert boundary.notes == ("classifier.bias changed since the last experience, outside training",)
+    assert boundary.segment == 0
+    assert "distance_init" in boundary.values
 
 
 def test_a_run_that_is_resumed_does_not_pretend_to_know_its_initial_parameters(tmp_path):
