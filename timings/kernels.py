@@ -13,6 +13,7 @@ import argparse
 import csv
 import resource
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -237,6 +238,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("timings/results"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", message=".*torch.jit.*")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in args.models.split(","):

@@ -404,8 +404,9 @@ class _Run:
     def _block(self, batch: Batch, rows: Tensor, n: int) -> int:
         """Return the most samples (a power of two below n) for which one block of everything fits the budget."""
         if self.method in (Method.JACOBIAN, Method.LOOP):
-            need = sum(p.numel() for p in self.subject.leaves.values()) * rows.element_size() * rows.shape[0]
-            need *= 2
+            # parameters and outputs are taken in groups: the largest parameter alone has to fit
+            need = 2 * max(p.numel() for p in self.subject.leaves.values()) * rows.element_size()
+            need *= rows.shape[0] if self.full else 1
         else:
             need = self._bytes_per_sample(batch, rows)
         if n * need <= self.budget:
