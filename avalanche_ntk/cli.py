@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from avalanche_ntk.commands import compare, doctor, kernel, run, sweep
 from avalanche_ntk.errors import NTKError
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+run.register(app)
+sweep.register(app)
+compare.register(app)
+kernel.register(app)
+doctor.register(app)
 
 
 @app.callback()
@@ -148,11 +156,16 @@ def _quoted(path: Path) -> str:
 
 
 def main() -> None:
-    """Run the command line; errors of this package go to stderr without a traceback."""
+    """Run the command line; errors go to stderr without a traceback, unless `--debug` stands anywhere in the line.
+
+    Exit codes: 0 when all was done, 1 when something failed, 2 when the command line or a configuration is wrong.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(standalone_mode=True)
-    except NTKError as error:
-        if "--debug" in sys.argv:
+        app(args=arguments, standalone_mode=True)
+    except Exception as error:
+        if len(arguments) < len(sys.argv) - 1:
             raise
-        print(f"avalanche-ntk: {error}", file=sys.stderr)
-        sys.exit(1)
+        what = str(error) if isinstance(error, NTKError) else f"{type(error).__name__}: {error} (--debug shows where)"
+        print(f"avalanche-ntk: {what}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))

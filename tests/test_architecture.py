@@ -39,6 +39,7 @@ LAYERS = {
     "demo": 6,
     "experiments": 6,
     "report": 3,  # reads run folders and trajectories, nothing that trains
+    "commands": 7,
     "cli": 7,
 }
 MAY_IMPORT_AVALANCHE = {

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetting_metrics, loss_metrics
@@ -63,7 +63,7 @@ def make_benchmark(config: RunConfig) -> tuple[Any, tuple[int, ...]]:
     data = load_data(b.data, data_root=b.data_root, download=b.download, image_size=b.image_size, seed=seed)
     given = {name: getattr(b, name) for name in BENCHMARK_ARGUMENTS[b.name] if name != "seed"}
     arguments = {name: value for name, value in given.items() if value is not None}
-    shift: Callable[..., Any] = SHIFTS[b.name]
+    shift = cast(Callable[..., Any], SHIFTS[b.name])
     return shift(data, seed=seed, **arguments), data.input_shape
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,9 @@ def resolve(document: Document) -> RunConfig:
 
 
 def load_config(
-    source: RunConfig | Mapping[str, Any] | str | Path | None, values: Mapping[str, Any] | None = None
+    source: RunConfig | Mapping[str, Any] | str | Path | None,
+    values: Mapping[str, Any] | None = None,
+    called: Callable[[str], str] = lambda key: f"the value of {key}",
 ) -> RunConfig:
     """Read a configuration.
 
@@ -251,6 +253,7 @@ def load_config(
         source: A configuration, its keys as a mapping, a YAML file, the name of one that ships with this package (see
             `ready()`), or None for the defaults.
         values: Values by dotted key that replace those of the source, as `--set` gives them.
+        called: Says what to call the place of such a value in messages.
 
     Returns:
         The configuration, every default filled in.
@@ -259,15 +262,15 @@ def load_config(
         ConfigError: The file cannot be read, or says what the schema does not know.
     """
     if isinstance(source, RunConfig):
-        return source.with_values(values) if values else source
-    if source is None:
+        document = Document(source.as_dict(), "the configuration")
+    elif source is None:
         document = Document({}, "the configuration")
     elif isinstance(source, Mapping):
         document = Document(as_plain(source), "the configuration")
     else:
         document = read_document(ready_path(source))
     if values:
-        document = document.with_values(values, lambda key: f"--set {key}")
+        document = document.with_values(values, called)
     return resolve(document)
 
 

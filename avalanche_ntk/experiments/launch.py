@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
 from avalanche_ntk.experiments.worker import FAILURE, PROGRESS, work
 
@@ -205,24 +204,3 @@ def _tail(path: Path | None, size: int = 20_000) -> list[str]:
             return file.read().decode("utf-8", "replace").splitlines()
     except (OSError, TypeError):
         return []
-
-
-def parse_parameters(given: list[str]) -> dict[str, Any]:
-    """Read `NAME=VALUE` as the command line gives it.
-
-    Args:
-        given: The texts.
-
-    Returns:
-        Values by name, integers where they are some.
-
-    Raises:
-        ArgumentError: One has no `=`.
-    """
-    found: dict[str, Any] = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign or not name:
-            raise ArgumentError(f"--parameter takes NAME=VALUE, found {text!r}. Write timeout_min=60, for example.")
-        found[name] = int(value) if value.lstrip("-").isdigit() else value
-    return found

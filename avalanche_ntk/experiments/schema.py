@@ -215,7 +215,7 @@ def parse_value(text: str, origin: str) -> Any:
     return parse_document(text, origin).data
 
 
-def _value(node: yaml.Node, keys: Keys, lines: dict[Keys, int], loader: Any, source: str, above: frozenset[int]) -> Any:
+def _value(node: Any, keys: Keys, lines: dict[Keys, int], loader: Any, source: str, above: frozenset[int]) -> Any:
     line = node.start_mark.line + 1
     lines[keys] = line
     if id(node) in above:

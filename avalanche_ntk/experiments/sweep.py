@@ -149,7 +149,7 @@ def load_sweep(
             )
     base = document.below(("base",)) if "base" in (document.data or {}) else Document({}, document.source)
     if values:
-        base = base.with_values(values, lambda key: f"--set {key}")
+        base = base.with_values(values, lambda key: f"the value of {key}")
     runs: dict[str, Planned] = {}
     varied = _varied(plan)
     for index, chosen in enumerate(plan.runs or [{}]):

@@ -1,0 +1,89 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_WIDTH = 160
+
+
+def parse_settings(given: Iterable[str], flag: str = "--set") -> dict[str, Any]:
+    """Read `KEY=VALUE` texts; a value is read as YAML reads it.
+
+    Args:
+        given: The texts.
+        flag: The flag that they were given to.
+
+    Returns:
+        Values by key.
+
+    Raises:
+        ConfigError: One has no `=`.
+    """
+    from avalanche_ntk.experiments.schema import ConfigError, parse_value
+
+    values: dict[str, Any] = {}
+    for text in given:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"{flag} takes KEY=VALUE, found {text!r}. Write {flag} model.width=128, for example.")
+        values[key] = parse_value(value, f"{flag} {key}")
+    return values
+
+
+def out_console() -> Console:
+    """Return the console of results: wide and without colour when it is piped."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def error_console() -> Console:
+    """Return the console of progress and complaints."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def complete_from(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return what a shell is told when it asks how a word goes on.
+
+    Args:
+        names: Gives the possible words.
+
+    Returns:
+        A function for typer.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names() if name.startswith(incomplete)]
+
+    return complete
+
+
+def names_of(kind: str) -> Callable[[], Iterable[str]]:
+    """Return a function that gives the names of a kind without importing anything heavy.
+
+    Args:
+        kind: Name of a function of `avalanche_ntk.experiments.names`, or "ready".
+
+    Returns:
+        The function.
+    """
+
+    def names() -> Iterable[str]:
+        if kind in ("ready", "ready_sweeps"):
+            from avalanche_ntk.experiments.config import ready
+
+            return [n for n in ready() if n.startswith("sweep-") == (kind == "ready_sweeps")]
+        from avalanche_ntk.experiments import names as known
+
+        found: Iterable[str] = getattr(known, kind)()
+        return found
+
+    return names

@@ -1,0 +1,185 @@
+"""The kernel of one model on one set of samples, to a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save as safetensors_bytes
+
+from avalanche_ntk import __version__, measures
+from avalanche_ntk.benchmarks import load_data
+from avalanche_ntk.errors import ArgumentError, RunFolderError, unknown_name
+from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.models import build_model
+
+REDUCTIONS = ("trace", "sum_logits", "full")
+DTYPES = ("float32", "float64")
+SUFFIXES = (".safetensors", ".npy")
+
+
+def kernel_to_file(
+    model: str,
+    data: str,
+    out: str | Path,
+    *,
+    size: int = 64,
+    split: str = "train",
+    reduction: str = "trace",
+    weights: str | Path | None = None,
+    n_classes: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    dtype: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Compute a kernel and store it.
+
+    Args:
+        model: What `build_model` takes, such as `module:factory`.
+        data: What `load_data` takes, or a `.npy` file of inputs, first dimension n.
+        out: File ending in `.safetensors` (`kernel`, `indices`, and `labels` where known) or `.npy` (the kernel).
+        size: Number of samples N, equally many of each class as far as possible; the first N of a `.npy` file.
+        split: "train" or "test".
+        reduction: "trace", "sum_logits" or "full".
+        weights: State dict to load into the model: `.safetensors`, or what `torch.save` wrote (loaded without
+            executing anything).
+        n_classes: Number of outputs C; that of the data when None.
+        arguments: Arguments of the model.
+        data_root: Folder of torchvision's datasets.
+        download: Whether torchvision may download the data.
+        dtype: "float32" or "float64"; the model's own when None.
+        seed: Seed of the weights and of the choice of samples.
+        device: Device.
+        overwrite: Whether the file may be replaced.
+
+    Returns:
+        What to tell: the file, the shape, and the leading numbers.
+
+    Raises:
+        ArgumentError: An argument cannot be used.
+        RunFolderError: The file exists, or cannot be written.
+    """  # noqa: DOC501
+    out = Path(out)
+    for kind, found, choices in (("split", split, ("train", "test")), ("reduction", reduction, REDUCTIONS)):
+        if found not in choices:
+            raise unknown_name(kind, found, choices)
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if out.suffix not in SUFFIXES:
+        raise ArgumentError(
+            f"a kernel is stored as .safetensors or .npy, found {out.name!r}. Give --out kernel.safetensors."
+        )
+    if out.exists() and not overwrite:
+        raise RunFolderError(f"{out} exists already. Give another --out, or --overwrite to replace it.")
+    x, labels, indices, found_classes = _samples(data, split, size, seed, data_root, download)
+    # A factory of one's own is looked for where the command is called, as `python -m` does.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    net = build_model(
+        model, input_shape=tuple(x.shape[1:]), n_classes=n_classes or found_classes, seed=seed, **(arguments or {})
+    )
+    if weights is not None:
+        _load_weights(net, Path(weights))
+    try:
+        net, x = net.to(device), x.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            f"device {device!r} cannot be used ({error}). Use cpu, or see avalanche-ntk doctor."
+        ) from None
+    kernel = empirical_ntk(net, x, reduction=reduction, dtype=None if dtype is None else getattr(torch, dtype))
+    array = kernel.detach().cpu().numpy()
+    content = {"kernel": np.ascontiguousarray(array), "indices": indices}
+    if labels is not None:
+        content["labels"] = labels
+    _write(out, content, {"model": model, "data": data, "split": split, "reduction": reduction, "seed": str(seed)})
+    return {"file": str(out), "shape": str(tuple(array.shape)), **_told(array, labels, reduction)}
+
+
+def _samples(
+    data: str, split: str, size: int, seed: int, data_root: str | Path | None, download: bool
+) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray, int]:
+    if Path(data).suffix == ".npy":
+        try:
+            inputs = np.load(data, allow_pickle=False, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise ArgumentError(
+                f"{data} cannot be read as an array ({error}): expected numbers stored by numpy.save. Check the path."
+            ) from None
+        if inputs.ndim < 2 or len(inputs) < size or inputs.dtype.kind not in "fiu":
+            raise ArgumentError(
+                f"{data} holds an array of shape {inputs.shape} and dtype {inputs.dtype}: expected numbers of shape "
+                f"(n, …) with n at least size={size}. Give a smaller --size, or other inputs."
+            )
+        chosen = np.array(inputs[:size])
+        x = torch.from_numpy(chosen if chosen.dtype == np.float64 else chosen.astype(np.float32))
+        return x, None, np.arange(size), 10
+    loaded = load_data(data, data_root=data_root, download=download, seed=seed)
+    part = loaded.train if split == "train" else loaded.test
+    known = (loaded.train_labels if split == "train" else loaded.test_labels).numpy()
+    if len(known) < size:
+        raise ArgumentError(f"{data} has {len(known)} samples to {split}: found size={size}. Give a smaller --size.")
+    # Class after class takes its next sample in an order drawn from the seed, until there are enough.
+    order = np.random.default_rng(seed).permutation(len(known))
+    turn = np.empty(len(known), dtype=int)
+    for c in np.unique(known):
+        of_class = order[known[order] == c]
+        turn[of_class] = np.arange(len(of_class))
+    indices = np.sort(np.lexsort((known, turn))[:size])
+    x = torch.stack([part[int(i)][0] for i in indices])
+    return x, known[indices], indices, loaded.n_classes
+
+
+def _load_weights(net: torch.nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        net.load_state_dict(state)
+    except Exception as error:
+        told = " ".join(str(error).split())[:300]
+        raise ArgumentError(
+            f"the weights in {path} cannot be loaded into {type(net).__name__} ({type(error).__name__}: {told}). "
+            "Give a state dict of this model."
+        ) from None
+
+
+def _write(out: Path, content: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            if out.suffix == ".npy":
+                np.save(file, content["kernel"], allow_pickle=False)
+            else:
+                file.write(safetensors_bytes(content, {**metadata, "avalanche-ntk": __version__}))
+        os.replace(temporary, out)
+    except OSError as error:
+        raise RunFolderError(
+            f"{out} cannot be written ({error.strerror or error}): expected a file in a folder that exists. "
+            "Give another --out."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _told(kernel: np.ndarray, labels: np.ndarray | None, reduction: str) -> dict[str, str]:
+    if reduction == "full":
+        n, m, c, d = kernel.shape
+        kernel = kernel.transpose(0, 2, 1, 3).reshape(n * c, m * d)
+        labels = None
+    view = measures.KernelView(kernel)
+    found = measures.summary(view, labels).values
+    names = {"spectral_norm": "λ_max", "kernel_trace": "trace", "effective_rank": "effective rank"}
+    names["alignment"] = "alignment with the labels"
+    return {told: f"{found[name]:.6g}" for name, told in names.items() if name in found}

@@ -1,0 +1,218 @@
+"""A comparison as text: for the terminal, CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.experiments.comparison import COLUMNS, KERNEL, LEARNING, Comparison
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADINGS = {
+    "accuracy": "accuracy",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+    "moved": "moved",
+    "spike": "spike",
+    "ratio": "ratio",
+    "norm_dip": "λ_max dip",
+    "norm_recovery": "λ_max recovery",
+    "alignment_drop": "alignment drop",
+    "effective_rank": "effective rank",
+    "linearisation_error": "linearisation error",
+    "measuring_share": "measuring share",
+}
+_LATEX = {"λ_max dip": r"$\lambda_{\max}$ dip", "λ_max recovery": r"$\lambda_{\max}$ recovery"}
+_ESCAPES = {
+    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def number(value: float) -> str:
+    """Return a number with three significant digits, as people read it.
+
+    >>> number(0.51234), number(1234.5), number(0.0000123), number(float("nan"))
+    ('0.512', '1230', '1.23e-05', '–')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        digits = max(0, 2 - math.floor(math.log10(abs(value))))
+        return f"{float(f'{value:.3g}'):.{digits}f}"
+    return f"{value:.2e}"
+
+
+def shown_columns(found: Comparison) -> list[str]:
+    """Return the columns in which at least one run has a number."""
+    return [c for c in COLUMNS if found.runs[c].notna().any()]
+
+
+def to_csv(found: Comparison, *, each: bool = False) -> str:
+    """Return the whole table, every column, undefined numbers empty.
+
+    Args:
+        found: The comparison.
+        each: Whether a row is a run, not a group.
+
+    Returns:
+        CSV.
+    """
+    table = found.runs if each else found.groups
+    text: str = table.to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def to_markdown(found: Comparison, *, each: bool = False) -> str:
+    """Return the table, what is left out, and the rank correlations.
+
+    Args:
+        found: The comparison.
+        each: Whether a row is a run, not a group.
+
+    Returns:
+        Markdown.
+    """
+    columns = shown_columns(found)
+    heads, rows = _cells(found, columns, each)
+    lines = [_markdown_row(heads), _markdown_row(["---"] + ["---:"] * (len(heads) - 1))]
+    lines += [_markdown_row(row) for row in rows]
+    if not each:
+        lines += ["", "Mean ± standard deviation over the runs of a group [95 % interval by bootstrap]."]
+    lines += ["", *[f"- {refusal}." for refusal in found.refusals]] if found.refusals else []
+    lines += ["", "Rank correlation (Spearman) with forgetting over the runs:", ""]
+    lines += [_markdown_row(["measure", "ρ", "p", "runs"]), _markdown_row(["---", "---:", "---:", "---:"])]
+    lines += [_markdown_row(row) for row in _correlation_cells(found)]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(found: Comparison, *, each: bool = False) -> str:
+    """Return a `tabular` that needs the package booktabs.
+
+    Args:
+        found: The comparison.
+        each: Whether a row is a run, not a group.
+
+    Returns:
+        LaTeX.
+    """
+    columns = shown_columns(found)
+    heads, rows = _cells(found, columns, each, interval=False)
+    lines = [f"% {refusal}." for refusal in found.refusals]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(_LATEX.get(head, _escaped(head)) for head in heads) + r" \\", r"\midrule"]
+    for first, *others in rows:
+        cells = [_escaped(first), *[_latex_cell(cell) for cell in others]]
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_rich(found: Comparison, *, each: bool = False) -> Iterator[Table]:
+    """Yield tables for the terminal: what was learnt, what the kernel did, what goes with forgetting.
+
+    Args:
+        found: The comparison.
+        each: Whether a row is a run, not a group.
+
+    Yields:
+        Tables.
+    """
+    from rich import box
+    from rich.table import Table
+
+    columns = shown_columns(found)
+    note = "" if each else "; mean ± standard deviation over the runs, below it the 95 % interval"
+    for title, wanted in (
+        (f"What was learnt{note}", [*LEARNING, "measuring_share"]),
+        (f"What the kernel did{note}", [*KERNEL]),
+    ):
+        chosen = [c for c in wanted if c in columns]
+        if not chosen:
+            continue
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        heads, rows = _cells(found, chosen, each)
+        for place, head in enumerate(heads):
+            table.add_column(head, justify="right" if place else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*[cell.replace(" [", "\n\\[") for cell in row])
+        yield table
+    table = Table(title="Rank correlation (Spearman) with forgetting, over the runs", title_justify="left")
+    table.box = box.SIMPLE_HEAD
+    for place, head in enumerate(["measure", "ρ", "p", "runs"]):
+        table.add_column(head, justify="right" if place else "left")
+    for row in _correlation_cells(found):
+        table.add_row(*row)
+    yield table
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole.
+
+    Args:
+        path: The file.
+        text: Its content.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written ({error.strerror or error}): expected a file in a folder that exists. "
+            "Give another path."
+        ) from None
+
+
+def _cells(
+    found: Comparison, columns: Sequence[str], each: bool, interval: bool = True
+) -> tuple[list[str], list[list[str]]]:
+    heads = [HEADINGS[c] for c in columns]
+    if each:
+        rows = [[str(r["run"]), *[number(r[c]) for c in columns]] for r in found.runs.to_dict("records")]
+        return ["run", *heads], rows
+    rows = [
+        [f"{r['group']} ({r['runs']} run{'s' if r['runs'] > 1 else ''})", *[_spread(r, c, interval) for c in columns]]
+        for r in found.groups.to_dict("records")
+    ]
+    return ["group", *heads], rows
+
+
+def _spread(row: dict[Any, Any], column: str, interval: bool) -> str:
+    text = number(row[column])
+    if not math.isnan(row[f"{column}_std"]):
+        text += f" ± {number(row[f'{column}_std'])}"
+        if interval:
+            text += f" [{number(row[f'{column}_low'])}, {number(row[f'{column}_high'])}]"
+    return text
+
+
+def _correlation_cells(found: Comparison) -> list[list[str]]:
+    return [
+        [HEADINGS[r["measure"]], number(r["rho"]), number(r["p"]), str(r["runs"])]
+        for r in found.correlations.to_dict("records")
+        if r["runs"]
+    ]
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _latex_cell(cell: str) -> str:
+    return "--" if cell == "–" else "$" + cell.replace(" ± ", r" \pm ") + "$"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_ESCAPES.get(character, character) for character in text)
