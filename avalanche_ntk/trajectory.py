@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,7 @@ class Trajectory:
         self._kernels: dict[int, dict[str, np.ndarray]] = {}
         self._dtype = "float64"
         self._references: dict[tuple[str, str], _Reference] = {}
+        self._waiting: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------ reading
 
@@ -392,7 +393,7 @@ class Trajectory:
         for name, other in others.items():
             self._remember(clock, other, name)
         self._write(measurement.as_record(self.probe))
-        if unsaved is not None:
+        if unsaved is not None and index in self._kernels:
             raise unsaved
         return measurement
 
@@ -531,8 +532,33 @@ class Trajectory:
         self._write({**record, "probe": self.probe})
 
     def _write(self, record: dict[str, Any]) -> None:
-        if self.folder is not None:
-            self.folder.append(record)
+        """Write a record behind those that the disk has refused so far."""
+        if self.folder is None:
+            return
+        self._waiting.append(record)
+        while self._waiting:
+            first = self._waiting[0]
+            try:
+                self._save_late(first)
+                self.folder.append(first)
+            except RunFolderError:
+                raise  # it waits for the next time
+            except BaseException:
+                del self._waiting[0]
+                raise
+            del self._waiting[0]
+
+    def _save_late(self, record: dict[str, Any]) -> None:
+        """Store the kernels of a measurement that the disk refused, if it takes them now; else they stay in memory."""
+        index = record.get("index")
+        if record["kind"] != "measurement" or record["kernel"] is not None or index not in self._kernels:
+            return
+        path, unsaved = self._keep(index, self._kernels[index])
+        if unsaved is None:
+            del self._kernels[index]
+            record["kernel"] = path
+            at = next(i for i, m in enumerate(self.measurements) if m.index == index)
+            self.measurements[at] = replace(self.measurements[at], kernel=path)
 
 
 def _needs(package: str, what: str) -> None:
