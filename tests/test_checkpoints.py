@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import dill
 import pytest
@@ -184,15 +185,11 @@ def trained():
 def test_avalanches_own_function_fails_by_a_misnamed_sentinel_that_the_optimizers_class_leads_to(tmp_path):
     if not hasattr(typing_extensions, "sentinel"):
         pytest.skip("this typing_extensions has no misnamed sentinel, so that Avalanche's own function works")
-    with pytest.raises(
-        Exception, match=SENTINEL
-    ):
+    with pytest.raises(Exception, match=SENTINEL):
         avalanche_save_checkpoint(trained(), io.BytesIO())
     # Not of a strategy: of the class of every optimizer of torch, since dill does not find the module it lives in.
     assert not dill._dill._locate_function(torch.optim.SGD)
-    with pytest.raises(
-        Exception, match=SENTINEL
-    ):
+    with pytest.raises(Exception, match=SENTINEL):
         dill.dumps(torch.optim.SGD)
 
 
@@ -315,3 +312,48 @@ def test_a_copy_of_a_strategy_leaves_the_folder_alone(tmp_path):
         warnings.simplefilter("error")
         del copied
     assert RunFolder.open(tmp_path / "run").records() == expected
+
+
+# ---------------------------------------------------------------------- what the documentation shows
+
+
+def code_blocks():
+    text = (ROOT / "docs" / "checkpoints.md").read_text()
+    return [part.split("```")[0] for part in text.split("```python\n")[1:]]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_documented_scripts_go_on_where_they_stopped(tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    code = compile(code_blocks()[number], "docs/checkpoints.md", "exec")
+    benchmark = tiny_stream(3)
+
+    def make(model, plugins, metrics):
+        strategy = make_strategy(model=model, plugins=plugins, metrics=metrics)
+        strategy.evaluator.loggers = []
+        return strategy
+
+    def script(of):
+        torch.manual_seed(0)
+        names = {"benchmark": of, "make_strategy": make, "model": MLP(6, 6, width=8, depth=1)}
+        exec(code, names)
+        names["ntk"].close()
+        return names
+
+    whole = script(benchmark)
+    folder = whole["ntk"].run_folder
+    expected = Trajectory.load(folder).to_pandas()
+    assert expected["experience"].unique().tolist() == [0, 1, 2]
+    Path(folder).rename("runs/whole")
+    for kept in ("strategy.ckpt", "weights.pt"):
+        Path(kept).unlink(missing_ok=True)
+
+    # Stopped after each experience: the stream seems to end there, and the script is started again.
+    stream = benchmark.train_stream
+    for stop in (1, 2, 3):
+        names = script(SimpleNamespace(train_stream=stream[:stop], test_stream=benchmark.test_stream))
+    found = Trajectory.load(folder).to_pandas()
+    timed = ["measurement_seconds", "measuring_share"]
+    assert found.drop(columns=timed).equals(expected.drop(columns=timed))
+    assert differences(dict(names["strategy"].model.state_dict()), dict(whole["strategy"].model.state_dict())) == []
