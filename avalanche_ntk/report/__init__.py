@@ -1,9 +1,12 @@
-"""Run folders to tables and figures.
+"""Run folders to tables, figures and one page.
 
 Nothing here imports torch: a report can be made where the training stack is not installed.
 """
 
 from avalanche_ntk.report.boundaries import boundary_table
 from avalanche_ntk.report.figures import four_panels
+from avalanche_ntk.report.inspection import Inspection, inspect_run
+from avalanche_ntk.report.loading import load
+from avalanche_ntk.report.writing import Written, write_report
 
-__all__ = ["boundary_table", "four_panels"]
+__all__ = ["Inspection", "Written", "boundary_table", "four_panels", "inspect_run", "load", "write_report"]

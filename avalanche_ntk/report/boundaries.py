@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import pandas as pd
 
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.report.runs import Run, read_runs
 
 
 def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = None) -> pd.DataFrame:
@@ -24,27 +24,19 @@ def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = 
         `alignment_drop`, `onset_velocity`. Undefined values are NaN.
 
     Raises:
-        RunFolderError: A folder cannot be read.
+        RunFolderError: A folder cannot be read, or has no such probe.
     """
     rows = []
-    for name, path in runs.items():
-        folder = RunFolder.open(path)
-        trajectory = Trajectory.load(folder, probe)
-        evaluations: dict[int, dict[str, float]] = {}
-        for record in folder.records():
-            if record["kind"] == "evaluation":  # the latest value of each tag while this was the newest experience
-                evaluations.setdefault(record["experience"], {}).update(record["values"])
-        first = _first_experience(folder, trajectory.probe)
-        learnt: float | None = None
+    for run in read_runs(runs)[0]:
+        trajectory = run.trajectory(probe)
         for experience, r in trajectory.reactivations.items():
-            accuracy = _find(evaluations.get(experience, {}), f"Top1_Acc_Exp/eval_phase/test_stream/*/Exp{first:03d}")
-            learnt = accuracy if learnt is None else learnt
+            accuracy, forgetting = lost(run, trajectory.probe, experience)
             rows.append(
                 {
-                    "run": name,
+                    "run": run.name,
                     "experience": experience,
                     "accuracy_first_task": accuracy,
-                    "forgetting_first_task": None if accuracy is None or learnt is None else learnt - accuracy,
+                    "forgetting_first_task": forgetting,
                     "moved": r.moved,
                     "spike": r.spike,
                     "ratio": r.ratio,
@@ -54,17 +46,81 @@ def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = 
                     "onset_velocity": r.onset,
                 }
             )
-    return pd.DataFrame(rows).convert_dtypes()
+    return _frame(rows)
 
 
-def _first_experience(folder: RunFolder, probe: str) -> int:
-    for described in folder.meta["probes"]:
-        if described["name"] == probe and described["experience"] is not None:
-            return int(described["experience"])
-    return 0
+def lost(run: Run, probe: str, experience: int) -> tuple[float | None, float | None]:
+    """Return the accuracy on a probe's task after an experience, and what was forgotten of it since it was first known.
+
+    Args:
+        run: The run.
+        probe: Name of the probe.
+        experience: Number of the experience.
+
+    Returns:
+        Accuracy and forgetting; None where nothing was evaluated.
+    """
+    after = {e: y for e, _, y in run.accuracies(run.experience_of(probe)) if e >= 0}
+    accuracy = after.get(experience)
+    learnt = next(iter(after.values()), None)
+    return accuracy, None if accuracy is None or learnt is None else learnt - accuracy
 
 
-def _find(values: Mapping[str, float], pattern: str) -> float | None:
-    """Return the value whose tag matches; Avalanche leaves the task out of a tag when there is none."""
-    before, after = pattern.split("*/")
-    return next((v for tag, v in values.items() if tag.startswith(before) and tag.endswith(after)), None)
+def measurement_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row for each measurement of each probe of each run."""
+    return _frame(
+        {
+            "run": run.name,
+            "probe": trajectory.probe,
+            "measurement": m.index,
+            **m.clock.as_dict(),
+            "segment": m.segment,
+            **m.values,
+            "kernel": m.kernel,
+            "notes": "; ".join(m.notes),
+            "failure": m.failure,
+        }
+        for run in runs
+        for trajectory in run.trajectories.values()
+        for m in trajectory
+    )
+
+
+def boundary_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row for each experience of each probe of each run: the whole reactivation, and the accuracy."""
+    rows = []
+    for run in runs:
+        for trajectory in run.trajectories.values():
+            for experience, r in trajectory.reactivations.items():
+                values = r.as_dict()
+                reasons = values.pop("reasons")
+                before, after = values.pop("cadence") or (None, None)
+                accuracy, forgetting = lost(run, trajectory.probe, experience)
+                rows.append(
+                    {
+                        "run": run.name,
+                        "probe": trajectory.probe,
+                        "experience": experience,
+                        "accuracy": accuracy,
+                        "forgetting": forgetting,
+                        **values,
+                        "cadence_before": before,
+                        "cadence_after": after,
+                        "reasons": "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+                    }
+                )
+    return _frame(rows)
+
+
+def evaluation_rows(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row for each number of each evaluation of each run."""
+    return _frame(
+        {"run": run.name, "experience": e.experience, "iteration": e.iteration, "tag": tag, "value": value}
+        for run in runs
+        for e in run.evaluations
+        for tag, value in e.values.items()
+    )
+
+
+def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows)).convert_dtypes()

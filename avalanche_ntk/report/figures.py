@@ -1,28 +1,36 @@
-"""Figures of one or several runs."""
+"""Figures over training time: the paper's four panels, and accuracy beneath on the same axis."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.report.runs import Run, read_runs
+from avalanche_ntk.report.style import (
+    FAINT,
+    MARKERS,
+    PAGE_INCHES,
+    add_legend,
+    drawing,
+    look,
+    new_figure,
+    set_log,
+    write_label,
+)
+from avalanche_ntk.report.text import plain
 from avalanche_ntk.trajectory import Trajectory
 
-# Okabe and Ito's colours: told apart under every common colour-vision deficiency; the line styles tell them apart in
-# grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+_MOST_LABELS = 10
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the figure's panels: a column of the trajectory, its axis label, and how it is drawn."""
+    """One of a figure's panels: a column of the trajectory, its axis label, and how it is drawn."""
 
     column: str
     label: str
@@ -51,52 +59,121 @@ def four_panels(runs: Mapping[str, str | PathLike[str]], probe: str | None = Non
     Raises:
         RunFolderError: A folder cannot be read.
     """
-    figure = Figure(figsize=(7.2, 7.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        axes = figure.subplots(len(PANELS), 1, sharex=True)
-        boundaries: list[int] = []
-        for position, (name, path) in enumerate(runs.items()):
-            trajectory = Trajectory.load(RunFolder.open(path), probe)
-            starts = [m.clock.iteration for m in trajectory if m.clock.event == "experience_start"]
-            boundaries = starts if len(starts) > len(boundaries) else boundaries
-            for panel, axis in zip(PANELS, axes, strict=True):
-                _draw(axis, trajectory, panel, name, position)
-        for panel, axis in zip(PANELS, axes, strict=True):
+    return curves(read_runs(runs)[0], probe, width=PAGE_INCHES, accuracy=False, title=title)
+
+
+def curves(
+    runs: Sequence[Run],
+    probe: str | None = None,
+    *,
+    width: float = PAGE_INCHES,
+    panels: Sequence[Panel] = PANELS,
+    accuracy: bool = True,
+    title: str | None = None,
+) -> Figure:
+    """Draw columns of the trajectories over training, boundaries marked, and accuracy beneath.
+
+    Args:
+        runs: The runs.
+        probe: Name of the probe; each folder's first when None.
+        width: Width in inches.
+        panels: What to draw, from above.
+        accuracy: Whether a last panel shows the accuracy on the probe's task, where it was evaluated.
+        title: The figure's title.
+
+    Returns:
+        The figure.
+
+    Raises:
+        RunFolderError: A run has no such probe.
+    """
+    trajectories = [run.trajectory(probe) for run in runs]
+    evaluated = [run.accuracies(run.experience_of(t.probe)) for run, t in zip(runs, trajectories, strict=True)]
+    accuracy = accuracy and any(evaluated)
+    rows = len(panels) + accuracy
+    with drawing():
+        figure = new_figure(width, 0.35 + (1.12 if width < 5 else 1.4) * rows)
+        axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0].tolist()
+        for panel, axis in zip(panels, axes, strict=False):
+            drawn = [_draw(axis, t, panel.column, position) for position, t in enumerate(trajectories)]
             axis.set_ylabel(panel.label)
             if panel.log:
-                axis.set_yscale("log")
-            for boundary in boundaries[1:]:
-                axis.axvline(boundary, color="0.55", linewidth=0.8, zorder=0)
-        for number, boundary in enumerate(boundaries, start=1):
-            axes[0].annotate(
-                f"task {number}",
-                (boundary, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, 2),
-                textcoords="offset points",
-                color="0.35",
-                fontsize=8,
-            )
-        axes[-1].set_xlabel("training iteration (grey lines: the task changes)")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+                set_log(axis, [y for values in drawn for y in values])
+        if accuracy:
+            for position, points in enumerate(evaluated):
+                axes[-1].plot(
+                    [x for _, x, _ in points],
+                    [y for _, _, y in points],
+                    marker=MARKERS[position % len(MARKERS)],
+                    markersize=3.5,
+                    **look(position),
+                )
+            axes[-1].set_ylim(-0.05, 1.05)
+            axes[-1].set_ylabel("accuracy on\nthe probe's task")
+        mark_boundaries(axes, trajectories)
+        axes[-1].set_xlabel("training iteration")
+        add_legend(figure, [run.name for run in runs])
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+            figure.suptitle(plain(title), x=0.01, ha="left", fontsize=9, parse_math=False)
+        figure.align_ylabels(axes)
     return figure
 
 
-def _draw(axis: Axes, trajectory: Trajectory, panel: Panel, name: str, position: int) -> None:
-    points = [
-        (m.clock.iteration, m.values[panel.column])
-        for m in trajectory
-        if m.failure is None and panel.column in m.values
-    ]
-    axis.plot(
-        [x for x, _ in points],
-        [y for _, y in points],
-        color=COLOURS[position % len(COLOURS)],
-        linestyle=STYLES[position % len(STYLES)],
-        linewidth=1.3,
-        label=name,
-    )
+def starts_of(trajectory: Trajectory) -> list[tuple[int, int]]:
+    """Return `(experience, iteration)` of each experience's start, in the order of training."""
+    found = {m.clock.experience: m.clock.iteration for m in trajectory if m.clock.event == "experience_start"}
+    return list(found.items())
+
+
+def mark_boundaries(axes: Sequence[Axes], trajectories: Sequence[Trajectory]) -> None:
+    """Mark where each task begins: grey lines for those of all runs, coloured ones where the runs differ."""
+    starts = [starts_of(t) for t in trajectories]
+    longest = max(starts, key=len, default=[])
+    alike = all(one == longest[: len(one)] for one in starts)
+    for axis in axes:
+        if alike:
+            for _, iteration in longest[1:]:
+                axis.axvline(iteration, color=FAINT, linewidth=0.7, zorder=0)
+            continue
+        for position, one in enumerate(starts):
+            for _, iteration in one[1:]:
+                axis.axvline(iteration, linewidth=0.7, alpha=0.6, zorder=0, **look(position))
+    step = math.ceil(len(longest) / _MOST_LABELS)
+    wide = axes[0].figure.get_figwidth() > 5  # type: ignore[union-attr]
+    for number, (experience, iteration) in list(enumerate(longest))[::step] if alike else []:
+        text = f"task {experience + 1}" if wide or number == 0 else f"{experience + 1}"
+        write_label(
+            axes[0],
+            iteration,
+            1.0,
+            text,
+            xycoords=("data", "axes fraction"),
+            xytext=(2, 2),
+            textcoords="offset points",
+            color=FAINT,
+            fontsize=7,
+        )
+
+
+def _draw(axis: Axes, trajectory: Trajectory, column: str, position: int) -> list[float]:
+    points = series_of(trajectory, column)
+    values = [y for _, y in points]
+    # A single number makes no line.
+    marker = MARKERS[position % len(MARKERS)] if len(points) < 3 else None
+    axis.plot([x for x, _ in points], values, marker=marker, markersize=3.5, **look(position))
+    return values
+
+
+def series_of(trajectory: Trajectory, column: str) -> list[tuple[int, float]]:
+    """Return `(iteration, value)` of a column where it has a value; a gap (NaN) where the model was reinitialised."""
+    points: list[tuple[int, float]] = []
+    segment = None
+    for m in trajectory:
+        value = m.values.get(column)
+        if m.failure is not None or value is None or not math.isfinite(value):
+            continue
+        if segment is not None and m.segment != segment:
+            points.append((m.clock.iteration, math.nan))
+        segment = m.segment
+        points.append((m.clock.iteration, value))
+    return points

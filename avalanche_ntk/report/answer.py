@@ -1,0 +1,189 @@
+"""What happened at the boundaries, in sentences: the numbers that the report opens with."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from avalanche_ntk import measures
+from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.report.boundaries import lost
+from avalanche_ntk.report.figures import starts_of
+from avalanche_ntk.report.runs import Run
+from avalanche_ntk.report.text import counted, listed, number, share, span_of
+from avalanche_ntk.trajectory import Trajectory
+
+
+def boundaries_of(trajectory: Trajectory) -> dict[int, measures.Reactivation]:
+    """Return the reactivations at boundaries that have an experience before them."""
+    first = next((e for e, _ in starts_of(trajectory)), None)
+    return {e: r for e, r in trajectory.reactivations.items() if e != first}
+
+
+def answer(run: Run, probe: str | None = None, controls: Sequence[Run] = ()) -> str:
+    """Say in a few sentences what happened at a run's boundaries.
+
+    Args:
+        run: The run.
+        probe: Name of the probe; the folder's first when None.
+        controls: Runs in which no task changed.
+
+    Returns:
+        Plain text.
+
+    Raises:
+        RunFolderError: The run has no such probe.
+    """
+    trajectory = run.trajectory(probe)
+    good = [m for m in trajectory if m.failure is None]
+    if not trajectory.measurements:
+        return f"{run.name}: nothing was measured on probe {trajectory.probe}."
+    if not good:
+        return (
+            f"{run.name}: {'the only measurement' if len(trajectory) == 1 else f'all {len(trajectory)} measurements'} "
+            "failed, so that there is nothing to say of the kernel."
+        )
+    found = boundaries_of(trajectory)
+    if not found:
+        begun = len(starts_of(trajectory))
+        why = (
+            "it has one experience, and so no boundary"
+            if begun < 2
+            else "no experience after the first was measured to its end"
+        )
+        return f"{run.name}: {why}; the kernel is followed below."
+    sentences = [_pace(found), _norm(found), _alignment(found), _accuracy(run, trajectory)]
+    if controls:
+        sentences.append(_verdict(trajectory, controls))
+    return f"{run.name}: " + " ".join(s for s in sentences if s)
+
+
+def cautions(runs: Sequence[Run], probe: str | None, controls: Sequence[Run]) -> list[str]:
+    """Return what must be known before the numbers are believed or compared.
+
+    Args:
+        runs: The runs.
+        probe: Name of the probe; each folder's first when None.
+        controls: Runs in which no task changed.
+
+    Returns:
+        Sentences, none when all is well.
+    """
+    trajectories = [run.trajectory(probe) for run in runs]
+    found = []
+    if any(boundaries_of(t) for t in trajectories) and not controls:
+        found.append(
+            "No verdict: a redraw of samples of the same classes alone makes the kernel move faster (a ratio near 5 in "
+            "a simulation), so these numbers prove a reactivation only beside a control in which no task changes. Give "
+            "such runs as --control."
+        )
+    cadences = {t.cadence for t in trajectories}
+    if len(cadences) > 1:
+        found.append(
+            f"The runs were measured at different times ({listed(sorted(map(repr, cadences)), 4)}): velocities, spikes "
+            "and ratios depend on the time between measurements and must not be compared from run to run."
+        )
+    hashes = {str(run.described(t.probe).get("hash")) for run, t in zip(runs, trajectories, strict=True)}
+    if len(hashes) > 1:
+        found.append(
+            "The runs were measured on different probes (their hashes differ): numbers of kernels are comparable "
+            "within a run only."
+        )
+    mixed = [
+        f"{run.name} at boundary {e} → {e + 1}"
+        for run, t in zip(runs, trajectories, strict=True)
+        for e, r in boundaries_of(t).items()
+        if r.mixed_cadence
+    ]
+    if mixed:
+        found.append(
+            "Measured more densely on one side of the boundary than on the other, so that peak and base are not the "
+            f"same quantity: {listed(mixed, 4)}."
+        )
+    floors = [
+        f"{run.name} at boundary {e} → {e + 1}"
+        for run, t in zip(runs, trajectories, strict=True)
+        for e, r in boundaries_of(t).items()
+        if r.at_floor
+    ]
+    if floors:
+        found.append(f"The pace before is below the noise, so that the ratio is a lower bound: {listed(floors, 4)}.")
+    return found
+
+
+def _pace(found: dict[int, measures.Reactivation]) -> str:
+    ratios = {e: r.ratio for e, r in found.items() if r.ratio is not None}
+    spikes = {e: r.spike for e, r in found.items() if r.spike is not None}
+    if not ratios or not spikes:
+        reason = next((r.reasons["spike"] for r in found.values() if "spike" in r.reasons), "no velocity is defined")
+        return f"No spike can be given at {_count(len(found))}: {reason}."
+    faster = [e for e, spike in spikes.items() if spike > 0]
+    where = (
+        _count(len(found), every=True)
+        if len(faster) == len(found)
+        else f"{len(faster)} of {_count(len(found))}"
+        if faster
+        else f"none of {_count(len(found))}"
+    )
+    middle = f" (median {number(statistics.median(ratios.values()), 2)})" if len(ratios) > 1 else ""
+    missing = len(found) - len(spikes)
+    unknown = f" At {_count(missing)} it is undefined." if missing else ""
+    return (
+        f"at {where} the kernel then moved faster than before: its peak pace was {span_of(list(ratios.values()))} "
+        f"times the pace before{middle}, a spike of {span_of(list(spikes.values()))} per iteration.{unknown}"
+    )
+
+
+def _count(boundaries: int, every: bool = False) -> str:
+    if every:
+        return "the one boundary" if boundaries == 1 else f"all {boundaries} boundaries"
+    return counted(boundaries, "boundary", "boundaries")
+
+
+def _norm(found: dict[int, measures.Reactivation]) -> str:
+    dips = [r.norm_dip for r in found.values() if r.norm_dip is not None]
+    ends = [r.norm_recovery for r in found.values() if r.norm_recovery is not None]
+    if not dips or not ends:
+        return ""
+    verb = "fell to" if max(dips) < 1 else "was lowest at" if min(dips) < 1 else "never fell: its lowest was"
+    return (
+        f"λ_max {verb} {span_of(dips)} of its value at the boundary and stood at {span_of(ends)} times that value when "
+        "the new task ended."
+    )
+
+
+def _alignment(found: dict[int, measures.Reactivation]) -> str:
+    drops = [r.alignment_drop for r in found.values() if r.alignment_drop is not None]
+    if not drops:
+        return ""
+    largest = max(drops)
+    if largest <= 0:
+        return "Alignment with the labels never fell."
+    return f"Alignment with the labels dropped by up to {number(largest, 2)}."
+
+
+def _accuracy(run: Run, trajectory: Trajectory) -> str:
+    experience = run.experience_of(trajectory.probe)
+    after = {e: y for e, _, y in run.accuracies(experience) if e >= 0}
+    if not after:
+        return "Accuracy was not recorded."
+    last = max(after)
+    first = next(iter(after))
+    if first == last:
+        return f"Accuracy on task {experience + 1} was {share(after[last])}."
+    _, forgetting = lost(run, trajectory.probe, last)
+    return (
+        f"Accuracy on task {experience + 1} went from {share(after[first])} to {share(after[last])} "
+        f"(forgetting {share(forgetting)})."
+    )
+
+
+def _verdict(trajectory: Trajectory, controls: Sequence[Run]) -> str:
+    try:
+        verdicts = trajectory.verdicts([c.trajectory() for c in controls])
+    except ArgumentError as error:
+        return f"No verdict: {error}"
+    yes = sum(v.verdict == "reactivated" for v in verdicts.values())
+    undefined = sum(v.verdict == "undefined" for v in verdicts.values())
+    more = f" ({undefined} undefined)" if undefined else ""
+    return f"Verdict beside {counted(len(controls), 'control')}: reactivated at {yes} of {_count(len(verdicts))}{more}."

@@ -1,0 +1,125 @@
+"""Figures of parts of the kernel: layer by layer, the features', and the network against its linearisation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from avalanche_ntk.report.figures import Panel, curves, mark_boundaries, series_of
+from avalanche_ntk.report.runs import Run
+from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, look, new_figure, set_log
+from avalanche_ntk.trajectory import Trajectory
+
+_LAYER = re.compile(r"layer\[(?P<name>.+)\]\.(?P<column>[a-z_]+)", re.DOTALL)
+MOST_LAYERS = 7
+LAYER_PANELS = (
+    Panel("distance_init", "distance from\ninitialisation"),
+    Panel("velocity_per_iteration", "velocity\n(1/iteration)", log=True),
+    Panel("trace_share", "share of\nthe trace"),
+)
+LINEARISATION_PANELS = (
+    Panel("linearisation_error_boundary", "error from the\nlast boundary"),
+    Panel("linearisation_error_init", "error from\ninitialisation"),
+)
+FEATURE_PANELS = (
+    Panel("features.distance_init", "distance from\ninitialisation"),
+    Panel("features.velocity_per_iteration", "velocity\n(1/iteration)", log=True),
+    Panel("features.alignment", "alignment with\nthe labels"),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer's kernel did in a run; numbers that are undefined are None.
+
+    Attributes:
+        name: The group of parameters.
+        moved: Distance of its kernel from initialisation, at the last measurement.
+        peak: Its largest velocity, per iteration.
+        share_first: Its share of the kernel's trace at the first measurement.
+        share_last: The same at the last.
+    """
+
+    name: str
+    moved: float | None
+    peak: float | None
+    share_first: float | None
+    share_last: float | None
+
+
+def layers_of(trajectory: Trajectory) -> list[Layer]:
+    """Return every layer whose kernel was followed, those that moved most first."""
+    names: dict[str, None] = {}
+    for m in trajectory:
+        for column in m.values:
+            if match := _LAYER.fullmatch(column):
+                names[match["name"]] = None
+    layers = []
+    for name in names:
+        moved, velocity, part = (
+            [y for _, y in series_of(trajectory, f"layer[{name}].{column}") if y == y]
+            for column in ("distance_init", "velocity_per_iteration", "trace_share")
+        )
+        layers.append(
+            Layer(
+                name,
+                moved[-1] if moved else None,
+                max(velocity, default=None),
+                part[0] if part else None,
+                part[-1] if part else None,
+            )
+        )
+    return sorted(layers, key=lambda layer: -1.0 if layer.moved is None else layer.moved, reverse=True)
+
+
+def layer_figure(trajectory: Trajectory, *, width: float = PAGE_INCHES) -> Figure | None:
+    """Draw distance, velocity and share of the trace of the layers that moved most.
+
+    Args:
+        trajectory: The series.
+        width: Width in inches.
+
+    Returns:
+        The figure; None when no layer was followed.
+    """
+    layers = layers_of(trajectory)[:MOST_LAYERS]
+    if not layers:
+        return None
+    with drawing():
+        figure = new_figure(width, 0.45 + (1.15 if width < 5 else 1.4) * len(LAYER_PANELS))
+        axes = figure.subplots(len(LAYER_PANELS), 1, sharex=True)
+        for panel, axis in zip(LAYER_PANELS, axes, strict=True):
+            seen = []
+            for position, layer in enumerate(layers):
+                points = series_of(trajectory, f"layer[{layer.name}].{panel.column}")
+                axis.plot([x for x, _ in points], [y for _, y in points], **look(position))
+                seen += [y for _, y in points]
+            axis.set_ylabel(panel.label)
+            if panel.log:
+                set_log(axis, seen)
+        mark_boundaries(axes, [trajectory])
+        axes[-1].set_xlabel("training iteration")
+        add_legend(figure, [layer.name for layer in layers])
+        figure.align_ylabels(list(axes))
+    return figure
+
+
+def column_figure(
+    runs: Sequence[Run], panels: Sequence[Panel], probe: str | None = None, *, width: float = PAGE_INCHES
+) -> Figure | None:
+    """Draw those of the panels for which a run has numbers.
+
+    Args:
+        runs: The runs.
+        panels: The panels.
+        probe: Name of the probe; each folder's first when None.
+        width: Width in inches.
+
+    Returns:
+        The figure; None when no run has any of the columns.
+    """
+    measured = [p for p in panels if any(series_of(run.trajectory(probe), p.column) for run in runs)]
+    return curves(runs, probe, width=width, panels=measured, accuracy=False) if measured else None

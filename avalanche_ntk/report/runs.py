@@ -1,0 +1,315 @@
+"""Run folders read for tables and figures: everything that a report shows, and what is missing."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from avalanche_ntk import measures
+from avalanche_ntk.errors import ArgumentError, RunFolderError
+from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.trajectory import Measurement, Trajectory
+
+StrPath: TypeAlias = "str | PathLike[str]"
+Runs: TypeAlias = "StrPath | Sequence[StrPath] | Mapping[str, StrPath]"
+
+RUN_FILE = "run.json"
+_DEPTH = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    Attributes:
+        experience: Number of the experience that was trained last; -1 before the first.
+        iteration: Training iterations made.
+        values: Numbers by Avalanche's tag.
+    """
+
+    experience: int
+    iteration: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The overlap of every pair of probes at one boundary.
+
+    Attributes:
+        event: "experience_start" or "experience_end".
+        experience: Number of the experience.
+        iteration: Training iterations made.
+        probes: The probes' names.
+        matrix: Overlaps, shape `(T, T)`.
+    """
+
+    event: str
+    experience: int
+    iteration: int
+    probes: tuple[str, ...]
+    matrix: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read.
+
+    Attributes:
+        name: What the report calls it.
+        folder: The folder, opened for reading.
+        trajectories: The time series by probe; a probe that was never measured has an empty one.
+        evaluations: What the evaluations found, in the order of training.
+        overlaps: Task overlaps, in the order of training.
+        problems: What could not be used, a sentence each.
+    """
+
+    name: str
+    folder: RunFolder
+    trajectories: dict[str, Trajectory] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def trajectory(self, probe: str | None = None) -> Trajectory:
+        """Return the time series of a probe.
+
+        Args:
+            probe: Its name; the folder's first when None.
+
+        Returns:
+            The time series.
+
+        Raises:
+            RunFolderError: The folder has no such probe.
+        """
+        name = probe if probe is not None else next(iter(self.trajectories), None)
+        if name is None or name not in self.trajectories:
+            raise RunFolderError(
+                f"{self.folder.path} holds no probe {probe!r}; it has "
+                f"{', '.join(map(repr, self.trajectories)) or 'none yet'}. Give one of these names."
+            )
+        return self.trajectories[name]
+
+    def described(self, probe: str) -> dict[str, Any]:
+        """Return what `run.json` says of a probe."""
+        return next((p for p in self.folder.meta.get("probes", []) if p["name"] == probe), {})
+
+    def experience_of(self, probe: str) -> int:
+        """Return the experience that a probe was chosen from; 0 when it was given as tensors."""
+        found = self.described(probe).get("experience")
+        return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else 0
+
+    def accuracies(self, experience: int) -> list[tuple[int, int, float]]:
+        """Return `(experience trained last, iteration, accuracy)` of one experience's test set, in order.
+
+        Avalanche leaves the task out of a tag when there is none; a test stream is preferred to others.
+        """
+        pattern = re.compile(rf"Top1_Acc_Exp/eval_phase/(?P<stream>[^/]+)_stream(/Task\d+)?/Exp{experience:03d}")
+        return self._series(pattern)
+
+    def stream_accuracies(self) -> list[tuple[int, int, float]]:
+        """Return `(experience trained last, iteration, accuracy)` of the whole test stream, in order."""
+        return self._series(re.compile(r"Top1_Acc_Stream/eval_phase/(?P<stream>[^/]+)_stream(/Task\d+)?"))
+
+    def _series(self, pattern: re.Pattern[str]) -> list[tuple[int, int, float]]:
+        points = []
+        for evaluation in self.evaluations:
+            found: dict[str, list[float]] = {}
+            for tag, value in evaluation.values.items():
+                if (match := pattern.fullmatch(tag)) and math.isfinite(value):
+                    found.setdefault(match["stream"], []).append(value)
+            values = found.get("test") or next(iter(found.values()), None)
+            if values:
+                points.append((evaluation.experience, evaluation.iteration, sum(values) / len(values)))
+        return points
+
+
+def find_runs(runs: Runs) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Find run folders: those that are named, and those inside a folder that is none itself.
+
+    Args:
+        runs: Paths, or paths by the names that a report shows.
+
+    Returns:
+        Named run folders, and those that were found inside others, both by name. Where no names are given, a run is
+        called as its folder, with as many of the folders above as tell it from the others.
+
+    Raises:
+        RunFolderError: A path does not exist or holds no run.
+    """
+    if isinstance(runs, Mapping):
+        return {name: Path(path) for name, path in runs.items()}, {}
+    paths = [runs] if isinstance(runs, (str, PathLike)) else list(runs)
+    if not paths:
+        raise RunFolderError("expected at least one run folder, found none. Name the folders of the runs.")
+    named: list[Path] = []
+    inside: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir() and not os.path.lexists(path / RUN_FILE):
+            found = list(_below(path))
+            if not found:
+                raise RunFolderError(
+                    f"{path} holds no run: expected {RUN_FILE} in it or in a folder up to {_DEPTH} levels below, "
+                    "found none. Give a run folder, or a folder that holds some."
+                )
+            inside += found
+        else:
+            named.append(path)
+    unique = list(dict.fromkeys(Path(os.path.abspath(path)) for path in [*named, *inside]))
+    names = _names(unique)
+    first = {Path(os.path.abspath(path)) for path in named}
+    return (
+        {name: path for name, path in names.items() if path in first},
+        {name: path for name, path in names.items() if path not in first},
+    )
+
+
+def read_runs(runs: Runs) -> tuple[list[Run], list[str]]:
+    """Read run folders.
+
+    Args:
+        runs: Paths of run folders or of folders that hold some, or paths by name.
+
+    Returns:
+        The runs, and a sentence for each that was found inside a folder and cannot be read.
+
+    Raises:
+        RunFolderError: A folder that was named cannot be read, or none of those found can.
+    """
+    named, inside = find_runs(runs)
+    found = [read_run(path, name) for name, path in named.items()]
+    unreadable = []
+    for name, path in inside.items():
+        try:
+            found.append(read_run(path, name))
+        except RunFolderError as error:
+            unreadable.append(str(error))
+            if not found and len(unreadable) == len(inside):
+                raise
+    return found, unreadable
+
+
+def read_run(path: StrPath, name: str | None = None) -> Run:
+    """Read one run folder.
+
+    Args:
+        path: The folder.
+        name: What to call it; the folder's name when None.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunFolderError: It cannot be read.
+    """
+    folder = RunFolder.open(path)
+    run = Run(name if name is not None else folder.path.name, folder)
+    cadence = folder.meta.get("cadence", "")
+    for described in folder.meta.get("probes", []):
+        labels = described.get("labels")
+        if not _are_labels(labels):
+            run.problems.append(f"{RUN_FILE} has no usable labels of probe {described['name']!r}, which is left out.")
+            continue
+        probe = Trajectory(
+            described["name"], labels, folder=folder, cadence=cadence if isinstance(cadence, str) else ""
+        )
+        run.trajectories[described["name"]] = probe
+    strangers: set[str] = set()
+    for record in folder.records():
+        kind = record["kind"]
+        read = {"measurement": _measurement, "reactivation": _reactivation, "evaluation": _evaluation}.get(kind)
+        read = _overlap if kind == "task_overlap" else read
+        if read is None:
+            continue
+        try:
+            read(run, record)
+        except _Unknown as unknown:
+            strangers.add(str(unknown))
+        except (KeyError, TypeError, ValueError, ArgumentError) as error:
+            run.problems.append(f"a record of kind {kind} cannot be used ({type(error).__name__}: {error}).")
+    for stranger in sorted(strangers):
+        run.problems.append(f"measurements of probe {stranger!r}, which {RUN_FILE} does not describe, are left out.")
+    return run
+
+
+class _Unknown(Exception):
+    """A record of a probe that the run does not have."""
+
+
+def _measurement(run: Run, record: Mapping[str, Any]) -> None:
+    _probe(run, record).measurements.append(Measurement.from_record(record))
+
+
+def _reactivation(run: Run, record: Mapping[str, Any]) -> None:
+    found = measures.Reactivation.from_dict(record["reactivation"])
+    for one in fields(found):
+        value = getattr(found, one.name)
+        if one.name not in ("cadence", "reasons") and value is not None and not isinstance(value, (int, float)):
+            raise ValueError(f"expected {one.name} to be a number, found {value!r:.40}")
+    _probe(run, record).reactivations[_natural(record["experience"])] = found
+
+
+def _evaluation(run: Run, record: Mapping[str, Any]) -> None:
+    values = {str(tag): float(value) for tag, value in record["values"].items()}
+    if not isinstance(record["experience"], int):
+        raise ValueError(f"expected experience to be an integer, found {record['experience']!r:.40}")
+    run.evaluations.append(Evaluation(record["experience"], _natural(record["iteration"]), values))
+
+
+def _overlap(run: Run, record: Mapping[str, Any]) -> None:
+    clock, names = record["clock"], tuple(map(str, record["probes"]))
+    matrix = np.array(record["matrix"], dtype=np.float64)
+    if matrix.shape != (len(names), len(names)):
+        raise ValueError(f"expected a matrix of shape {(len(names),) * 2}, found {matrix.shape}")
+    run.overlaps.append(
+        Overlap(str(clock["event"]), _natural(clock["experience"]), _natural(clock["iteration"]), names, matrix)
+    )
+
+
+def _probe(run: Run, record: Mapping[str, Any]) -> Trajectory:
+    if record["probe"] not in run.trajectories:
+        raise _Unknown(record["probe"])
+    return run.trajectories[record["probe"]]
+
+
+def _natural(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"expected an integer of at least 0, found {value!r:.40}")
+    return value
+
+
+def _are_labels(labels: object) -> bool:
+    return isinstance(labels, list) and len(labels) > 0 and all(isinstance(label, int) for label in labels)
+
+
+def _below(path: Path) -> Iterable[Path]:
+    """Yield the run folders below a folder, in the order of their names; links are not followed."""
+    root = len(path.parts)
+    for where, folders, files in os.walk(path):
+        folders.sort()
+        if RUN_FILE in files:
+            folders.clear()
+            yield Path(where)
+        elif len(Path(where).parts) - root >= _DEPTH:
+            folders.clear()
+
+
+def _names(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name each by the shortest end of its path that no other has."""
+    names = {}
+    for path in paths:
+        others = [other.parts for other in paths if other != path]
+        length = 1
+        while length < len(path.parts) and any(other[-length:] == path.parts[-length:] for other in others):
+            length += 1
+        names["/".join(path.parts[-length:])] = path
+    return names

@@ -1,0 +1,530 @@
+"""The report's sections: each says what it shows, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from avalanche_ntk.report.answer import answer, boundaries_of, cautions
+from avalanche_ntk.report.boundaries import lost
+from avalanche_ntk.report.boundary_figure import boundary_figure
+from avalanche_ntk.report.figures import curves, starts_of
+from avalanche_ntk.report.kernel_figures import MOST_BOUNDARIES, kernel_maps, overlap_maps, spectrum_over_time
+from avalanche_ntk.report.page import Section, bullets, details, figure, paragraph, table
+from avalanche_ntk.report.part_figures import (
+    FEATURE_PANELS,
+    LINEARISATION_PANELS,
+    MOST_LAYERS,
+    column_figure,
+    layer_figure,
+    layers_of,
+)
+from avalanche_ntk.report.runs import Overlap, Run
+from avalanche_ntk.report.style import COLUMN_INCHES, PAGE_INCHES, settle, to_inline_svg
+from avalanche_ntk.report.text import MISSING, counted, escaped, iterations, listed, number, plain, share
+from avalanche_ntk.trajectory import Trajectory
+
+_LONGEST_SETTING = 300
+_MOST_FAILURES = 5
+_MOST_OVERLAPS = 4
+
+
+class Report:
+    """Makes the sections of some runs, and keeps the figures for a paper that come with them.
+
+    Args:
+        runs: The runs.
+        probe: Name of the probe; each folder's first when None.
+        controls: Runs in which no task changed.
+        unreadable: What could not be read, a sentence each.
+    """
+
+    def __init__(
+        self, runs: Sequence[Run], probe: str | None, controls: Sequence[Run], unreadable: Sequence[str] = ()
+    ) -> None:
+        self.runs = list(runs)
+        self.probe = probe
+        self.controls = list(controls)
+        self.unreadable = list(unreadable)
+        self.figures: dict[str, Figure] = {}
+        self._count = 0
+
+    def sections(self) -> list[Section]:
+        """Return all sections, the answer first."""
+        return [
+            self.answer(),
+            self.curves(),
+            self.reactivation(),
+            self.spectra(),
+            self.kernels(),
+            self.layers(),
+            self.linearity(),
+            self.overlap(),
+            self.trust(),
+            self.configuration(),
+        ]
+
+    # ------------------------------------------------------------------ the sections
+
+    def answer(self) -> Section:
+        """What happened at the boundaries, in sentences and one figure."""
+        answers = [answer(run, self.probe, self.controls) for run in self.runs]
+        body = _answers(answers, [run.name for run in self.runs])
+        body += self._drawn(
+            "boundaries",
+            lambda width: boundary_figure(self.runs, self.probe, width=width),
+            "At each boundary: the kernel's median velocity before and its peak after (left); the lowest λ_max after, "
+            "and the one at the end of the new task, as shares of λ_max at the boundary (middle); the accuracy on the "
+            "probe's own task before and after the new task was learnt (right).",
+            " ".join(answers),
+        )
+        problems = self.unreadable + [f"{run.name}: {problem}" for run in self.runs for problem in run.problems]
+        body += bullets(cautions(self.runs, self.probe, self.controls), "warn")
+        if problems:
+            body += paragraph("Left out of this report:") + bullets(problems, "warn")
+        return Section("answer", "What happened when the task changed", body, "Answer")
+
+    def curves(self) -> Section:
+        """The paper's four panels with accuracy beneath."""
+        if not any(len(run.trajectory(self.probe)) for run in self.runs):
+            return Section(
+                "curves", "The kernel while the tasks are learnt", paragraph("Nothing was measured."), "Curves"
+            )
+        evaluated = [run for run in self.runs if run.accuracies(self.task_of(run))]
+        body = self._drawn(
+            "curves",
+            lambda width: curves(self.runs, self.probe, width=width),
+            "From above: λ_max, the distance 1 − CKA from the kernel at initialisation, the alignment with the labels, "
+            "the velocity (distance per iteration), and the accuracy on the probe's task. Lines mark where a task "
+            "begins.",
+            f"Curves over training iterations of {listed([run.name for run in self.runs], 8)}. "
+            + " ".join(self._ends(run) for run in self.runs),
+        )
+        if len(evaluated) < len(self.runs):
+            lacking = [run.name for run in self.runs if run not in evaluated]
+            body += paragraph(
+                f"No accuracy of the probe's task was recorded by {listed(lacking)}: evaluate with "
+                "accuracy_metrics(experience=True), placed before ntk_metrics(...) in the evaluator.",
+                "soft",
+            )
+        return Section("curves", "The kernel while the tasks are learnt", body, "Curves")
+
+    def reactivation(self) -> Section:
+        """The numbers of every boundary."""
+        rows = []
+        reasons: dict[str, None] = {}
+        for run in self.runs:
+            trajectory = run.trajectory(self.probe)
+            for experience, r in boundaries_of(trajectory).items():
+                accuracy, forgetting = lost(run, trajectory.probe, experience)
+                half_life = iterations(r.half_life)
+                if r.half_life_censored:
+                    half_life = "not reached"
+                rows.append(
+                    [
+                        f"{run.name}, task {experience} → {experience + 1}",
+                        number(r.spike),
+                        f"≥ {number(r.ratio)}" if r.at_floor else number(r.ratio),
+                        number(r.z),
+                        number(r.onset_ratio),
+                        number(r.norm_dip),
+                        number(r.norm_recovery),
+                        number(r.alignment_drop),
+                        number(r.moved),
+                        iterations(r.time_to_peak),
+                        half_life,
+                        share(accuracy),
+                        share(forgetting),
+                    ]
+                )
+                for name, reason in r.reasons.items():
+                    reasons[f"{run.name}, task {experience} → {experience + 1}, {name}: {reason}"] = None
+        if not rows:
+            body = paragraph("No run has a boundary with an experience before it that was measured to its end.")
+        else:
+            body = table("A row for each boundary", [c for c, _ in _COLUMNS], rows, explained=dict(_COLUMNS[1:]))
+        onsets = [
+            f"{run.name}: {number(r.onset)} per iteration"
+            for run in self.runs
+            for e, r in run.trajectory(self.probe).reactivations.items()
+            if r.onset is not None and e not in boundaries_of(run.trajectory(self.probe))
+        ]
+        if onsets:
+            body += paragraph(f"Peak velocity at the start of the first task, for comparison: {listed(onsets, 12)}.")
+        if reasons:
+            body += details("Why some numbers are missing", bullets(reasons))
+        return Section("reactivation", "Reactivation at each boundary", body, "Reactivation")
+
+    def spectra(self) -> Section:
+        """The spectrum over time, a figure for each run."""
+        body = ""
+        for run in self.runs:
+            trajectory = run.trajectory(self.probe)
+            missing: list[str] = []
+
+            def draw(width: float, trajectory: Trajectory = trajectory, missing: list[str] = missing) -> Figure | None:
+                drawn, missing[:] = spectrum_over_time(trajectory, width=width)
+                return drawn
+
+            made = self._drawn(
+                f"spectrum-{run.name}",
+                draw,
+                "Eigenvalues of the kernel by rank, the largest first, and the effective rank of the centred kernel.",
+                f"Eigenvalues of the kernel of {run.name} over training. " + self._ends(run),
+            )
+            made += _lacking(missing)
+            if not made:
+                made = paragraph("No kernel and no effective rank is there to show.", "soft")
+            body += self._of(run, made)
+        return Section("spectra", "The spectrum over time", body, "Spectrum")
+
+    def kernels(self) -> Section:
+        """Heat maps before and after each boundary."""
+        body = ""
+        for run in self.runs:
+            trajectory = run.trajectory(self.probe)
+            begun = [e for e, _ in starts_of(trajectory)][1:]
+            made = ""
+            missing: list[str] = []
+            for experience in begun[:MOST_BOUNDARIES]:
+                lacks: list[str] = []
+
+                def draw(
+                    width: float,
+                    trajectory: Trajectory = trajectory,
+                    experience: int = experience,
+                    lacks: list[str] = lacks,
+                ) -> Figure | None:
+                    drawn, lacks[:] = kernel_maps(trajectory, experience, width=width)
+                    return drawn
+
+                made += self._drawn(
+                    f"kernels-{run.name}-{experience}",
+                    draw,
+                    f"Kernel of the probe at the boundary from task {experience} to task {experience + 1}, samples "
+                    "sorted by class; the colour is the cosine between two samples' gradients.",
+                    f"Heat maps of the kernel of {run.name} around the boundary from task {experience} to "
+                    f"{experience + 1}. " + _block_means(trajectory, experience),
+                )
+                missing += lacks
+            made += _lacking(missing)
+            if len(begun) > MOST_BOUNDARIES:
+                made += paragraph(f"The first {MOST_BOUNDARIES} of {len(begun)} boundaries are shown.", "soft")
+            if not begun:
+                made = paragraph("There is no boundary yet.", "soft")
+            body += self._of(run, made)
+        return Section("kernels", "The kernel before and after each boundary", body, "Heat maps")
+
+    def layers(self) -> Section:
+        """Layer by layer, a figure and a table for each run."""
+        body = ""
+        for run in self.runs:
+            trajectory = run.trajectory(self.probe)
+            layers = layers_of(trajectory)
+            if not layers:
+                continue
+            made = self._drawn(
+                f"layers-{run.name}",
+                partial(_layers, trajectory),
+                "Distance from initialisation, velocity and share of the trace of the kernel of each layer's parameters"
+                + (
+                    f"; of {len(layers)} layers, the {MOST_LAYERS} that moved most."
+                    if len(layers) > MOST_LAYERS
+                    else "."
+                ),
+                f"Layer by layer in {run.name}: {layers[0].name} moved most, {number(layers[0].moved)} from its kernel "
+                "at initialisation.",
+            )
+            made += details(
+                f"Numbers of {counted(len(layers), 'layer')}",
+                table(
+                    f"Layers of {run.name}, those that moved most first",
+                    ["layer", "distance from init", "peak velocity", "share of trace, first", "share of trace, last"],
+                    [
+                        [plain(x.name), number(x.moved), number(x.peak), share(x.share_first), share(x.share_last)]
+                        for x in layers
+                    ],
+                ),
+            )
+            body += self._of(run, made)
+        body = body or paragraph(
+            "Layers were not followed: ask for them with ntk_metrics(ntk, per_layer=True) or observe=[PerLayer()].",
+            "soft",
+        )
+        return Section("layers", "Layer by layer", body, "Layers")
+
+    def linearity(self) -> Section:
+        """The network against its linearisation, and the features' kernel."""
+        body = self._drawn(
+            "linearisation",
+            lambda width: column_figure(self.runs, LINEARISATION_PANELS, self.probe, width=width),
+            "Relative error of the network linearised at the last boundary, and at initialisation: 0 where the kernel "
+            "there explains what happened since, 1 where it explains nothing.",
+            "Error of the linearised network over training.",
+        )
+        if not body:
+            body = paragraph("The linearisation was not tested: ntk_metrics(ntk, linearisation=True) does.", "soft")
+        features = self._drawn(
+            "features",
+            lambda width: column_figure(self.runs, FEATURE_PANELS, self.probe, width=width),
+            "The kernel of the features before the last layer: distance from initialisation, velocity, and alignment "
+            "with the labels.",
+            "Curves of the feature kernel over training.",
+        )
+        body += "<h3>The features</h3>" + (
+            features or paragraph("The feature kernel was not followed: ntk_metrics(ntk, features=True) does.", "soft")
+        )
+        return Section("linearity", "Is the static kernel enough?", body, "Linearisation")
+
+    def overlap(self) -> Section:
+        """Task overlap matrices, a figure for each run."""
+        body = ""
+        for run in self.runs:
+            ends = [o for o in run.overlaps if o.event == "experience_end"][-_MOST_OVERLAPS:]
+            if not ends:
+                continue
+            last = ends[-1]
+            pairs = [
+                f"tasks {last.probes[i]} and {last.probes[j]}: {number(float(last.matrix[i, j]))}"
+                for i in range(len(last.probes))
+                for j in range(i + 1, len(last.probes))
+            ]
+            made = self._drawn(
+                f"overlap-{run.name}",
+                partial(_overlaps, ends),
+                "How much the gradients of two tasks' probes overlap, "
+                "‖Θ(X_i,X_j)‖² / (‖Θ(X_i,X_i)‖ ‖Θ(X_j,X_j)‖): 0 for tasks that share nothing.",
+                f"Task overlap of {run.name} after task {last.experience + 1}: {listed(pairs, 6)}.",
+            )
+            body += self._of(run, made)
+        body = body or paragraph(
+            "Task overlap was not measured: NTKPlugin(ProbeSpec.each_task(size=64)) with ntk_metrics(ntk, "
+            "task_overlap=True) does.",
+            "soft",
+        )
+        return Section("overlap", "Task overlap", body, "Overlap")
+
+    def trust(self) -> Section:
+        """How the kernels were computed, and what went wrong."""
+        rows = [_trust_row(run, run.trajectory(self.probe)) for run in self.runs]
+        body = table("How far the numbers can be trusted", [c for c, _ in _TRUST], rows, explained=dict(_TRUST[1:]))
+        notes = []
+        for run in self.runs:
+            trajectory = run.trajectory(self.probe)
+            failed = [m for m in trajectory if m.failure is not None]
+            notes += [
+                f"{run.name}: the measurement at iteration {m.clock.iteration:,} failed: {plain(m.failure, 300)}"
+                for m in failed[:_MOST_FAILURES]
+            ]
+            if len(failed) > _MOST_FAILURES:
+                notes.append(f"{run.name}: {len(failed) - _MOST_FAILURES} more measurements failed.")
+            notes += [
+                f"{run.name}, iteration {m.clock.iteration:,}: {plain(note, 300)}"
+                for m in trajectory
+                for note in m.notes
+            ]
+            undefined = Counter((name, reason) for m in trajectory for name, reason in m.reasons.items())
+            notes += [
+                f"{run.name}: {plain(name)} is undefined at {counted(count, 'measurement')}: {plain(reason, 300)}"
+                for (name, reason), count in undefined.most_common(12)
+            ]
+        if notes:
+            body += details(
+                f"Failures, notes and undefined numbers ({len(notes)})", bullets(notes), is_open=len(notes) < 9
+            )
+        return Section("trust", "How far to trust this", body, "Trust")
+
+    def configuration(self) -> Section:
+        """What was run: what differs first, then everything."""
+        flat = [_flattened(run) for run in self.runs]
+        body = ""
+        if len(self.runs) > 1:
+            names = list(dict.fromkeys(name for one in flat for name in one))
+            differing = [n for n in names if len({one.get(n) for one in flat}) > 1]
+            if differing:
+                body += table(
+                    "What differs between the runs",
+                    ["setting", *(run.name for run in self.runs)],
+                    [[n, *(one.get(n, MISSING) for one in flat)] for n in differing],
+                    words=True,
+                )
+            else:
+                body += paragraph("The runs have the same settings.")
+        for run, one in zip(self.runs, flat, strict=True):
+            settings = table(f"Settings of {run.name}", ["setting", "value"], one.items(), words=True)
+            body += details(f"All settings of {run.name}", settings, is_open=len(self.runs) == 1)
+        return Section("configuration", "What was run", body, "Configuration")
+
+    # ------------------------------------------------------------------ parts
+
+    def task_of(self, run: Run) -> int:
+        """Return the experience that the run's probe was chosen from."""
+        return run.experience_of(run.trajectory(self.probe).probe)
+
+    def _of(self, run: Run, body: str) -> str:
+        """Put what belongs to one run under its name, when there are several."""
+        return details(run.name, body, is_open=run is self.runs[0]) if len(self.runs) > 1 else body
+
+    def _ends(self, run: Run) -> str:
+        """Say where the curves of a run begin and end, for those who do not see them."""
+        good = [m for m in run.trajectory(self.probe) if m.failure is None]
+        if not good:
+            return f"{run.name} has no measurement."
+        first, last = good[0], good[-1]
+        return (
+            f"{run.name}: from iteration {first.clock.iteration} to {last.clock.iteration}, λ_max goes from "
+            f"{number(first.values.get('spectral_norm'))} to {number(last.values.get('spectral_norm'))}, the distance "
+            f"from initialisation reaches {number(last.values.get('distance_init'))}, alignment ends at "
+            f"{number(last.values.get('alignment'))}."
+        )
+
+    def _drawn(self, name: str, draw: Callable[[float], Figure | None], caption: str, description: str) -> str:
+        """Draw a figure twice, for a phone and for a wide window, and keep the narrow one for a paper."""
+        narrow = draw(COLUMN_INCHES)
+        if narrow is None:
+            return ""
+        settle(narrow)
+        self.figures[name] = narrow
+        wide = draw(PAGE_INCHES)
+        assert wide is not None
+        settle(wide)
+        self._count += 1
+        return figure(
+            to_inline_svg(narrow, f"n{self._count}", description),
+            to_inline_svg(wide, f"w{self._count}", description),
+            caption,
+        )
+
+
+_COLUMNS = [
+    ("boundary", ""),
+    ("spike", "peak velocity after the boundary less the median velocity before, per iteration"),
+    ("ratio", "peak over median before; always read beside the spike, and ≥ where the pace before is below the noise"),
+    ("z", "the spike in robust standard deviations of the velocities before"),
+    ("onset ratio", "peak over the peak velocity at the start of the first task"),
+    ("λ_max dip", "lowest λ_max after the boundary over λ_max at it"),
+    ("λ_max at end", "λ_max at the end of the new task over λ_max at the boundary"),
+    ("alignment drop", "alignment at the boundary less the lowest after it"),
+    ("moved", "distance 1 − CKA from the boundary to the end of the new task"),
+    ("time to peak", "iterations from the boundary to the peak"),
+    ("half-life", "iterations from the peak until half of the spike is gone"),
+    ("accuracy", "on the probe's task, after the new task was learnt"),
+    ("forgetting", "accuracy when the probe's task was first learnt less accuracy now"),
+]
+_TRUST = [
+    ("run", ""),
+    ("measurements", "how many were made, and how many of them failed"),
+    ("samples", "size of the probe"),
+    ("kernel", "reduction and outputs of the kernel"),
+    ("when", "the schedule of measurements"),
+    ("kernels kept", "measurements whose kernel is in the folder"),
+    ("spot check", "largest relative error of an entry against the slow computation in float64"),
+    ("asymmetry", "largest relative asymmetry before the kernel was made symmetric"),
+    ("λ_min / λ_max", "most negative; a kernel has none below zero but by rounding"),
+    ("methods", "how the parameters' parts were contracted, and for how many parameters"),
+    ("cost", "share of the time since training began that went into measuring, at the last measurement"),
+]
+
+
+def _layers(trajectory: Trajectory, width: float) -> Figure | None:
+    return layer_figure(trajectory, width=width)
+
+
+def _overlaps(overlaps: Sequence[Overlap], width: float) -> Figure:
+    matrices = [(f"after task {o.experience + 1}", o.probes, o.matrix) for o in overlaps]
+    return overlap_maps(matrices, width=width)
+
+
+def _answers(answers: Sequence[str], names: Sequence[str]) -> str:
+    """Return the answers as a list in which each run's name stands out."""
+    items = [
+        f"<li><strong>{escaped(name)}</strong>{escaped(text.removeprefix(name))}</li>"
+        for text, name in zip(answers, names, strict=True)
+    ]
+    return f'<ul class="answer">{"".join(items)}</ul>'
+
+
+def _trust_row(run: Run, trajectory: Trajectory) -> list[str]:
+    meta = run.folder.meta
+    failed = sum(m.failure is not None for m in trajectory)
+    trusted = [m.trust for m in trajectory if m.failure is None]
+    low = [
+        t["min_eigenvalue"] / t["max_eigenvalue"]
+        for t in trusted
+        if _is_number(t.get("min_eigenvalue")) and _is_number(t.get("max_eigenvalue")) and t["max_eigenvalue"] > 0
+    ]
+    methods: Counter[str] = Counter()
+    for t in trusted[-1:]:
+        if isinstance(t.get("methods"), Mapping):
+            methods.update({plain(k, 30): v for k, v in t["methods"].items() if isinstance(v, int)})
+    shares = [m.values["measuring_share"] for m in trajectory if "measuring_share" in m.values]
+    return [
+        run.name,
+        f"{len(trajectory):,}" + (f", {failed:,} failed" if failed else ""),
+        f"{len(trajectory.labels):,}",
+        f"{_setting(meta.get('reduction'))}, outputs {_setting(meta.get('outputs'))}",
+        plain(trajectory.cadence) or MISSING,
+        f"{sum(m.kernel is not None for m in trajectory):,}",
+        _largest(t.get("spot_check_max_relative_error") for t in trusted),
+        _largest(t.get("asymmetry") for t in trusted),
+        number(min(low, default=None)),
+        listed([f"{name} × {count}" for name, count in methods.items()], 4) or MISSING,
+        f"{100 * shares[-1]:.1f} %" if shares else MISSING,
+    ]
+
+
+def _largest(values: Iterable[Any]) -> str:
+    return number(max((float(v) for v in values if _is_number(v)), default=None))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _lacking(missing: Sequence[str]) -> str:
+    if not missing:
+        return ""
+    reasons = list(dict.fromkeys(missing))
+    return paragraph(f"{counted(len(reasons), 'kernel')} could not be shown: {listed(reasons, 2)}", "soft")
+
+
+def _block_means(trajectory: Trajectory, experience: int) -> str:
+    """Say how alike gradients within and between classes are, where that was measured."""
+    ends = [m for m in trajectory if m.clock.experience == experience and m.failure is None]
+    if not ends:
+        return ""
+    words = []
+    for when, m in (("at the boundary", ends[0]), ("at the end of the task", ends[-1])):
+        words.append(f"Alignment with the labels {when}: {number(m.values.get('alignment'))}.")
+    return " ".join(words)
+
+
+def _flattened(run: Run) -> dict[str, str]:
+    found = {"created": plain(run.folder.created), "folder": str(run.folder.path)}
+    _flatten(run.folder.meta, "", found)
+    _flatten(run.folder.versions, "versions.", found)
+    return {plain(name, 120): value for name, value in found.items()}
+
+
+def _flatten(value: Any, name: str, found: dict[str, str]) -> None:
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            _flatten(part, f"{name}{key}.", found)
+        return
+    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
+        for position, part in enumerate(value):
+            label = part["name"] if isinstance(part.get("name"), str) else position
+            _flatten(part, f"{name.removesuffix('.')}[{label}].", found)
+        return
+    found[name.removesuffix(".")] = _setting(value)
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return MISSING
+    return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), _LONGEST_SETTING)

@@ -1,0 +1,181 @@
+"""The report on disk: the page, figures for a paper, tables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from avalanche_ntk import __version__
+from avalanche_ntk.errors import RunFolderError, unknown_name
+from avalanche_ntk.report.boundaries import boundary_rows, measurement_rows
+from avalanche_ntk.report.page import GENERATOR, Page, paragraph
+from avalanche_ntk.report.runs import RUN_FILE, Runs, StrPath, read_runs
+from avalanche_ntk.report.sections import Report
+from avalanche_ntk.report.style import to_bytes
+from avalanche_ntk.report.text import counted, listed
+
+PAGE = "report.html"
+FORMATS = ("pdf", "svg", "png")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report has written.
+
+    Attributes:
+        page: The HTML file.
+        figures: The figures' files.
+        tables: The tables' files.
+        unreadable: A sentence for each run that was found and could not be read.
+    """
+
+    page: Path
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+    unreadable: tuple[str, ...]
+
+
+def write_report(
+    runs: Runs,
+    out: StrPath,
+    *,
+    probe: str | None = None,
+    control: Runs | None = None,
+    title: str | None = None,
+    formats: Sequence[str] = FORMATS,
+    on_progress: Callable[[str], None] = lambda what: None,
+) -> Written:
+    """Write a report on some runs: one HTML file, figures for a paper, tables.
+
+    Args:
+        runs: A run folder, a folder that holds some (a sweep's), several of them, or paths by the names to show.
+        out: Folder to write `report.html`, `figures/` and `tables/` to. An earlier report in it is replaced; files of
+            other names stay.
+        probe: Name of the probe to report on; each folder's first when None.
+        control: Runs in which no task changed, for the verdicts.
+        title: The page's title.
+        formats: Which files to make of each figure.
+        on_progress: Called with what is done next.
+
+    Returns:
+        The files.
+
+    Raises:
+        ArgumentError: An unknown format.
+        RunFolderError: A run cannot be read or has no such probe, or `out` cannot be written.
+    """  # noqa: DOC501  (`unknown_name` makes the ArgumentError)
+    for kind in formats:
+        if kind not in FORMATS:
+            raise unknown_name("figure format", kind, FORMATS)
+    target = Path(os.path.abspath(out))
+    _check_target(target)
+    on_progress("reading the runs")
+    found, unreadable = read_runs(runs)
+    measured = [run for run in found if run.trajectories] if probe is None else found
+    lacking = [f"{run.folder.path} holds no probe yet, so that there is nothing to report." for run in found]
+    unreadable += [why for run, why in zip(found, lacking, strict=True) if run not in measured]
+    if not measured:
+        raise RunFolderError(
+            f"there is nothing to report: {listed([str(run.folder.path) for run in found], 3)} "
+            f"{'holds' if len(found) == 1 else 'hold'} no probe yet. A probe is there once training has begun."
+        )
+    controls = [] if control is None else read_runs(control)[0]
+    report = Report(measured, probe, controls, unreadable)
+    on_progress("drawing")
+    sections = report.sections()
+    page = Page(
+        title=title or _title([run.name for run in measured]),
+        lead=paragraph(_lead(report)),
+        sections=sections,
+        foot=f"Made by avalanche-ntk {__version__} on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC.",
+    )
+    on_progress("writing")
+    figures, tables = target / "figures", target / "tables"
+    written: list[Path] = []
+    with _writing(target):
+        for folder in (target, figures, tables):
+            folder.mkdir(parents=True, exist_ok=True)
+        names = _file_names(report.figures)
+        for name, drawn in report.figures.items():
+            for kind in formats:
+                path = figures / f"{names[name]}.{kind}"
+                _replace(path, to_bytes(drawn, kind))
+                written.append(path)
+        made = {"boundaries.csv": boundary_rows(measured), "measurements.csv": measurement_rows(measured)}
+        for name, frame in made.items():
+            _replace(tables / name, frame.to_csv(index=False).encode("utf-8", "backslashreplace"))
+        _replace(target / PAGE, page.html().encode("utf-8", "backslashreplace"))
+    return Written(target / PAGE, tuple(written), tuple(tables / name for name in made), tuple(unreadable))
+
+
+def _title(names: Sequence[str]) -> str:
+    return f"NTK report: {listed(names, 3)}"
+
+
+def _lead(report: Report) -> str:
+    samples = sorted({len(run.trajectory(report.probe).labels) for run in report.runs})
+    tasks = sorted({report.task_of(run) + 1 for run in report.runs})
+    return (
+        f"{counted(len(report.runs), 'run')}. The empirical neural tangent kernel of "
+        f"{listed([f'{n:,}' for n in samples])} samples of task {listed([str(t) for t in tasks])} was measured while "
+        "the tasks were learnt one after the other."
+    )
+
+
+def _file_names(names: Iterable[str]) -> dict[str, str]:
+    """Make a file name of each figure's name, all different."""
+    found: dict[str, str] = {}
+    for name in names:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "figure"
+        taken, number = set(found.values()), 2
+        unique = stem
+        while unique.lower() in {t.lower() for t in taken}:
+            unique, number = f"{stem}-{number}", number + 1
+        found[name] = unique
+    return found
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise RunFolderError(f"{target} exists and is no folder: choose another --out for the report.")
+    if os.path.lexists(target / RUN_FILE):
+        raise RunFolderError(
+            f"{target} is a run folder, into which no report is written: choose another --out, such as "
+            f"{target.parent / 'report'}."
+        )
+    page = target / PAGE
+    if os.path.lexists(page):
+        try:
+            with page.open("rb") as file:
+                ours = GENERATOR.encode() in file.read(4096)
+        except OSError:
+            ours = False
+        if not ours:
+            raise RunFolderError(
+                f"{page} exists and was not made by this command: it is not replaced. Choose another --out, or remove "
+                "the file."
+            )
+
+
+@contextmanager
+def _writing(target: Path) -> Generator[None]:
+    """Turn the system's refusals into this package's."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"the report could not be written to {target}: {error.strerror or error}. Make room or allow writing "
+            "there, or choose another --out."
+        ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is there as before or complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
