@@ -157,3 +157,18 @@ def test_the_flag_is_set():
     from avalanche_ntk import NTKPlugin
 
     assert NTKPlugin.supports_distributed is True
+
+
+def test_what_avalanche_declares_for_several_processes():
+    import avalanche.training as strategies
+
+    from tests.lines import make_strategy
+
+    without = {"EWC": {"ewc_lambda": 1.0}, "LwF": {"alpha": 1.0, "temperature": 1.0}}
+    without["FromScratchTraining"] = {}
+    with_support: dict[str, dict] = {"Naive": {}, "Cumulative": {}, "JointTraining": {}}
+    with_support |= {"Replay": {}, "GDumb": {}}
+    for name, arguments in {**with_support, **without}.items():
+        strategy = make_strategy(strategy=getattr(strategies, name), **arguments)
+        supported = all(getattr(plugin, "supports_distributed", False) for plugin in strategy.plugins)
+        assert supported == (name in with_support), name
