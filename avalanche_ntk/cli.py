@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avalanche_ntk.commands import compare, doctor, kernel, run, sweep
+from avalanche_ntk.commands import compare, doctor, inspect, kernel, report, run, sweep
 from avalanche_ntk.errors import NTKError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ app = typer.Typer(
 run.register(app)
 sweep.register(app)
 compare.register(app)
+report.register(app)
+inspect.register(app)
 kernel.register(app)
 doctor.register(app)
 

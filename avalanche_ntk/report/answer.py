@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
@@ -58,24 +58,24 @@ def answer(run: Run, probe: str | None = None, controls: Sequence[Run] = ()) -> 
     return f"{run.name}: " + " ".join(s for s in sentences if s)
 
 
-def cautions(runs: Sequence[Run], probe: str | None, controls: Sequence[Run]) -> list[str]:
+def cautions(runs: Sequence[Run], probe: str | None, controls: Mapping[str, Sequence[Run]]) -> list[str]:
     """Return what must be known before the numbers are believed or compared.
 
     Args:
         runs: The runs.
         probe: Name of the probe; each folder's first when None.
-        controls: Runs in which no task changed.
+        controls: By a run's name, its controls, in which no task changed.
 
     Returns:
         Sentences, none when all is well.
     """
     trajectories = [run.trajectory(probe) for run in runs]
     found = []
-    if any(boundaries_of(t) for t in trajectories) and not controls:
+    if any(boundaries_of(t) and not controls.get(run.name) for run, t in zip(runs, trajectories, strict=True)):
         found.append(
-            "No verdict: a redraw of samples of the same classes alone makes the kernel move faster (a ratio near 5 in "
-            "a simulation), so these numbers prove a reactivation only beside a control in which no task changes. Give "
-            "such runs as --control."
+            "No verdict without a control: a redraw of samples of the same classes alone makes the kernel move faster "
+            "(a ratio near 5 in a simulation), so these numbers prove a reactivation only beside runs in which no task "
+            "changes. Give such runs as --control."
         )
     cadences = {t.cadence for t in trajectories}
     if len(cadences) > 1:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, RunFolderError
+from avalanche_ntk.report.text import plain
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.trajectory import Measurement, Trajectory
 
@@ -99,6 +100,29 @@ class Run:
             )
         return self.trajectories[name]
 
+    @property
+    def tags(self) -> Mapping[str, Any]:
+        """What a sweep has noted about the run: `label`, `values` and `control`; empty without one."""
+        found = self.folder.meta.get("tags")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def is_control(self) -> bool:
+        """Whether a sweep made the run as a control, in which no task changes."""
+        return self.tags.get("control") is True
+
+    def is_control_of(self, other: Run) -> bool:
+        """Tell whether this is the control of another run of the same sweep: everything else that varies is equal."""
+        mine, theirs = self.tags.get("values"), other.tags.get("values")
+        return (
+            self.is_control
+            and not other.is_control
+            and self.tags.get("sweep") == other.tags.get("sweep")
+            and isinstance(mine, Mapping)
+            and isinstance(theirs, Mapping)
+            and all(key in theirs and theirs[key] == value for key, value in mine.items())
+        )
+
     def described(self, probe: str) -> dict[str, Any]:
         """Return what `run.json` says of a probe."""
         return next((p for p in self.folder.meta.get("probes", []) if p["name"] == probe), {})
@@ -180,7 +204,8 @@ def read_runs(runs: Runs) -> tuple[list[Run], list[str]]:
         runs: Paths of run folders or of folders that hold some, or paths by name.
 
     Returns:
-        The runs, and a sentence for each that was found inside a folder and cannot be read.
+        The runs, and a sentence for each that was found inside a folder and cannot be read. A run found inside a folder
+        is called by the label that its sweep gave it, with its seed where several have the same.
 
     Raises:
         RunFolderError: A folder that was named cannot be read, or none of those found can.
@@ -195,7 +220,7 @@ def read_runs(runs: Runs) -> tuple[list[Run], list[str]]:
             unreadable.append(str(error))
             if not found and len(unreadable) == len(inside):
                 raise
-    return found, unreadable
+    return [*found[: len(named)], *_labelled(found[len(named) :], set(named))], unreadable
 
 
 def read_run(path: StrPath, name: str | None = None) -> Run:
@@ -236,6 +261,9 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
             strangers.add(str(unknown))
         except (KeyError, TypeError, ValueError, ArgumentError) as error:
             run.problems.append(f"a record of kind {kind} cannot be used ({type(error).__name__}: {error}).")
+    status = folder.meta.get("status")
+    if isinstance(status, str) and status != "complete":
+        run.problems.append(f"the run is not complete (status {plain(status)!r}); what there is so far is shown.")
     for stranger in sorted(strangers):
         run.problems.append(f"measurements of probe {stranger!r}, which {RUN_FILE} does not describe, are left out.")
     return run
@@ -289,6 +317,19 @@ def _natural(value: object) -> int:
 
 def _are_labels(labels: object) -> bool:
     return isinstance(labels, list) and len(labels) > 0 and all(isinstance(label, int) for label in labels)
+
+
+def _labelled(runs: Sequence[Run], taken: set[str]) -> list[Run]:
+    """Call runs by their sweep's labels, and by their folders' names where that would not tell them apart."""
+    labels = [plain(run.tags["label"]) if isinstance(run.tags.get("label"), str) else "" for run in runs]
+    labels = [
+        f"{label}, seed {run.folder.meta.get('seed')}" if label and labels.count(label) > 1 else label
+        for run, label in zip(runs, labels, strict=True)
+    ]
+    return [
+        replace(run, name=label) if label and labels.count(label) == 1 and label not in taken else run
+        for run, label in zip(runs, labels, strict=True)
+    ]
 
 
 def _below(path: Path) -> Iterable[Path]:

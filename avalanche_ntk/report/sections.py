@@ -32,6 +32,8 @@ from avalanche_ntk.trajectory import Trajectory
 _LONGEST_SETTING = 300
 _MOST_FAILURES = 5
 _MOST_OVERLAPS = 4
+_MOST_LINES = 14
+_MOST_SINGLE = 8
 
 
 class Report:
@@ -40,19 +42,25 @@ class Report:
     Args:
         runs: The runs.
         probe: Name of the probe; each folder's first when None.
-        controls: Runs in which no task changed.
+        controls: Runs in which no task changed; those of a sweep are found among the runs themselves.
         unreadable: What could not be read, a sentence each.
     """
 
     def __init__(
         self, runs: Sequence[Run], probe: str | None, controls: Sequence[Run], unreadable: Sequence[str] = ()
     ) -> None:
-        self.runs = list(runs)
+        given = [run for run in runs if not run.is_control] or list(runs)
+        self.runs = given
         self.probe = probe
-        self.controls = list(controls)
+        self.controls = {
+            run.name: [*controls, *(other for other in runs if other.is_control_of(run))] for run in self.runs
+        }
         self.unreadable = list(unreadable)
         self.figures: dict[str, Figure] = {}
         self._count = 0
+        # What more of would be seen by nobody: lines in one figure, and figures of single runs.
+        self.drawn = self.runs[:_MOST_LINES]
+        self.single = self.runs[:_MOST_SINGLE]
 
     def sections(self) -> list[Section]:
         """Return all sections, the answer first."""
@@ -73,20 +81,20 @@ class Report:
 
     def answer(self) -> Section:
         """What happened at the boundaries, in sentences and one figure."""
-        answers = [answer(run, self.probe, self.controls) for run in self.runs]
+        answers = [answer(run, self.probe, self.controls[run.name]) for run in self.runs]
         body = _answers(answers, [run.name for run in self.runs])
         body += self._drawn(
             "boundaries",
-            lambda width: boundary_figure(self.runs, self.probe, width=width),
+            lambda width: boundary_figure(self.drawn, self.probe, width=width),
             "At each boundary: the kernel's median velocity before and its peak after (left); the lowest λ_max after, "
             "and the one at the end of the new task, as shares of λ_max at the boundary (middle); the accuracy on the "
             "probe's own task before and after the new task was learnt (right).",
             " ".join(answers),
         )
         problems = self.unreadable + [f"{run.name}: {problem}" for run in self.runs for problem in run.problems]
-        body += bullets(cautions(self.runs, self.probe, self.controls), "warn")
+        body += bullets([*cautions(self.runs, self.probe, self.controls), *self._left_out()], "warn")
         if problems:
-            body += paragraph("Left out of this report:") + bullets(problems, "warn")
+            body += paragraph("Not all could be used:") + bullets(problems, "warn")
         return Section("answer", "What happened when the task changed", body, "Answer")
 
     def curves(self) -> Section:
@@ -98,12 +106,12 @@ class Report:
         evaluated = [run for run in self.runs if run.accuracies(self.task_of(run))]
         body = self._drawn(
             "curves",
-            lambda width: curves(self.runs, self.probe, width=width),
+            lambda width: curves(self.drawn, self.probe, width=width),
             "From above: λ_max, the distance 1 − CKA from the kernel at initialisation, the alignment with the labels, "
             "the velocity (distance per iteration), and the accuracy on the probe's task. Lines mark where a task "
             "begins.",
-            f"Curves over training iterations of {listed([run.name for run in self.runs], 8)}. "
-            + " ".join(self._ends(run) for run in self.runs),
+            f"Curves over training iterations of {listed([run.name for run in self.drawn], 8)}. "
+            + " ".join(self._ends(run) for run in self.drawn),
         )
         if len(evaluated) < len(self.runs):
             lacking = [run.name for run in self.runs if run not in evaluated]
@@ -163,7 +171,7 @@ class Report:
     def spectra(self) -> Section:
         """The spectrum over time, a figure for each run."""
         body = ""
-        for run in self.runs:
+        for run in self.single:
             trajectory = run.trajectory(self.probe)
             missing: list[str] = []
 
@@ -186,7 +194,7 @@ class Report:
     def kernels(self) -> Section:
         """Heat maps before and after each boundary."""
         body = ""
-        for run in self.runs:
+        for run in self.single:
             trajectory = run.trajectory(self.probe)
             begun = [e for e, _ in starts_of(trajectory)][1:]
             made = ""
@@ -223,7 +231,7 @@ class Report:
     def layers(self) -> Section:
         """Layer by layer, a figure and a table for each run."""
         body = ""
-        for run in self.runs:
+        for run in self.single:
             trajectory = run.trajectory(self.probe)
             layers = layers_of(trajectory)
             if not layers:
@@ -262,7 +270,7 @@ class Report:
         """The network against its linearisation, and the features' kernel."""
         body = self._drawn(
             "linearisation",
-            lambda width: column_figure(self.runs, LINEARISATION_PANELS, self.probe, width=width),
+            lambda width: column_figure(self.drawn, LINEARISATION_PANELS, self.probe, width=width),
             "Relative error of the network linearised at the last boundary, and at initialisation: 0 where the kernel "
             "there explains what happened since, 1 where it explains nothing.",
             "Error of the linearised network over training.",
@@ -271,7 +279,7 @@ class Report:
             body = paragraph("The linearisation was not tested: ntk_metrics(ntk, linearisation=True) does.", "soft")
         features = self._drawn(
             "features",
-            lambda width: column_figure(self.runs, FEATURE_PANELS, self.probe, width=width),
+            lambda width: column_figure(self.drawn, FEATURE_PANELS, self.probe, width=width),
             "The kernel of the features before the last layer: distance from initialisation, velocity, and alignment "
             "with the labels.",
             "Curves of the feature kernel over training.",
@@ -284,7 +292,7 @@ class Report:
     def overlap(self) -> Section:
         """Task overlap matrices, a figure for each run."""
         body = ""
-        for run in self.runs:
+        for run in self.single:
             ends = [o for o in run.overlaps if o.event == "experience_end"][-_MOST_OVERLAPS:]
             if not ends:
                 continue
@@ -365,6 +373,17 @@ class Report:
     def task_of(self, run: Run) -> int:
         """Return the experience that the run's probe was chosen from."""
         return run.experience_of(run.trajectory(self.probe).probe)
+
+    def _left_out(self) -> list[str]:
+        found = []
+        if len(self.runs) > len(self.drawn):
+            found.append(f"Figures show the first {len(self.drawn)} of {len(self.runs)} runs; the tables show all.")
+        if len(self.runs) > len(self.single):
+            found.append(
+                f"Spectra, heat maps, layers and task overlap are shown of the first {len(self.single)} runs: report "
+                "on the others alone."
+            )
+        return found
 
     def _of(self, run: Run, body: str) -> str:
         """Put what belongs to one run under its name, when there are several."""

@@ -77,7 +77,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def look(position: int) -> dict[str, Any]:
     """Return colour and line style of the series at a position."""
-    return {"color": COLOURS[position % len(COLOURS)], "linestyle": STYLES[position % len(STYLES)]}
+    again = position // len(COLOURS)  # a colour that comes back has another line style
+    return {"color": COLOURS[position % len(COLOURS)], "linestyle": STYLES[(position + again) % len(STYLES)]}
 
 
 def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False, columns: int | None = None) -> None:
