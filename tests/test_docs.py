@@ -1,0 +1,25 @@
+"""What the documentation names exists."""
+
+import re
+from pathlib import Path
+
+from avalanche_ntk import NTKPlugin, ntk_metrics
+from avalanche_ntk.evaluation import EvaluationRecorder
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_every_metric_is_documented_and_every_documented_metric_exists():
+    flags = ["spectrum", "linearisation", "forecast", "per_layer", "features", "class_blocks", "task_overlap"]
+    every = ntk_metrics(NTKPlugin(), **dict.fromkeys([*flags, "regression", "kernel_image"], True))
+    names = {str(m) for m in every if not isinstance(m, EvaluationRecorder)}
+    table = [line for line in (DOCS / "metrics.md").read_text().splitlines() if line.startswith("|")]
+    documented = set(re.findall(r"`(NTK_\w+)", "\n".join(table)))
+    assert documented == names
+
+
+def test_links_between_documents_lead_somewhere():
+    root = DOCS.parent
+    for page in [root / "README.md", *DOCS.glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
