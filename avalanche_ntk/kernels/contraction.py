@@ -19,6 +19,7 @@ from torch import Tensor
 
 from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece
 
+CHUNK = 8192  # products in one running sum
 _ELEMENTWISE = 12.0  # cost of one elementwise multiply-and-sum in multiply-adds of a matrix product
 
 
@@ -73,8 +74,33 @@ def _gram(j: Tensor, k: Tensor, full: bool, tally: Tally) -> Tensor:
     tally.flops += n * m * r * p * (rk if full else 1)
     tally.block(j, k)
     if full:
-        return (j.reshape(n * r, p) @ k.reshape(m * rk, p).T).reshape(n, r, m, rk).transpose(1, 2)
-    return j.reshape(n, r * p) @ k.reshape(m, rk * p).T
+        return inner(j.reshape(n * r, p), k.reshape(m * rk, p)).reshape(n, r, m, rk).transpose(1, 2)
+    return inner(j.reshape(n, r * p), k.reshape(m, rk * p))
+
+
+def inner(j: Tensor, k: Tensor) -> Tensor:
+    """`J J'ᵀ` of rows that may be millions long, summed in two levels.
+
+    One running float32 sum over millions of products loses three digits; sums of some thousands, added up as in a tree,
+    lose none that matter.
+
+    Returns:
+        `(N, M)`.
+    """
+    n, length = j.shape
+    m = k.shape[0]
+    if length <= 2 * CHUNK or j.dtype != torch.float32:
+        return j @ k.T
+    chunks = length // CHUNK
+    at_once = max(1, min(chunks, 2**22 // max(1, n * m)))
+    total = j[:, chunks * CHUNK :] @ k[:, chunks * CHUNK :].T
+    for start in range(0, chunks, at_once):
+        count = min(at_once, chunks - start)
+        part = slice(start * CHUNK, (start + count) * CHUNK)
+        left = j[:, part].reshape(n, count, CHUNK).transpose(0, 1)
+        right = left if j is k else k[:, part].reshape(m, count, CHUNK).transpose(0, 1)
+        total += torch.bmm(left, right.transpose(1, 2)).sum(0)
+    return total
 
 
 def costs(n: int, m: int, t: int, s: int, a: int, b: int, r: int, same: bool, full: bool) -> tuple[float, float]:
@@ -122,7 +148,7 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor
     kept = None if keeping is None else keeping.get(name)
     left = kept
     if left is None and not (ones and not full):
-        left = p.a.reshape(n, a) @ q.a.reshape(m, a).T
+        left = inner(p.a.reshape(n, a), q.a.reshape(m, a))
         if keeping is not None:
             keeping[name] = kept = left
     if full:
@@ -156,7 +182,7 @@ def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
     else:
         left = g.transpose(0, 1).reshape(n, r * b)
         right = left if g is h else h.transpose(0, 1).reshape(m, r * b)
-        out = left @ right.T
+        out = inner(left, right)
     tally.last = (key, out)
     return out
 
@@ -177,9 +203,9 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
         j = _slice(p, start, width)
         k = j if same else _slice(q, start, width)
         if full:
-            part = (j.reshape(n * r, -1) @ k.reshape(m * r, -1).T).reshape(n, r, m, r).transpose(1, 2)
+            part = inner(j.reshape(n * r, -1), k.reshape(m * r, -1)).reshape(n, r, m, r).transpose(1, 2)
         else:
-            part = j.reshape(n, -1) @ k.reshape(m, -1).T
+            part = inner(j.reshape(n, -1), k.reshape(m, -1))
         tally.block(j, k)
         total = part if total is None else total.add_(part)
     assert total is not None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from avalanche_ntk.kernels.contraction import inner
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.subject import Subject, require_graph, swapped
 
@@ -33,7 +34,7 @@ def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
     cast = batch.cast(subject.dtype)
 
     def one(*sample: Tensor) -> dict[str, Tensor]:
-        args, kwargs = cast.with_tensors([t.unsqueeze(0) for t in sample]).arguments()
+        args, kwargs = cast.with_tensors([t.unsqueeze(0).clone() for t in sample]).arguments()
 
         def f(theta: dict[str, Tensor]) -> Tensor:
             with swapped(subject.model, theta):
@@ -116,9 +117,9 @@ def kernels(
             for k in group:
                 j, h = (t.reshape(t.shape[0], t.shape[1], -1) for t in (left[k], right[k]))
                 if full:
-                    value = torch.einsum("ncp,mdp->nmcd", j, h)
+                    value = inner(j.flatten(0, 1), h.flatten(0, 1)).reshape(len(j), r, len(h), r).transpose(1, 2)
                 else:
-                    value = j.flatten(1) @ h.flatten(1).T
+                    value = inner(j.flatten(1), h.flatten(1))
                 result[k] = (value + result[k][0] if k in result else value, way)
     return result
 

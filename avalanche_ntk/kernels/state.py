@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
+
+
+# Modes of torch belong to the process: two threads that measure at once would restore each other's
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
@@ -148,7 +153,7 @@ def measuring(model: nn.Module) -> Generator[None, None, None]:
             f"model must be a torch.nn.Module, found {type(model).__name__}. Wrap a function in a module that holds"
             " its parameters."
         )
-    with preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model), plain_calls():
+    with _ONE_AT_A_TIME, preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model), plain_calls():
         yield
 
 

@@ -221,3 +221,25 @@ def test_importing_kernels_imports_no_avalanche():
     proof = code.replace("avalanche_ntk.kernels", "avalanche_ntk.kernels, types; sys.modules['avalanche'] = types")
     done = subprocess.run([sys.executable, "-c", proof], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['avalanche']"
+
+
+class Writes(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
+
+
+@pytest.mark.parametrize("name", [n for n in MEASUREMENTS if n not in ("jvp", "operator")])
+def test_a_model_that_writes_into_its_input_does_not_change_the_probe(name):
+    model, x = build()
+    model = nn.Sequential(Writes(), *model)
+    held = x.clone()
+    MEASUREMENTS[name](model, x)
+    assert torch.equal(x, held)
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "loop"])
+def test_a_model_that_writes_into_its_input_is_measured_right(method):
+    model = nn.Sequential(Writes(), nn.Linear(3, 2, bias=False))
+    x = torch.tensor([[1.0, 2.0, 0.0], [0.0, 3.0, 1.0]])
+    # f(x) = 2Wx with two outputs: the trace kernel is 2·4·XXᵀ
+    assert torch.equal(empirical_ntk(model, x, method=method), 8 * x @ x.T)
