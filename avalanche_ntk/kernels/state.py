@@ -21,7 +21,6 @@ from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
 
-
 # Modes of torch belong to the process: two threads that measure at once would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
 

@@ -267,7 +267,10 @@ class Subject:
 
     def call(self, batch: Batch) -> Tensor:
         """Return the (selected) outputs of the model as it stands, unchecked (use inside `standing_in`)."""
-        args, kwargs = batch.cast(self.dtype).arguments()
+        batch = batch.cast(self.dtype)
+        # the model gets copies: it may write into its inputs, and they are the caller's
+        copies = [t if t.requires_grad else t.clone() for t in batch.tensors()]
+        args, kwargs = batch.with_tensors(copies).arguments()
         with _new_tensors_in(self.dtype):
             out = self.model(*args, **kwargs)
         if self.selector is not None:
