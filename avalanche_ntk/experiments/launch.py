@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
-from avalanche_ntk.experiments.worker import FAILURE, PROGRESS, work
+from avalanche_ntk.experiments.worker import FAILURE, PROGRESS, attempt
 
 EXECUTORS = ("processes", "slurm", "local")
 
@@ -169,7 +169,7 @@ class _Submitit(Launcher):
 
     def start(self, name: str, job: dict[str, Any]) -> Handle:
         self.executor.update_parameters(name=name)
-        return _Job(self.executor.submit(work, job))
+        return _Job(self.executor.submit(attempt, job))
 
 
 class _Job(Handle):
@@ -186,10 +186,11 @@ class _Job(Handle):
     def failure(self) -> str | None:
         error = self.job.exception()
         if error is None:
-            return None
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        # submitit gives the traceback as text; its last line is the error.
-        return lines[-1].strip().rpartition("avalanche_ntk.errors.")[2] if lines else type(error).__name__
+            told: str | None = self.job.result()
+            return told
+        # Killed, or never begun: submitit's own words, of which the first line says what happened.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}"
 
     def stop(self) -> None:
         self.job.cancel()

@@ -51,19 +51,32 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def attempt(job: Mapping[str, Any]) -> str | None:
+    """Make one run; the traceback of a failure is printed.
+
+    Args:
+        job: As for `work`.
+
+    Returns:
+        Why it failed, or None.
+    """
+    try:
+        work(job)
+    except Exception as error:  # noqa: BLE001  (whatever it is, the sweep reports it and goes on)
+        traceback.print_exc()
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
 def main() -> int:
     """Run the job in the file named on the command line; the reason of a failure is the last line of output."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if job.get("parent") and hasattr(os, "getppid"):
         _end_with(job["parent"])
-    try:
-        work(job)
-    except Exception as error:  # noqa: BLE001  (whatever it is, the sweep reports it and goes on)
-        traceback.print_exc()
-        text = " ".join(str(error).split())
-        print(f"{FAILURE}{type(error).__name__}: {text}", flush=True)
-        return 1
-    return 0
+    failure = attempt(job)
+    if failure is not None:
+        print(f"{FAILURE}{failure}", flush=True)
+    return 0 if failure is None else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""The table of a comparison as text."""
+
+import io
+
+import pandas as pd
+import pytest
+
+from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.experiments import compare, tables
+from tests.experiments.test_comparison import make_run
+
+
+@pytest.fixture
+def found(tmp_path):
+    for seed, moved in enumerate([0.1, 0.3]):
+        make_run(tmp_path / f"a{seed}", label="strategy=EWC_online", seed=seed, moved=moved, norm_dip=None, ratio=None)
+    make_run(tmp_path / "b", config={"epochs": 9}, label="a|b", moved=12345.6, norm_dip=None, ratio=None)
+    return compare([tmp_path])
+
+
+def test_csv_holds_the_whole_table(found):
+    groups = pd.read_csv(io.StringIO(tables.to_csv(found)))
+    pd.testing.assert_frame_equal(groups, found.groups)
+    runs = pd.read_csv(io.StringIO(tables.to_csv(found, each=True)))
+    pd.testing.assert_frame_equal(runs, found.runs)
+
+
+def test_markdown(found):
+    lines = tables.to_markdown(found).splitlines()
+    assert lines[0] == (
+        "| group | accuracy | forgetting | backward transfer | moved | spike | λ_max recovery | alignment drop | "
+        "effective rank | linearisation error | measuring share |"
+    )
+    assert lines[1] == "| --- |" + " ---: |" * 10
+    assert lines[2].startswith("| strategy=EWC_online (2 runs) | 0.633 ± 0 [0.633, 0.633] |")
+    assert "| 0.200 ± 0.141 [0.100, 0.300] |" in lines[2]
+    assert lines[3].startswith("| a\\|b (1 run) | 0.633 |")
+    assert "| 12300 |" in lines[3]
+    assert "| measure | ρ | p | runs |" in lines
+
+
+def test_latex(found):
+    lines = tables.to_latex(found).splitlines()
+    assert lines[0] == r"\begin{tabular}{lrrrrrrrrrr}"
+    assert r"& $\lambda_{\max}$ recovery &" in lines[2]
+    assert lines[4].startswith(r"strategy=EWC\_online (2 runs) & $0.633 \pm 0$ & ")
+    assert lines[4].endswith(r"\\")
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert all(line.count("&") == 10 for line in lines[2:6] if "rule" not in line)
+
+
+def test_a_table_of_runs_has_a_row_each(found):
+    lines = tables.to_markdown(found, each=True).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| a0", "| a1", "| b"]
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    with pytest.raises(RunFolderError) as error:
+        tables.write(tmp_path / "none" / "t.csv", "")
+    assert str(error.value) == (
+        f"{tmp_path / 'none' / 't.csv'} cannot be written (No such file or directory): expected a file in a folder that "
+        "exists. Give another path."
+    )
