@@ -143,6 +143,8 @@ class ReactivationMetric(NTKMetric):
 
     def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
         for reactivation in list(trajectory.reactivations.values())[begin:]:
+            if self.column == "onset" and reactivation.peak is not None:
+                continue  # repeated there for its ratio; it is the first experience's
             value = getattr(reactivation, self.column)
             if value is not None and not math.isnan(value):
                 yield tag, int(reactivation.end), float(value)

@@ -32,6 +32,7 @@ import os
 import platform
 import re
 import stat
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -236,6 +237,9 @@ class RunFolder:
         self.close()
 
     def __del__(self) -> None:
+        # At the interpreter's end what closing needs may be gone already, and the system closes the files itself.
+        if sys is None or sys.is_finalizing():
+            return
         if getattr(self, "_lock_fd", None) is not None or getattr(self, "_fd", None) is not None:
             self.close()
 

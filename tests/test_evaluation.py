@@ -69,7 +69,7 @@ def test_every_value_arrives_once_with_its_iteration_as_a_float():
         assert all(type(x) is int for x in xs)
     reactivation = ntk.trajectory.reactivations
     assert found["NTK_Spike" + TAIL] == ([12], [reactivation[1].spike])  # from the second experience on
-    assert found["NTK_OnsetVelocity" + TAIL][1][0] == reactivation[0].onset
+    assert found["NTK_OnsetVelocity" + TAIL] == ([6], [reactivation[0].onset])  # of the first experience only
 
 
 def test_metrics_can_be_chosen():

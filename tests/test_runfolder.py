@@ -933,3 +933,17 @@ def test_a_file_changed_under_the_writer_is_noticed(path):
             f"{path / 'measurements.jsonl'} was changed by something else while this process was writing it: expected "
             f"{size} bytes, found {size + 1}. Close the folder and resume it."
         )
+
+
+def test_a_writer_left_open_at_the_interpreters_end_is_silent(tmp_path):
+    code = (
+        "from avalanche_ntk.runfolder import RunFolder\n"
+        "import sys\n"
+        "class Keeper: pass\n"
+        "k = Keeper(); k.me = k; k.folder = RunFolder.create(sys.argv[1], {})\n"
+        "sys.modules['keeper'] = k\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
