@@ -591,6 +591,17 @@ def largest_piece(subject: Subject, plan: Plan, at: Pass) -> int:
     sizes = [_numel(at.graph.shape(e)) // at.n for e in plan.edges()]
     for name in (*plan.pulled, *plan.generic):
         sizes.append(subject.leaves[name].numel())
+    for handle in plan.handles:
+        for u in handle.uses:
+            if at.graph.names[u.node] == "ConvolutionBackward0" and u.slot == 1:
+                # patches: every weight of one output channel, at every position
+                weight, out = (
+                    at.graph.shape(handle.edge)
+                    if handle.edge[0] not in at.graph.owner
+                    else tuple(at.graph.nodes[handle.edge[0]].variable.shape),
+                    at.graph.shape(u.edge),
+                )
+                sizes.append(_numel(weight) // max(1, weight[0]) * (_numel(out) // max(1, out[1])) // at.n)
     for name, groups in plan.native.items():
         side = _Side(subject, plan, at)
         if any(_is_dense(side, h) for g in groups for h in g):
