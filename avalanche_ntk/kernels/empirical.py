@@ -362,7 +362,9 @@ class _Run:
         self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
         self.tally = Tally()
         self.first: engine.Pass
+        self.whole: Batch | None = None
         self.plan: Plan | None = None
+        self.size: int | None = None
 
     def check(self, batch: Batch) -> None:
         """Run the model on the first batch (its first block where that is known) and refuse what has no kernel."""
@@ -380,11 +382,15 @@ class _Run:
         """Return group → kernel of the whole batches, computed block by block."""
         n, m = len(b1), len(b1 if b2 is None else b2)
         r = rows.shape[0]
-        size = block or self._block(b1, rows, max(n, m))
+        if self.size is None:
+            self.size = block or self._block(b1, rows, max(n, m))
+        size = self.size
         self.info.block = min(size, max(n, m))
         if size >= max(n, m):
             result = self.pair(b1, b2, rows)
         else:
+            self.whole = None  # the pass of the whole batch is let go: blocks make their own
+            self.first = engine.Pass(self.first.out.detach(), self.first.graph.empty(), self.first.n)
             shape = (n, m, r, r) if self.full else (n, m)
             result = {g: rows.new_zeros(shape) for g in self.members}
             for i in range(0, n, size):

@@ -65,6 +65,10 @@ class Graph:
         }
         return Graph(order, names, edges, owner, hash((names, edges, tuple(owner.items()))))
 
+    def empty(self) -> Graph:
+        """Return a graph of no nodes, which keeps no activation alive."""
+        return Graph([], (), (), {}, self.signature)
+
     def shape(self, edge: Edge) -> tuple[int, ...]:
         """Shape of the tensor that runs along an edge.
 
