@@ -1,7 +1,7 @@
-"""Every strategy of Avalanche by name, with arguments that make it run: one table for comparisons and for tests.
+"""Every strategy of Avalanche and of this package by name, with arguments that make it run.
 
-A recipe is data: which class, which arguments beside the usual ones, which kind of model and of stream, and what the
-kernel is measured on. `build` turns a name into a strategy.
+One table for comparisons and for tests. A recipe is data: which class, which arguments beside the usual ones, which
+kind of model and of stream, and what the kernel is measured on. `build` turns a name into a strategy.
 """
 
 from __future__ import annotations
@@ -193,6 +193,7 @@ class Recipe:
 
 
 _A = "avalanche.training:"
+_OWN = "avalanche_ntk.strategies:"
 
 RECIPES: dict[str, Recipe] = {
     "Naive": Recipe(_A + "Naive"),
@@ -384,6 +385,22 @@ RECIPES: dict[str, Recipe] = {
         downloads=True,
         measured="logits of the expert being trained",
         note="each experience trains another expert, which is noted",
+    ),
+    "OGD": Recipe(_OWN + "OGD", arguments=lambda s: {"n_samples": MEMORY}),
+    "PCAOGD": Recipe(_OWN + "PCAOGD", arguments=lambda s: {"n_samples": MEMORY, "n_components": MEMORY // 4}),
+    "Linearised": Recipe(
+        _OWN + "Linearised",
+        measured="logits; of the linearised model from the second experience on",
+        note="the kernel stands still from the second experience on",
+    ),
+    "KernelDrift": Recipe(_OWN + "KernelDrift", arguments=lambda s: {"n_samples": 16}),
+    "ReactivationAwareLR": Recipe(
+        _OWN + "ReactivationAwareLR", note="reads an NTKPlugin of its own, or the one given as ntk="
+    ),
+    "ReactivationReplay": Recipe(
+        _OWN + "ReactivationReplay",
+        arguments=lambda s: {"mem_size": MEMORY},
+        note="reads an NTKPlugin of its own, or the one given as ntk=",
     ),
 }
 
