@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -188,12 +188,15 @@ class RunConfig:
         Raises:
             ConfigError: A key is unknown or a value does not fit.
         """
-        document = Document(self.as_dict(), "the configuration").with_values(values, lambda key: f"the value of {key}")
+        document = Document(self.as_dict(), "the configuration").with_values(
+            values, lambda key: f"the value of {key}", SHORTHANDS
+        )
         return resolve(document)
 
 
-# A group of runs is those that differ in nothing but these.
-SEEDS = ("seed",)
+SHORTHANDS = {f.name: f.metadata["shorthand"] for f in fields(RunConfig) if f.metadata["shorthand"]}
+"""By section, its key that a plain value in its place stands for."""
+
 _NO_INFLUENCE = ("tensorboard",)
 
 
@@ -270,7 +273,7 @@ def load_config(
     else:
         document = read_document(ready_path(source))
     if values:
-        document = document.with_values(values, called)
+        document = document.with_values(values, called, SHORTHANDS)
     return resolve(document)
 
 

@@ -19,9 +19,6 @@ from avalanche_ntk.errors import ArgumentError
 T = TypeVar("T")
 Keys = tuple[str | int, ...]
 
-SHORTHANDS: dict[type, str] = {str: "name", int: "size"}
-"""The key that a plain value in the place of a section stands for: `model: mlp`, `probe: 32`."""
-
 
 class ConfigError(ArgumentError):
     """A configuration cannot be used; the message names the line, what was found and what would do."""
@@ -114,12 +111,18 @@ class Document:
             {path[n:]: origin for path, origin in self.origins.items() if path[:n] == keys},
         )
 
-    def with_values(self, values: Mapping[str, Any], origin: Callable[[str], str] | str) -> Document:
+    def with_values(
+        self,
+        values: Mapping[str, Any],
+        origin: Callable[[str], str] | str,
+        shorthands: Mapping[str, str] = types.MappingProxyType({}),
+    ) -> Document:
         """Return the document with further values, by dotted key; they replace what is there.
 
         Args:
             values: Values by dotted key, such as `model.width`.
             origin: What to call the place of a value in messages, or makes that of its key.
+            shorthands: By section, its key that a plain value in its place stands for (`model: mlp`, `probe: 32`).
 
         Returns:
             A new document.
@@ -128,6 +131,8 @@ class Document:
             ConfigError: A key leads through a value that has no keys.
         """
         data = _copied(self.data if self.data is not None else {})
+        if not isinstance(data, dict):
+            raise self.error((), f"expected a mapping of keys to values, found {_show(data)}. Write key: value.")
         lines, origins = dict(self.lines), dict(self.origins)
         for dotted, value in values.items():
             keys: Keys = tuple(dotted.split("."))
@@ -135,8 +140,8 @@ class Document:
             here = data
             for depth, key in enumerate(keys[:-1], start=1):
                 there = here.get(key)
-                if type(there) in SHORTHANDS:
-                    here[key] = {SHORTHANDS[type(there)]: there}
+                if depth == 1 and key in shorthands and isinstance(there, (str, int)):
+                    here[key] = {shorthands[key]: there}
                 elif there is None:
                     here[key] = {}
                 elif not isinstance(there, dict):
@@ -225,11 +230,11 @@ def _value(node: Any, keys: Keys, lines: dict[Keys, int], loader: Any, source: s
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
             at = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise ConfigError(f"{source}, line {at}: merge keys (<<) are not supported. Write the values out.")
             key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
                 raise ConfigError(f"{source}, line {at}: expected a name as a key, found {_show(key)}. Write a name.")
-            if key == "<<" or key_node.tag == "tag:yaml.org,2002:merge":
-                raise ConfigError(f"{source}, line {at}: merge keys (<<) are not supported. Write the values out.")
             place = (*keys, key)
             if key in found:
                 first = lines[place]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_ntk.errors import RunFolderError
-from avalanche_ntk.experiments.config import RunConfig, ready_path, resolve
+from avalanche_ntk.experiments.config import SHORTHANDS, RunConfig, ready_path, resolve
 from avalanche_ntk.experiments.launch import Handle, Launcher, launcher
 from avalanche_ntk.experiments.schema import ConfigError, Document, as_plain, build, option, read_document
 from avalanche_ntk.runfolder import RunFolder
@@ -149,7 +149,7 @@ def load_sweep(
             )
     base = document.below(("base",)) if "base" in (document.data or {}) else Document({}, document.source)
     if values:
-        base = base.with_values(values, lambda key: f"the value of {key}")
+        base = base.with_values(values, lambda key: f"the value of {key}", SHORTHANDS)
     runs: dict[str, Planned] = {}
     varied = _varied(plan)
     for index, chosen in enumerate(plan.runs or [{}]):
@@ -177,7 +177,7 @@ def _with(
     config: Document, document: Document, values: Mapping[str, Any], keys: tuple[str | int, ...], whole: bool = False
 ) -> Document:
     for key, value in values.items():
-        config = config.with_values({key: value}, document.place(keys if whole else (*keys, key)))
+        config = config.with_values({key: value}, document.place(keys if whole else (*keys, key)), SHORTHANDS)
     return config
 
 

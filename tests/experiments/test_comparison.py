@@ -44,7 +44,8 @@ def make_run(
             clock = TrainingClock("experience_end", 8 * (experience + 1), experience, 8, 1, 1, 8)
             folder.append(
                 {
-                    "kind": "measurement", "probe": "Exp000", "index": experience, "clock": clock.as_dict(), "segment": 0,
+                    "kind": "measurement", "probe": "Exp000", "index": experience, "clock": clock.as_dict(),
+                    "segment": 0,
                     "values": {"effective_rank": 2.0 + experience, "linearisation_error_boundary": 0.1 * experience},
                     "reasons": {}, "notes": [], "trust": {}, "kernel": None, "failure": None,
                 }
@@ -100,7 +101,7 @@ def test_runs_that_differ_in_the_seed_alone_are_a_group(tmp_path):
     narrow, wide = found.groups.to_dict("records")
     assert narrow["moved"] == pytest.approx(0.3)
     assert narrow["moved_std"] == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1))
-    # All 27 samples with replacement have a mean of at least 0.1 and at most 0.6; of three equal ones there are 3 in 27.
+    # All 27 samples with replacement have a mean of at least 0.1 and at most 0.6, with 1 in 27 at each end.
     assert narrow["moved_low"] == pytest.approx(0.1)
     assert narrow["moved_high"] == pytest.approx(0.6)
     assert wide["moved"] == pytest.approx(0.3)

@@ -9,9 +9,8 @@ import torch
 
 import avalanche_ntk
 from avalanche_ntk import Schedule
-from avalanche_ntk.experiments import ConfigError, RunConfig, load_config, ready
-from avalanche_ntk.experiments import names
-from avalanche_ntk.experiments.config import content_hash, resolve
+from avalanche_ntk.experiments import ConfigError, RunConfig, load_config, names, ready
+from avalanche_ntk.experiments.config import SHORTHANDS, content_hash, resolve
 from avalanche_ntk.experiments.schema import describe, parse_document
 
 WRONG = {
@@ -77,7 +76,9 @@ def test_a_wrong_strategy_is_told_with_the_nearest_name():
 
 def test_values_by_dotted_key_replace_and_are_named_in_messages():
     text = "model: cnn\nprobe: 32\nbenchmark: {name: no_shift, n_tasks: 2}\n"
-    document = parse_document(text, "x.yaml").with_values({"model.width": 8, "probe.split": "test"}, "--set")
+    document = parse_document(text, "x.yaml").with_values(
+        {"model.width": 8, "probe.split": "test"}, "--set", SHORTHANDS
+    )
     config = resolve(document)
     assert (config.model.name, config.model.width) == ("cnn", 8)
     assert (config.probe.size, config.probe.split) == (32, "test")
@@ -87,6 +88,12 @@ def test_values_by_dotted_key_replace_and_are_named_in_messages():
     with pytest.raises(ConfigError) as error:
         load_config(None, {"model.width": "wide"})
     assert str(error.value) == "the value of model.width: model.width must be an integer, found the text 'wide'."
+
+
+def test_values_cannot_be_set_in_what_has_no_keys():
+    with pytest.raises(ConfigError) as error:
+        parse_document("- a\n", "x.yaml").with_values({"epochs": 1}, "--set epochs")
+    assert str(error.value) == ("x.yaml, line 1: expected a mapping of keys to values, found a list. Write key: value.")
 
 
 def test_numbers_are_read_as_people_write_them():
@@ -122,11 +129,12 @@ def test_the_hash_is_of_content():
 
 
 def test_names_known_without_torch_are_those_of_the_modules():
+    from avalanche_ntk.strategies.recipes import RECIPES
+
     from avalanche_ntk.benchmarks import SHIFTS
     from avalanche_ntk.evaluation import ntk_metrics
     from avalanche_ntk.models import ACTIVATIONS, MODELS
     from avalanche_ntk.regimes import REGIMES
-    from avalanche_ntk.strategies.recipes import RECIPES
 
     assert names.strategies() == tuple(RECIPES)
     assert names.models() == tuple(MODELS)

@@ -58,12 +58,12 @@ def test_controls_of_what_they_replace_are_one():
 
 
 WRONG = {
-    "base:\n  epochs: 1\ngrid:\n  model.widht: [1, 2]\n": "s.yaml, line 4: unknown key 'widht' in model: expected one of "
-    "'name', 'width', 'depth', 'parametrisation', 'activation', 'arguments'. Did you mean 'width'?",
+    "base:\n  epochs: 1\ngrid:\n  model.widht: [1, 2]\n": "s.yaml, line 4: unknown key 'widht' in model: expected one "
+    "of 'name', 'width', 'depth', 'parametrisation', 'activation', 'arguments'. Did you mean 'width'?",
     "base:\n  epochs: zero\n": "s.yaml, line 2: epochs must be an integer, found the text 'zero'. The default is 5.",
     "grid:\n  epochs: 3\n": "s.yaml, line 2: grid.epochs must be a list of values, found 3. Write [a, b].",
-    "gird: {}\n": "s.yaml, line 1: unknown key 'gird': expected one of 'description', 'base', 'grid', 'runs', 'control', "
-    "'seeds'. Did you mean 'grid'?",
+    "gird: {}\n": "s.yaml, line 1: unknown key 'gird': expected one of 'description', 'base', 'grid', 'runs', "
+    "'control', 'seeds'. Did you mean 'grid'?",
     "seeds: 3\n": "s.yaml, line 1: seeds must be a list, found the number 3. Write [a, b].",
     "runs:\n- epochs: 1\n- epochs: 0\n": "s.yaml, line 3: epochs must be at least 1, found 0. The default is 5.",
     "control:\n  benchmark.name: no_shfit\n": "s.yaml, line 2: unknown benchmark.name 'no_shfit': expected one of "
@@ -97,8 +97,8 @@ def test_ready_sweeps_have_controls_that_differ_in_the_shift_alone(name):
 def test_the_ready_sweeps_are_those_that_ship():
     assert {name for name in ready() if name.startswith("sweep-")} == {
         f"sweep-{what}"
-        for what in ("strategies", "width", "learning-rate", "regime", "class-overlap", "frequency-shift", "task-length",
-                     "number-of-tasks")
+        for what in ("strategies", "width", "learning-rate", "regime", "class-overlap", "frequency-shift",
+                     "task-length", "number-of-tasks")
     }  # fmt: skip
 
 

@@ -58,6 +58,6 @@ def test_a_file_that_cannot_be_written(tmp_path):
     with pytest.raises(RunFolderError) as error:
         tables.write(tmp_path / "none" / "t.csv", "")
     assert str(error.value) == (
-        f"{tmp_path / 'none' / 't.csv'} cannot be written (No such file or directory): expected a file in a folder that "
-        "exists. Give another path."
+        f"{tmp_path / 'none' / 't.csv'} cannot be written (No such file or directory): expected a file in a folder "
+        "that exists. Give another path."
     )
