@@ -34,6 +34,7 @@ LAYERS = {
     "plugin": 3,
     "checkpoints": 3,
     "loggers": 3,
+    "tensorboard": 4,
     "evaluation": 4,
     "strategies": 5,
     "demo": 6,

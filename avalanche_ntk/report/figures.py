@@ -132,8 +132,9 @@ def mark_boundaries(axes: Sequence[Axes], trajectories: Sequence[Trajectory]) ->
     alike = all(one == longest[: len(one)] for one in starts)
     for axis in axes:
         if alike:
-            for _, iteration in longest[1:]:
-                axis.axvline(iteration, color=FAINT, linewidth=0.7, zorder=0)
+            for number, (_, iteration) in enumerate(longest):
+                # The first task's start is invisible and yet part of the axis: its label stands there.
+                axis.axvline(iteration, color=FAINT, linewidth=0.7 if number else 0, zorder=0)
             continue
         for position, one in enumerate(starts):
             for _, iteration in one[1:]:

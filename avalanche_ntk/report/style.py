@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -159,7 +160,15 @@ def to_inline_svg(figure: Figure, ident: str, description: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<style type="text/css">.*?</style>', "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{ident}-\1"', svg)
+    seen: Counter[str] = Counter()
+
+    def own(match: re.Match[str]) -> str:
+        # matplotlib gives the same id to pictures that are the same.
+        name = match[1]
+        seen[name] += 1
+        return f'id="{ident}-{name}"' if seen[name] == 1 else f'id="{ident}-{name}-{seen[name]}"'
+
+    svg = re.sub(r'\bid="([^"]+)"', own, svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{ident}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{ident}-\1)", svg)
     for colour, variable in _VARIABLES.items():

@@ -131,7 +131,7 @@ def _file_names(names: Iterable[str]) -> dict[str, str]:
     """Make a file name of each figure's name, all different."""
     found: dict[str, str] = {}
     for name in names:
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "figure"
+        stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "figure"
         taken, number = set(found.values()), 2
         unique = stem
         while unique.lower() in {t.lower() for t in taken}:
