@@ -17,6 +17,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_ntk.benchmarks import split_digits
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.evaluation import ntk_metrics
+from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
 from avalanche_ntk.models import MLP
 from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.probes import ProbeSpec
@@ -113,7 +114,8 @@ def run_demo(
     folders.prepare(overwrite)
     (out / "text").mkdir()
     for name in STRATEGIES:
-        with (out / "text" / f"{name}.txt").open("w", encoding="utf-8") as text:
+        text_file = (out / "text" / f"{name}.txt").open("w", encoding="utf-8")
+        with text_file as text, without_avalanches_own_warnings():
             _train(name, folders, text, seed, epochs, on_progress)
     return folders
 
