@@ -178,12 +178,24 @@ def _accuracy(run: Run, trajectory: Trajectory) -> str:
     )
 
 
-def _verdict(trajectory: Trajectory, controls: Sequence[Run]) -> str:
+def verdicts(trajectory: Trajectory, controls: Sequence[Run]) -> dict[int, measures.Verdict] | str:
+    """Return the verdicts beside controls that have the same probe, by experience, or why there are none."""
+    beside = [c.trajectories[trajectory.probe] for c in controls if trajectory.probe in c.trajectories]
+    if len(beside) < len(controls):
+        return (
+            f"{len(controls) - len(beside)} of {counted(len(controls), 'control')} has no probe {trajectory.probe!r}."
+        )
     try:
-        verdicts = trajectory.verdicts([c.trajectory() for c in controls])
+        return trajectory.verdicts(beside)
     except ArgumentError as error:
-        return f"No verdict: {error}"
-    yes = sum(v.verdict == "reactivated" for v in verdicts.values())
-    undefined = sum(v.verdict == "undefined" for v in verdicts.values())
+        return str(error)
+
+
+def _verdict(trajectory: Trajectory, controls: Sequence[Run]) -> str:
+    found = verdicts(trajectory, controls)
+    if isinstance(found, str):
+        return f"No verdict: {found}"
+    yes = sum(v.verdict == "reactivated" for v in found.values())
+    undefined = sum(v.verdict == "undefined" for v in found.values())
     more = f" ({undefined} undefined)" if undefined else ""
-    return f"Verdict beside {counted(len(controls), 'control')}: reactivated at {yes} of {_count(len(verdicts))}{more}."
+    return f"Verdict beside {counted(len(controls), 'control')}: reactivated at {yes} of {_count(len(found))}{more}."

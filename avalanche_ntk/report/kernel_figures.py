@@ -82,7 +82,8 @@ def kernel_maps(
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = [k[np.ix_(order, order)] / np.sqrt(np.outer(np.diag(k)[order], np.diag(k)[order])) for _, k in maps]
     finite = [c[np.isfinite(c)] for c in cosines]
-    lowest = min((float(c.min()) for c in finite if c.size), default=0.0)
+    # The scale begins at a tenth below the lowest, so that what differs is seen; it is the same for all of a boundary.
+    lowest = np.floor(10 * min((float(c.min()) for c in finite if c.size), default=0.0)) / 10
     side = (width - 0.7) / 3 if width > 5 else width * 0.68
     with drawing(**{"axes.spines.top": True, "axes.spines.right": True}):
         wide = width > 5
@@ -91,7 +92,7 @@ def kernel_maps(
         for axis in axes[len(maps) :]:
             axis.set_axis_off()
         for axis, (title, _), values in zip(axes, maps, cosines, strict=False):
-            image = axis.imshow(values, vmin=min(0.0, lowest), vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
+            image = axis.imshow(values, vmin=min(lowest, 0.9), vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
             axis.set_title(title, loc="left")
             _mark_classes(axis, trajectory.labels[order])
         figure.colorbar(image, ax=list(axes), label="cosine of gradients", shrink=0.9, aspect=30, pad=0.02)

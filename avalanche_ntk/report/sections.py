@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from avalanche_ntk.report.answer import answer, boundaries_of, cautions
+from avalanche_ntk.report.answer import answer, boundaries_of, cautions, verdicts
 from avalanche_ntk.report.boundaries import lost
 from avalanche_ntk.report.boundary_figure import boundary_figure
 from avalanche_ntk.report.figures import curves, starts_of
@@ -164,6 +164,9 @@ class Report:
         ]
         if onsets:
             body += paragraph(f"Peak velocity at the start of the first task, for comparison: {listed(onsets, 12)}.")
+        judged = self._verdicts()
+        if judged:
+            body += details("Verdicts beside the controls", bullets(judged), is_open=len(judged) < 9)
         if reasons:
             body += details("Why some numbers are missing", bullets(reasons))
         return Section("reactivation", "Reactivation at each boundary", body, "Reactivation")
@@ -373,6 +376,15 @@ class Report:
     def task_of(self, run: Run) -> int:
         """Return the experience that the run's probe was chosen from."""
         return run.experience_of(run.trajectory(self.probe).probe)
+
+    def _verdicts(self) -> list[str]:
+        """Say for each boundary whether it differs from the controls', and by which numbers."""
+        lines = []
+        for run in self.runs:
+            found = verdicts(run.trajectory(self.probe), self.controls[run.name]) if self.controls[run.name] else {}
+            for experience, v in found.items() if isinstance(found, dict) else ():
+                lines.append(f"{run.name}, task {experience} → {experience + 1}: {v.verdict}: {v.reason}.")
+        return lines
 
     def _left_out(self) -> list[str]:
         found = []

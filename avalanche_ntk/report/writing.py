@@ -89,7 +89,7 @@ def write_report(
     on_progress("drawing")
     sections = report.sections()
     page = Page(
-        title=title or _title([run.name for run in measured]),
+        title=title or _title([run.name for run in report.runs]),
         lead=paragraph(_lead(report)),
         sections=sections,
         foot=f"Made by avalanche-ntk {__version__} on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC.",
@@ -114,14 +114,16 @@ def write_report(
 
 
 def _title(names: Sequence[str]) -> str:
-    return f"NTK report: {listed(names, 3)}"
+    return f"NTK report: {listed(names, 3)}" if len(names) < 5 else f"NTK report on {len(names)} runs"
 
 
 def _lead(report: Report) -> str:
     samples = sorted({len(run.trajectory(report.probe).labels) for run in report.runs})
     tasks = sorted({report.task_of(run) + 1 for run in report.runs})
+    beside = len({id(control) for some in report.controls.values() for control in some})
+    controls = f", beside {counted(beside, 'control')} in which no task changes" if beside else ""
     return (
-        f"{counted(len(report.runs), 'run')}. The empirical neural tangent kernel of "
+        f"{counted(len(report.runs), 'run')}{controls}. The empirical neural tangent kernel of "
         f"{listed([f'{n:,}' for n in samples])} samples of task {listed([str(t) for t in tasks])} was measured while "
         "the tasks were learnt one after the other."
     )

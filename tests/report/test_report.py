@@ -309,6 +309,8 @@ def test_the_verdict_beside_a_control(make_run):
         assert answer(run, controls=[control]).endswith(f"Verdict beside 1 control: {words}")
     series[1] = Reactivation(40.0, 80.0, spike=1.0, ratio=1.0, at_floor=False, cadence=(10.0, 5.0))
     assert "No verdict: velocities of different cadences are not comparable" in answer(run, controls=[control])
+    other = read_run(make_run("other", probe="mine", experiences=1))
+    assert answer(run, controls=[other]).endswith("No verdict: 1 of 1 control has no probe 'Exp000'.")
 
 
 def test_what_must_be_known_before_comparing(make_run):
@@ -332,6 +334,8 @@ def test_a_sweep_s_controls_give_the_verdicts_and_are_not_reported_themselves(ma
     report = Report(read_runs(tmp_path / "runs")[0], None, [])
     assert [run.name for run in report.runs] == ["a"]
     assert [run.name for run in report.controls["a"]] == ["b"]
+    found = Parsed(report.reactivation().body).text
+    assert re.search(r"a, task 1 → 2: (reactivated|not distinguishable): spike [^ ]+ and ratio [^ ]+ against", found)
 
 
 # ---------------------------------------------------------------------- figures
