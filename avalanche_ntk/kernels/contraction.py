@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece
+from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Patches, Piece, all_rows, some_rows
 
 CHUNK = 8192  # products in one running sum
+TILE = 2**23  # numbers of a tile of explicit gradients: written and read again before it leaves the cache, page by page
+PAIRS = 2**20  # pairs of positions in one block of a ghost product
 _ELEMENTWISE = 12.0  # cost of one elementwise multiply-and-sum in multiply-adds of a matrix product
 
 
@@ -143,12 +145,13 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor
     m = q.a.shape[0]
     r, b = p.g.shape[0], p.g.shape[3]
     tally.flops += n * m * (a + b * r * (r if full else 1))
-    ones = a == 1 and p.a.shape[-1] == 1 and p.a.stride(0) == 1 and bool((p.a == 1).all()) and bool((q.a == 1).all())
+    pa, qa = all_rows(p.a), all_rows(q.a)
+    ones = a == 1 and pa.stride(0) == 1 and bool((pa == 1).all()) and bool((qa == 1).all())
     keeping = tally.lefts if name else None
     kept = None if keeping is None else keeping.get(name)
     left = kept
     if left is None and not (ones and not full):
-        left = inner(p.a.reshape(n, a), q.a.reshape(m, a))
+        left = inner(pa.reshape(n, a), qa.reshape(m, a))
         if keeping is not None:
             keeping[name] = kept = left
     if full:
@@ -188,7 +191,7 @@ def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
 
 
 def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally) -> Tensor:
-    """`Σ_slices J J'ᵀ`, J formed for as many columns of g at a time as fit.
+    """`Σ_tiles J J'ᵀ`, J formed for some outputs and some columns of g at a time, in the same memory.
 
     Returns:
         `(N, M)` or `(N, M, R, R)`.
@@ -197,34 +200,67 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     m = q.a.shape[0]
     r, b = p.g.shape[0], p.g.shape[3]
     item = p.g.element_size()
-    width = max(1, min(b, workspace // max(1, (n + (0 if same else m)) * r * a * item)))
-    total: Tensor | None = None
-    for start in range(0, b, width):
-        j = _slice(p, start, width)
-        k = j if same else _slice(q, start, width)
-        if full:
-            part = inner(j.reshape(n * r, -1), k.reshape(m * r, -1)).reshape(n, r, m, r).transpose(1, 2)
-        else:
-            part = inner(j.reshape(n, -1), k.reshape(m, -1))
-        tally.block(j, k)
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total
+    one = (n + (0 if same else m)) * a  # numbers of one column of one output
+    left = _held(p.a, workspace // (2 if same else 4) // item)
+    right = left if same else _held(q.a, workspace // 4 // item)
+    held = isinstance(left, Tensor) and isinstance(right, Tensor)
+    # patches that have to be made again for every tile ask for large tiles
+    room = max(1, min(workspace // 2 // item, TILE if held else workspace) // one)
+    if full:
+        outputs, width = r, max(1, min(b, room // r))
+    else:
+        outputs, width = max(1, min(r, room // b)), min(b, room)
+    j = p.g.new_empty(n * outputs * width * a)
+    k = j if same else p.g.new_empty(m * outputs * width * a)
+    tally.block(j, *(() if same else (k,)))
+    total = p.g.new_zeros((n * r, m * r) if full else (n, m))
+    for first in range(0, r, outputs):
+        some = slice(first, min(first + outputs, r))
+        for start in range(0, b, width):
+            columns = slice(start, min(start + width, b))
+            gradients = _gradients(left, p.g, some, columns, j, workspace // 4 // item)
+            others = gradients if same else _gradients(right, q.g, some, columns, k, workspace // 4 // item)
+            if full:
+                total += inner(gradients.reshape(n * r, -1), others.reshape(m * r, -1))
+            elif same and n >= 64:
+                half = n // 2
+                total[:half] += inner(gradients[:half], gradients)
+                total[half:, half:] += inner(gradients[half:], gradients[half:])
+            else:
+                total += inner(gradients, others)
+    if full:
+        return total.reshape(n, r, m, r).transpose(1, 2)
+    return mirror(total) if same and n >= 64 else total
 
 
-def _slice(p: Outer, start: int, width: int) -> Tensor:
-    """Explicit gradients for columns `start … start + width` of g.
+def _held(a: Tensor | Patches, room: int) -> Tensor | Patches:
+    """Return all rows where they take at most `room` numbers, else what makes them."""
+    return all_rows(a) if a.shape[0] * a.shape[1] * a.shape[2] <= room else a
+
+
+def _gradients(a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, memory: Tensor, room: int) -> Tensor:
+    """Explicit gradients of some outputs for some columns of g, written into `memory`.
 
     Returns:
-        `(N, R·width, A)`.
+        `(N, R·width·A)`.
     """
-    g = p.g[..., start : start + width]  # (R, N, T, w)
-    r, n, t, w = g.shape
-    if r == 1:
-        return torch.bmm(g[0].transpose(1, 2), p.a)
-    if g.stride(-1) == 1 or w == 1:  # rows are positions: gather (N, T, R·w)
-        return torch.bmm(g.permute(1, 2, 0, 3).reshape(n, t, r * w).transpose(1, 2), p.a)
-    return torch.bmm(g.permute(1, 0, 3, 2).reshape(n, r * w, t), p.a)
+    n, t, size = a.shape
+    r, w = outputs.stop - outputs.start, columns.stop - columns.start
+    j = memory[: n * r * w * size].view(n, r * w, size)
+    step = n
+    if r > 1 or not isinstance(a, Tensor):
+        step = max(1, min(n, room // max(1, t * max(size if not isinstance(a, Tensor) else 1, r * w))))
+    for i in range(0, n, step):
+        samples = slice(i, min(i + step, n))
+        part = g[outputs, samples, :, columns]  # (r, n, T, w)
+        if r == 1:
+            left = part[0].transpose(1, 2)
+        elif g.stride(-1) == 1 or w == 1:  # rows are positions: gather (n, T, r·w)
+            left = part.permute(1, 2, 0, 3).reshape(-1, t, r * w).transpose(1, 2)
+        else:
+            left = part.permute(1, 0, 3, 2).reshape(-1, r * w, t)
+        torch.bmm(left, some_rows(a, samples), out=j[samples])
+    return j.view(n, -1)
 
 
 def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally) -> Tensor:
@@ -238,17 +274,22 @@ def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Ta
     r = p.g.shape[0]
     item = p.g.element_size()
     out = p.g.new_zeros((n, m, r, r) if full else (n, m))
-    pa, pg = p.a.reshape(n * t, a), _rows(p, full)
-    qa, qg = (pa, pg) if same else (q.a.reshape(m * s, a), _rows(q, full))
-    room = max(1, workspace // max(1, 3 * t * s * item * (r * r if full else 1)))  # sample pairs in one block
+    held = _held(p.a, workspace // (2 if same else 4) // item)
+    other = held if same else _held(q.a, workspace // 4 // item)
+    pg = _rows(p, full)
+    qg = pg if same else _rows(q, full)
+    pairs = t * s * (r * r if full else 1)
+    room = max(1, min(workspace // max(1, 3 * item), PAIRS) // pairs)  # sample pairs in one block
     rows = max(1, min(n, int(room**0.5) if room < n * m else 16))
     cols = max(1, min(m, room // rows))
     for i in range(0, n, rows):
         ni = min(rows, n - i)
         first = i if same else 0
+        pa = some_rows(held, slice(i, i + ni)).reshape(ni * t, a)
         for k in range(first, m, cols):
             mk = min(cols, m - k)
-            left = pa[i * t : (i + ni) * t] @ qa[k * s : (k + mk) * s].T
+            qa = pa if same and k == i and mk == ni else some_rows(other, slice(k, k + mk)).reshape(mk * s, a)
+            left = pa @ qa.T
             if full:
                 left = left.reshape(ni, t, 1, mk, s, 1)
                 g = pg[i * t * r : (i + ni) * t * r] @ qg[k * s * r : (k + mk) * s * r].T

@@ -9,6 +9,7 @@ For cotangents r = 1…R and samples n = 1…N the gradient of a used tensor W i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
@@ -37,6 +38,29 @@ class Dense:
 
 
 @dataclass
+class Patches:
+    """`(N, T, A)` rows that are much larger than what they are made of: made for some samples at a time.
+
+    Attributes:
+        make: Samples as a slice → their `(n, T, A)` rows.
+        shape: `(N, T, A)`.
+    """
+
+    make: Callable[[slice], Tensor]
+    shape: tuple[int, int, int]
+
+
+def some_rows(a: Tensor | Patches, samples: slice) -> Tensor:
+    """Return the rows `(n, T, A)` of some samples."""
+    return a[samples] if isinstance(a, Tensor) else a.make(samples)
+
+
+def all_rows(a: Tensor | Patches) -> Tensor:
+    """Return the rows `(N, T, A)` of all samples."""
+    return a if isinstance(a, Tensor) else a.make(slice(0, a.shape[0]))
+
+
+@dataclass
 class Outer:
     """Sum over positions of outer products.
 
@@ -46,14 +70,14 @@ class Outer:
         a_first: W is laid out as `(A, B)`; otherwise `(B, A)`.
     """
 
-    a: Tensor
+    a: Tensor | Patches
     g: Tensor
     a_first: bool = True
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """Return `(N, R, *shape)`."""
         eq = "nta,rntb->nrab" if self.a_first else "nta,rntb->nrba"
-        return torch.einsum(eq, self.a, self.g).reshape(self.a.shape[0], self.g.shape[0], *shape)
+        return torch.einsum(eq, all_rows(self.a), self.g).reshape(self.a.shape[0], self.g.shape[0], *shape)
 
     @property
     def kind(self) -> str:
@@ -103,7 +127,9 @@ def merge(pieces: list[Piece], shape: tuple[int, ...]) -> Piece:
         return pieces[0]
     outers = [p for p in pieces if isinstance(p, Outer)]
     if len(outers) == len(pieces) and len({p.a_first for p in outers}) == 1:
-        return Outer(torch.cat([p.a for p in outers], 1), torch.cat([p.g for p in outers], 2), outers[0].a_first)
+        return Outer(
+            torch.cat([all_rows(p.a) for p in outers], 1), torch.cat([p.g for p in outers], 2), outers[0].a_first
+        )
     lookups = [p for p in pieces if isinstance(p, Lookup)]
     if len(lookups) == len(pieces):
         return Lookup(torch.cat([p.ids for p in lookups], 1), torch.cat([p.g for p in lookups], 2), lookups[0].rows)

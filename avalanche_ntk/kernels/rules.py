@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avalanche_ntk.kernels.layout import Layout
-from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece
+from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Patches, Piece
 
 
 class NoRule(Exception):
@@ -192,6 +192,15 @@ def convolution(s: Site) -> Piece:
         a_first = True
     else:
         out = list(s.g.shape[3:])
+        if groups == 1 and s.layout == Layout(0) and batch == s.n:
+            features, places = prod(s.shape[1:]), prod(out)
+
+            def make(samples: slice) -> Tensor:
+                p = patches(x[samples], kernel, stride, padding, dilation, out)
+                return p.reshape(p.shape[0], features, places).transpose(1, 2)
+
+            g = s.g.flatten(3).transpose(2, 3)
+            return Outer(Patches(make, (s.n, places, features)), g, a_first=False)
         if all(k == 1 for k in kernel) and all(v == 1 for v in stride) and not any(padding):
             p = x
         else:
