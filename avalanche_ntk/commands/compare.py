@@ -43,7 +43,7 @@ def compare(
     for refusal in found.refusals:
         print(f"avalanche-ntk: {refusal}.", file=sys.stderr)
     console = out_console()
-    for table in tables.to_rich(found, each=each):
+    for table in tables.to_rich(found, each=each, width=console.width):
         console.print(table)
     for path, text in (
         (csv, lambda: tables.to_csv(found, each=each)),

@@ -170,7 +170,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
         if (given / "run.json").exists():
             found[given] = None
             continue
-        below = sorted(p.parent for pattern in ("*/run.json", "*/*/run.json") for p in given.glob(pattern))
+        below = [p.parent for pattern in ("*/run.json", "*/*/run.json") for p in given.glob(pattern)]
+        below.sort(key=lambda p: _natural(str(p)))
         if not below:
             what = "nothing exists at that path" if not given.exists() else "found no run.json in it or below"
             raise RunFolderError(
@@ -178,6 +179,12 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
             )
         found |= dict.fromkeys(below)
     return list(found)
+
+
+def _natural(text: str) -> list[tuple[bool, float, str]]:
+    """Return a key that sorts the numbers in texts as numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [(False, float(p), "") if i % 2 else (True, 0.0, p) for i, p in enumerate(parts)]
 
 
 def read_run(path: str | Path, probe: str | None = None) -> RunRow:

@@ -140,8 +140,8 @@ class Document:
             here = data
             for depth, key in enumerate(keys[:-1], start=1):
                 there = here.get(key)
-                if depth == 1 and key in shorthands and isinstance(there, (str, int)):
-                    here[key] = {shorthands[key]: there}
+                if depth == 1 and str(key) in shorthands and isinstance(there, (str, int)):
+                    here[key] = {shorthands[str(key)]: there}
                 elif there is None:
                     here[key] = {}
                 elif not isinstance(there, dict):

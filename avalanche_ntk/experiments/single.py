@@ -126,7 +126,7 @@ def _samples(
     part = loaded.train if split == "train" else loaded.test
     known = (loaded.train_labels if split == "train" else loaded.test_labels).numpy()
     if len(known) < size:
-        raise ArgumentError(f"{data} has {len(known)} samples to {split}: found size={size}. Give a smaller --size.")
+        raise ArgumentError(f"{data} has {len(known)} {split} samples, found size={size}. Give a smaller --size.")
     # Class after class takes its next sample in an order drawn from the seed, until there are enough.
     order = np.random.default_rng(seed).permutation(len(known))
     turn = np.empty(len(known), dtype=int)

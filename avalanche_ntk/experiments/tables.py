@@ -116,42 +116,64 @@ def to_latex(found: Comparison, *, each: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_rich(found: Comparison, *, each: bool = False) -> Iterator[Table]:
+def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Iterator[Table]:
     """Yield tables for the terminal: what was learnt, what the kernel did, what goes with forgetting.
 
     Args:
         found: The comparison.
         each: Whether a row is a run, not a group.
+        width: Characters in a line; columns that do not fit go to a further table.
 
     Yields:
         Tables.
     """
-    from rich import box
-    from rich.table import Table
-
     columns = shown_columns(found)
-    note = "" if each else "; mean ± standard deviation over the runs, below it the 95 % interval"
+    note = "" if each else " (mean ± standard deviation over the runs; 95 % interval of the mean)"
     for title, wanted in (
         (f"What was learnt{note}", [*LEARNING, "measuring_share"]),
-        (f"What the kernel did{note}", [*KERNEL]),
+        ("What the kernel did", [*KERNEL]),
     ):
-        chosen = [c for c in wanted if c in columns]
-        if not chosen:
-            continue
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        heads, rows = _cells(found, chosen, each)
-        for place, head in enumerate(heads):
-            table.add_column(head, justify="right" if place else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*[cell.replace(" [", "\n\\[") for cell in row])
-        yield table
-    table = Table(title="Rank correlation (Spearman) with forgetting, over the runs", title_justify="left")
-    table.box = box.SIMPLE_HEAD
-    for place, head in enumerate(["measure", "ρ", "p", "runs"]):
-        table.add_column(head, justify="right" if place else "left")
-    for row in _correlation_cells(found):
-        table.add_row(*row)
-    yield table
+        heads, rows = _cells(found, [c for c in wanted if c in columns], each)
+        lines = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
+        fitting = [
+            max(len(line) for cell in [h, *c] for line in cell.split("\n")) for h, *c in zip(heads, *lines, strict=True)
+        ]
+        if len(heads) > 1:
+            for number_, chosen in enumerate(_packed(fitting, width)):
+                yield _rich_table(
+                    title if not number_ else f"{title.split(' (')[0]}, continued",
+                    [heads[i] for i in chosen],
+                    [[row[i] for i in chosen] for row in lines],
+                )
+    title = "Rank correlation (Spearman) with forgetting, over the runs"
+    yield _rich_table(title, ["measure", "ρ", "p", "runs"], _correlation_cells(found))
+
+
+def _packed(widths: Sequence[int], width: int) -> Iterator[list[int]]:
+    """Yield the columns of each table, the first one in all of them, so that each fits where that is possible."""
+    gap = 2
+    chosen: list[int] = []
+    for i, own in enumerate(widths[1:], start=1):
+        taken = widths[0] + sum(widths[j] + gap for j in chosen) + 2 * gap
+        if chosen and taken + own + gap > width:
+            yield [0, *chosen]
+            chosen = []
+        chosen.append(i)
+    yield [0, *chosen]
+
+
+def _rich_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    return table
 
 
 def write(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -207,11 +208,34 @@ def test_a_kernel_from_the_shell(tmp_path):
     expected = reference_ntk(net.double(), x)
     np.testing.assert_allclose(kernel, expected.numpy(), rtol=1e-10)
 
-    again = call("kernel", "mymodels:make", "--data", "digits", "--out", "k.safetensors", cwd=tmp_path)
-    assert (again.returncode, again.stderr.splitlines()[-1]) == (
-        1,
-        "avalanche-ntk: k.safetensors exists already. Give another --out, or --overwrite to replace it.",
-    )
+
+REFUSED = {
+    "a file that is there": ({}, "OUT exists already. Give another --out, or --overwrite to replace it."),
+    "another suffix": (
+        {"out": "k.pt"}, "a kernel is stored as .safetensors or .npy, found 'k.pt'. Give --out kernel.safetensors.",
+    ),
+    "a reduction": (
+        {"out": "n.npy", "reduction": "trce"},
+        "unknown reduction 'trce': expected one of 'full', 'sum_logits', 'trace'. Did you mean 'trace'?",
+    ),
+    "more than there is": (
+        {"out": "n.npy", "size": 5000}, "digits has 1347 train samples, found size=5000. Give a smaller --size.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_kernel_that_cannot_be_had_is_refused(tmp_path, arguments, message):
+    from avalanche_ntk.errors import NTKError
+    from avalanche_ntk.experiments.single import kernel_to_file
+
+    (tmp_path / "k.npy").write_bytes(b"precious")
+    out = tmp_path / arguments.get("out", "k.npy")
+    with pytest.raises(NTKError) as error:
+        kernel_to_file("mlp", "digits", **{**arguments, "out": out})
+    assert str(error.value) == message.replace("OUT", str(out))
+    assert [p.name for p in tmp_path.iterdir()] == ["k.npy"]
+    assert (tmp_path / "k.npy").read_bytes() == b"precious"
 
 
 def test_a_kernel_of_given_inputs_and_weights(tmp_path):
@@ -235,13 +259,27 @@ def test_doctor_finds_this_installation_sound(tmp_path):
     done = call("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
-    assert found["torch"]["state"] == "ok"
-    assert found["torch"]["found"] == torch.__version__.split("+")[0] or found["torch"]["found"] == torch.__version__
+    assert (found["torch"]["state"], found["torch"]["found"]) == ("ok", metadata.version("torch"))
     assert found["kernel"]["state"] == "ok"
-    assert found["BiC"]["remedy"]
-    wrong = call("doctor", "--device", "cuda:99", cwd=tmp_path)
-    assert wrong.returncode == 1
-    assert "problem kernel: no device 'cuda:99'" in wrong.stdout
+    assert found["BiC"]["remedy"] == "Leave BiC out, or use an older torch, which still has the argument."
+
+
+def test_doctor_tells_problems_with_their_remedies(tmp_path, monkeypatch):
+    from avalanche_ntk.experiments import doctor
+
+    version, requires = metadata.version, metadata.requires("avalanche-ntk")
+    old = {"torch": "2.1.0", "avalanche-lib": "0.6.9"}
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: [*requires, "no-such-thing>=3"])
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: old.get(name) or version(name))
+    found = {finding.name: finding for finding in doctor.diagnose("cuda:99")}
+    problems = {name: (f.found, f.remedy) for name, f in found.items() if f.state == "problem"}
+    assert problems == {
+        "torch": ("2.1.0; >=2.6 is needed", "pip install 'torch>=2.6'"),
+        "no-such-thing": ("not installed; >=3 is needed", "pip install 'no-such-thing>=3'"),
+        "kernel": ("no device 'cuda:99'", "Use one of cpu, cuda, mps."),
+    }
+    assert found["avalanche-lib"].state == "note"
+    assert found["avalanche-lib"].remedy == "If something fails: pip install 'avalanche-lib==0.6.0'"
 
 
 def test_the_shell_is_told_how_a_word_goes_on(tmp_path):

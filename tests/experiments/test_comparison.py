@@ -192,6 +192,14 @@ def test_folders_of_folders_are_searched(tmp_path):
         )
 
 
+def test_runs_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("width=1024_seed=0", "width=64_seed=0", "width=64_seed=10", "width=64_seed=2", "control_seed=0"):
+        make_run(tmp_path / name)
+    assert [path.name for path in find_runs([tmp_path])] == [
+        "control_seed=0", "width=64_seed=0", "width=64_seed=2", "width=64_seed=10", "width=1024_seed=0",
+    ]  # fmt: skip
+
+
 def test_wrong_names_are_refused(tmp_path):
     make_run(tmp_path / "a")
     with pytest.raises(ArgumentError, match=r"^--by: a: unknown key 'model.widht': .* Did you mean 'model.width'\?$"):

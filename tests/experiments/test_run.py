@@ -112,10 +112,9 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path):
         assert [p.name for p in (tmp_path / "busy").iterdir() if p.suffix == ".yaml"] == []
 
 
-KILLS = {"at once": 0.0, "in the middle of the next task": 0.15}
-
-
-@pytest.mark.parametrize("delay", KILLS.values(), ids=KILLS)
+@pytest.mark.parametrize(
+    "delay", [pytest.param(0.15, id="mid-task"), pytest.param(0.0, id="at-once", marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, tmp_path, delay):
     path = tmp_path / "killed"
     job = {"config": load_config(TINY).as_dict(), "out": str(path), "tags": {}, "overwrite": False}

@@ -197,17 +197,23 @@ needs_submitit = pytest.mark.skipif(
 
 @needs_submitit
 def test_submitits_local_executor_makes_the_same_runs(tmp_path):
-    plan = {"base": ONE, "runs": [{"model.width": 4}, {"model.width": 4, "benchmark.per_class": 9999}]}
-    sweep = load_sweep(plan)
-    result = run_sweep(sweep, tmp_path, jobs=2, executor="local", parameters={"timeout_min": 5})
-    done, failed = result.outcomes
-    assert (done.state, failed.state) == ("done", "failed")
-    assert done.progress == (2, 2)
+    sweep = load_sweep({"base": ONE})
+    [done] = run_sweep(sweep, tmp_path, executor="local", parameters={"timeout_min": 5}).outcomes
+    assert (done.state, done.error, done.progress) == ("done", None, (2, 2))
+    assert numbers(done.path) == numbers(run(sweep.runs[0].config, tmp_path / "alone"))
+
+
+@needs_submitit
+@pytest.mark.slow  # two jobs that each import the training stack
+def test_a_failure_in_submitits_jobs_is_told(tmp_path):
+    plan = {"base": ONE, "runs": [{"benchmark.per_class": 9999}, {"epochs": 2}]}
+    failed, done = run_sweep(load_sweep(plan), tmp_path, jobs=2, executor="local").outcomes
+    assert (failed.state, done.state) == ("failed", "done")
     assert failed.error == (
         "ArgumentError: each task takes samples of a class once and the smallest class of digits has 130; found "
         "per_class=9999. Use per_class=130 or less."
     )
-    assert numbers(done.path) == numbers(run(sweep.runs[0].config, tmp_path / "alone"))
+    assert "Traceback" in (failed.log.with_name(failed.log.name.replace(".out", ".err"))).read_text()
 
 
 def test_executors_are_checked(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import io
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments import compare, tables
@@ -52,6 +53,19 @@ def test_latex(found):
 def test_a_table_of_runs_has_a_row_each(found):
     lines = tables.to_markdown(found, each=True).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| a0", "| a1", "| b"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160, 240])
+def test_the_terminal_holds_every_column_without_breaking_a_number(found, width):
+    console = Console(width=width, file=io.StringIO())
+    for table in tables.to_rich(found, width=width):
+        console.print(table)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for wanted in ("strategy=EWC_online (2 runs)", "a|b (1 run)", "0.200 ± 0.141", "[0.100, 0.300]",
+                   "linearisation error", "λ_max recovery", "measuring share"):  # fmt: skip
+        assert wanted in text
+    assert "λ_max dip" not in text  # nothing was measured
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
