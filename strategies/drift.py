@@ -72,12 +72,12 @@ class KernelDriftPlugin(SupervisedPlugin):
     """
 
     def __init__(
-        self, n_samples: int = 32, output_weight: float = 1.0, kernel_weight: float = 1.0, seed: int = 0
+        self, n_samples: int = 32, output_weight: float = 0.1, kernel_weight: float = 0.1, seed: int = 0
     ) -> None:
         super().__init__()
         at_least("n_samples", n_samples, 1, 32)
-        at_least("output_weight", output_weight, 0, 1.0)
-        at_least("kernel_weight", kernel_weight, 0, 1.0)
+        at_least("output_weight", output_weight, 0, 0.1)
+        at_least("kernel_weight", kernel_weight, 0, 0.1)
         self.n_samples = n_samples
         self.output_weight = output_weight
         self.kernel_weight = kernel_weight
@@ -204,8 +204,8 @@ class KernelDrift(SupervisedTemplate):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         n_samples: int = 32,
-        output_weight: float = 1.0,
-        kernel_weight: float = 1.0,
+        output_weight: float = 0.1,
+        kernel_weight: float = 0.1,
         seed: int = 0,
         plugins: Any = None,
         **usual: Any,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from avalanche_ntk.strategies.memory import at_least, evaluating
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from avalanche_ntk.kernels.subject import swapped
@@ -62,7 +64,9 @@ class TangentForward:
             with swapped(model, {**statistics, **theta}):
                 return type(model).forward(model, *args, **kwargs)
 
-        with evaluating(model):
+        # Attention has a forward-mode derivative in its plain form only; torch warns when it first loads forward mode.
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")
             moved = torch.func.jvp(f, (base,), (tangents,))
         return tree_map(torch.add, moved[0], moved[1])
 

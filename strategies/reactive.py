@@ -341,11 +341,11 @@ def _some(samples: Probe, size: int, seed: int) -> Probe:
 
 
 def default_ntk() -> NTKPlugin:
-    """Return the plugin that these strategies read when they are given none: 32 samples of the first task.
+    """Return the plugin that these strategies read when they are given none: 16 samples of the first task.
 
     It measures every fifth iteration and keeps numbers only.
     """  # noqa: DOC201  (what is returned stands in the first line)
-    return NTKPlugin(ProbeSpec(size=32), Schedule.every_iterations(5), keep_kernels=False, spot_check_every=0)
+    return NTKPlugin(ProbeSpec(size=16), Schedule.every_iterations(5), keep_kernels=False, spot_check_every=0)
 
 
 def _with_ntk(ntk: NTKPlugin | None, plugins: Any) -> tuple[NTKPlugin, list[Any]]:
@@ -361,7 +361,7 @@ class ReactivationAwareLR(SupervisedTemplate):
     Args:
         model: The model.
         optimizer: The optimizer.
-        ntk: The `NTKPlugin` that is read; one of its own (32 samples of the first task, every fifth iteration) when
+        ntk: The `NTKPlugin` that is read; one of its own (16 samples of the first task, every fifth iteration) when
             None.
         probe: See `ReactivationPlugin`.
         threshold: See `ReactivationPlugin`.
@@ -397,7 +397,7 @@ class ReactivationReplay(SupervisedTemplate):
     Args:
         model: The model.
         optimizer: The optimizer.
-        ntk: The `NTKPlugin` that is read; one of its own (32 samples of the first task, every fifth iteration) when
+        ntk: The `NTKPlugin` that is read; one of its own (16 samples of the first task, every fifth iteration) when
             None.
         probe: See `ReactivationPlugin`.
         threshold: See `ReactivationPlugin`.

@@ -1,0 +1,167 @@
+"""The strategies of this package beside Naive, EWC and Replay on Split-Digits: the table of docs/strategies.md.
+
+Five tasks of two classes, five seeds (of the stream and of the training). For each strategy: mean accuracy on the test
+sets of all tasks at the end, forgetting (accuracy on a task when it had just been trained, minus that at the end, mean
+of the first four tasks), and how far the first task's kernel moved after its task's end (kernel distance between the
+first boundary and the end, and the mean over the four later tasks of that from start to end). Run it as
+
+    python timings/strategies.py
+    python timings/strategies.py --setting domain
+    python timings/strategies.py --setting task
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import random
+import time
+import warnings
+
+import numpy as np
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.models import MTSimpleMLP, avalanche_forward
+from avalanche_ntk.strategies import build
+
+from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
+from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.measures import kernel_distance
+from avalanche_ntk.models import MLP
+
+SETTINGS = {
+    "class": "class-incremental: one head of ten outputs",
+    "domain": "domain-incremental: one head of two outputs, the lower and the higher class of each task",
+    "task": "task-incremental: a head for each task, and the task's label is given",
+}
+
+# Each remembers 40 samples or directions a task: 200 in all.
+STRATEGIES = {
+    "Naive": {},
+    "EWC": {"ewc_lambda": 100.0},
+    "Replay": {"mem_size": 200},
+    "OGD": {"n_samples": 40},
+    "OGD, all logits": {"n_samples": 40, "logits": "all"},
+    "PCAOGD": {"n_samples": 200, "n_components": 40},
+    "PCAOGD, all logits": {"n_samples": 200, "n_components": 40, "logits": "all"},
+    "Linearised": {},
+    "KernelDrift": {"n_samples": 40},
+    "ReactivationAwareLR": {},
+    "ReactivationReplay": {"mem_size": 200},
+}
+
+
+def stream(setting: str, seed: int):
+    benchmark = split_digits(5, seed=seed, task_labels=setting == "task")
+    if setting != "domain":
+        return benchmark
+    halves = []
+    for part in (benchmark.train_stream, benchmark.test_stream):
+        tasks = []
+        for experience in part:
+            dataset = experience.dataset.eval()
+            x = torch.stack([dataset[i][0] for i in range(len(dataset))])
+            y = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
+            tasks.append((x, (y == y.max()).long()))
+        halves.append(tasks)
+    return tensors_benchmark(train_tensors=halves[0], test_tensors=halves[1], task_labels=[0] * 5)
+
+
+def accuracies(model, benchmark) -> list[float]:
+    """Accuracy on each task's test set, in percent."""
+    found = []
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for experience in benchmark.test_stream:
+            dataset = experience.dataset.eval()
+            x = torch.stack([dataset[i][0] for i in range(len(dataset))])
+            y = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
+            tasks = torch.tensor([int(dataset[i][-1]) for i in range(len(dataset))])
+            known = getattr(model, "known_train_tasks_labels", None)
+            if known is not None and int(tasks[0]) not in known:
+                found.append(float("nan"))
+                continue
+            found.append(100 * float((avalanche_forward(model, x, tasks).argmax(1) == y).double().mean()))
+    model.train(training)
+    return found
+
+
+def run(name: str, seed: int, setting: str, epochs: int, lr: float, **arguments) -> dict[str, float]:
+    benchmark = stream(setting, seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    outputs = 2 if setting == "domain" else 10
+    model = MTSimpleMLP(input_size=64, hidden_size=64) if setting == "task" else MLP(64, outputs, width=64, depth=2)
+    ntk = NTKPlugin(ProbeSpec(size=64), Schedule.boundaries_only(), on_error="raise", spot_check_every=0)
+    begin = time.perf_counter()
+    strategy = build(
+        name.split(",")[0],
+        benchmark=benchmark,
+        model=model,
+        lr=lr,
+        epochs=epochs,
+        mb_size=16,
+        plugins=[ntk],
+        **arguments,
+    )
+    table = []
+    for experience in benchmark.train_stream:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # what Avalanche's plugins call is deprecated in Avalanche
+            strategy.train(experience)
+        table.append(accuracies(strategy.model, benchmark))
+    kernels = [ntk.trajectory.kernel(m.index) for m in ntk.trajectory]
+    boundaries = [m.index for m in ntk.trajectory if m.clock.event == "experience_start"]
+    moved = [ntk.trajectory.reactivations[e].moved for e in range(1, 5)]  # None when training diverged
+    found = {
+        "accuracy": float(np.mean(table[-1])),
+        "forgetting": float(np.mean([table[i][i] - table[-1][i] for i in range(4)])),
+        "learned": float(np.mean([table[i][i] for i in range(5)])),
+        "moved_in_all": kernel_distance(kernels[boundaries[1]], kernels[-1]),
+        "moved_a_task": float(np.mean(np.array(moved, dtype=float))),
+        "seconds": time.perf_counter() - begin,
+    }
+    for plugin in strategy.plugins:
+        if hasattr(plugin, "replayed"):
+            found["replayed"] = sum(plugin.replayed) / (strategy.clock.train_iterations / 5 * 4)
+        if hasattr(plugin, "added"):
+            found["directions"] = len(plugin.directions)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=list(SETTINGS), default="class", help="; ".join(SETTINGS.values()))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--only", nargs="*", choices=list(STRATEGIES))
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="replace arguments")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    overrides = {
+        name: float(value) if "." in value else int(value) for name, value in (o.split("=") for o in arguments.set)
+    }
+    print("| strategy | accuracy % | forgetting % | learned % | moved in all | moved a task | s a run |")
+    print("|---|---|---|---|---|---|---|")
+    for name in arguments.only or STRATEGIES:
+        runs = [
+            run(name, seed, arguments.setting, arguments.epochs, arguments.lr, **{**STRATEGIES[name], **overrides})
+            for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        ]
+        columns = {column: np.array([r[column] for r in runs]) for column in runs[0]}
+        spread = {column: f"{v.mean():.1f} ± {v.std(ddof=1):.1f}" for column, v in columns.items()}
+        small = {column: f"{v.mean():.3f} ± {v.std(ddof=1):.3f}" for column, v in columns.items()}
+        cells = [name, spread["accuracy"], spread["forgetting"], spread["learned"]]
+        cells += [small["moved_in_all"], small["moved_a_task"], f"{columns['seconds'].mean():.1f}"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+        for extra in columns.keys() & {"replayed", "directions"}:
+            print(f"<!-- {name}: {extra} {small[extra]} -->", flush=True)
+
+
+if __name__ == "__main__":
+    main()
