@@ -165,16 +165,18 @@ def _alignment(found: dict[int, measures.Reactivation]) -> str:
 def _accuracy(run: Run, trajectory: Trajectory) -> str:
     experience = run.experience_of(trajectory.probe)
     after = {e: y for e, _, y in run.accuracies(experience) if e >= 0}
+    overall = run.stream_accuracies()
+    ended = f" On the whole test stream it ended at {share(overall[-1][2])}." if overall else ""
     if not after:
-        return "Accuracy was not recorded."
+        return f"Accuracy on task {experience + 1} was not recorded.{ended}"
     last = max(after)
     first = next(iter(after))
     if first == last:
-        return f"Accuracy on task {experience + 1} was {share(after[last])}."
+        return f"Accuracy on task {experience + 1} was {share(after[last])}.{ended}"
     _, forgetting = lost(run, trajectory.probe, last)
     return (
         f"Accuracy on task {experience + 1} went from {share(after[first])} to {share(after[last])} "
-        f"(forgetting {share(forgetting)})."
+        f"(forgetting {share(forgetting)}).{ended}"
     )
 
 

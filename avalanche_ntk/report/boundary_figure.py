@@ -8,9 +8,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from avalanche_ntk.report.runs import Run
-from avalanche_ntk.report.style import COLOURS, FAINT, MARKERS, PAGE_INCHES, add_legend, drawing, new_figure, set_log
+from avalanche_ntk.report.style import (
+    COLOURS,
+    FAINT,
+    MARKERS,
+    PAGE_INCHES,
+    add_legend,
+    drawable,
+    drawing,
+    legend_height,
+    new_figure,
+    set_log,
+)
 
-_MOST_LABELS = 8
+_MOST_LABELS = 5
 
 
 def boundary_figure(runs: Sequence[Run], probe: str | None = None, *, width: float = PAGE_INCHES) -> Figure | None:
@@ -36,7 +47,8 @@ def boundary_figure(runs: Sequence[Run], probe: str | None = None, *, width: flo
         drawers.append(_accuracy)
     wide = width > 5
     with drawing():
-        figure = new_figure(width, 2.5 if wide else 0.3 + 1.65 * len(drawers))
+        names = [run.name for run in runs]
+        figure = new_figure(width, (2.5 if wide else 0.3 + 1.65 * len(drawers)) + legend_height(names, width))
         shape = (1, len(drawers)) if wide else (len(drawers), 1)
         axes = figure.subplots(*shape, squeeze=False).ravel()
         for axis, draw in zip(axes, drawers, strict=True):
@@ -49,7 +61,7 @@ def boundary_figure(runs: Sequence[Run], probe: str | None = None, *, width: flo
         if wide:
             for axis in axes[:-1]:
                 axis.set_xlabel(" ")
-        add_legend(figure, [run.name for run in runs], markers=True)
+        add_legend(figure, names, markers=True)
     return figure
 
 
@@ -71,10 +83,10 @@ def _pace(axis: Axes, runs: Sequence[Run], probe: str | None, boundaries: list[i
         places = _places(position, len(runs), boundaries)
         colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
         for experience, r in run.trajectory(probe).reactivations.items():
-            if experience not in places or r.peak is None:
+            if experience not in places or r.peak is None or not drawable(r.peak):
                 continue
             x = places[experience]
-            if r.base is not None:
+            if r.base is not None and drawable(r.base):
                 axis.plot([x, x], [r.base, r.peak], color=colour, linewidth=1.2)
                 axis.plot(x, r.base, marker=marker, color=colour, markerfacecolor="none", markersize=4, linestyle="")
                 seen.append(r.base)
@@ -91,9 +103,10 @@ def _norm(axis: Axes, runs: Sequence[Run], probe: str | None, boundaries: list[i
         places = _places(position, len(runs), boundaries)
         colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
         for experience, r in run.trajectory(probe).reactivations.items():
-            if experience not in places or r.norm_dip is None or r.norm_recovery is None:
+            if experience not in places or not (drawable(r.norm_dip) and drawable(r.norm_recovery)):
                 continue
             x = places[experience]
+            assert r.norm_dip is not None and r.norm_recovery is not None
             axis.plot([x, x], [r.norm_dip, r.norm_recovery], color=colour, linewidth=1.2)
             axis.plot(x, r.norm_dip, marker=marker, color=colour, markersize=4.5, linestyle="")
             axis.plot(x, r.norm_recovery, marker=marker, color=colour, markerfacecolor="none", markersize=4, ls="")

@@ -16,7 +16,9 @@ from avalanche_ntk.report.style import (
     MARKERS,
     PAGE_INCHES,
     add_legend,
+    drawable,
     drawing,
+    legend_height,
     look,
     new_figure,
     set_log,
@@ -92,7 +94,8 @@ def curves(
     accuracy = accuracy and any(evaluated)
     rows = len(panels) + accuracy
     with drawing():
-        figure = new_figure(width, 0.35 + (1.12 if width < 5 else 1.4) * rows)
+        names = [run.name for run in runs]
+        figure = new_figure(width, 0.35 + (1.12 if width < 5 else 1.4) * rows + legend_height(names, width))
         axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0].tolist()
         for panel, axis in zip(panels, axes, strict=False):
             drawn = [_draw(axis, t, panel.column, position) for position, t in enumerate(trajectories)]
@@ -112,7 +115,7 @@ def curves(
             axes[-1].set_ylabel("accuracy on\nthe probe's task")
         mark_boundaries(axes, trajectories)
         axes[-1].set_xlabel("training iteration")
-        add_legend(figure, [run.name for run in runs])
+        add_legend(figure, names)
         if title:
             figure.suptitle(plain(title), x=0.01, ha="left", fontsize=9, parse_math=False)
         figure.align_ylabels(axes)
@@ -142,7 +145,8 @@ def mark_boundaries(axes: Sequence[Axes], trajectories: Sequence[Trajectory]) ->
     step = math.ceil(len(longest) / _MOST_LABELS)
     wide = axes[0].figure.get_figwidth() > 5  # type: ignore[union-attr]
     for number, (experience, iteration) in list(enumerate(longest))[::step] if alike else []:
-        text = f"task {experience + 1}" if wide or number == 0 else f"{experience + 1}"
+        spelt = wide or (number == 0 and len(longest) < _MOST_LABELS)
+        text = f"task {experience + 1}" if spelt else f"{experience + 1}"
         write_label(
             axes[0],
             iteration,
@@ -171,7 +175,7 @@ def series_of(trajectory: Trajectory, column: str) -> list[tuple[int, float]]:
     segment = None
     for m in trajectory:
         value = m.values.get(column)
-        if m.failure is not None or value is None or not math.isfinite(value):
+        if m.failure is not None or value is None or not drawable(value):
             continue
         if segment is not None and m.segment != segment:
             points.append((m.clock.iteration, math.nan))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.report.figures import mark_boundaries, series_of
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, look, new_figure, set_log, write_label
+from avalanche_ntk.report.style import PAGE_INCHES, drawable, drawing, look, new_figure, set_log, write_label
 from avalanche_ntk.trajectory import Measurement, Trajectory
 
 # Colours whose lightness grows with the value, so that a print in grey shows the same.
@@ -137,7 +137,7 @@ def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) ->
         if points:
             times = [m.clock.iteration for m, _ in points]
             for position, rank in enumerate(ranks):
-                values = [v[rank - 1] if v[rank - 1] > 0 else np.nan for _, v in points]
+                values = [v[rank - 1] if v[rank - 1] > 0 and drawable(v[rank - 1]) else np.nan for _, v in points]
                 marker = "." if len(points) < 3 else None
                 axes[0].plot(times, values, marker=marker, **look(position))
                 last = next((v for v in reversed(values) if np.isfinite(v)), None)
@@ -153,7 +153,7 @@ def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) ->
                         va="center",
                         fontsize=7,
                     )
-            set_log(axes[0], [float(v[0]) for _, v in points])
+            set_log(axes[0], [float(v[0]) for _, v in points if drawable(v[0])])
             axes[0].set_ylabel("eigenvalue of rank 1, 2, 4 …")
         if effective:
             axes[-1].plot([x for x, _ in effective], [y for _, y in effective], **look(0))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from avalanche_ntk.report.figures import Panel, curves, mark_boundaries, series_of
 from avalanche_ntk.report.runs import Run
-from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, look, new_figure, set_log
+from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, legend_height, look, new_figure, set_log
 from avalanche_ntk.trajectory import Trajectory
 
 _LAYER = re.compile(r"layer\[(?P<name>.+)\]\.(?P<column>[a-z_]+)", re.DOTALL)
@@ -89,7 +89,9 @@ def layer_figure(trajectory: Trajectory, *, width: float = PAGE_INCHES) -> Figur
     if not layers:
         return None
     with drawing():
-        figure = new_figure(width, 0.45 + (1.15 if width < 5 else 1.4) * len(LAYER_PANELS))
+        names = [layer.name for layer in layers]
+        height = 0.45 + (1.15 if width < 5 else 1.4) * len(LAYER_PANELS)
+        figure = new_figure(width, height + legend_height(names, width))
         axes = figure.subplots(len(LAYER_PANELS), 1, sharex=True)
         for panel, axis in zip(LAYER_PANELS, axes, strict=True):
             seen = []
@@ -102,7 +104,7 @@ def layer_figure(trajectory: Trajectory, *, width: float = PAGE_INCHES) -> Figur
                 set_log(axis, seen)
         mark_boundaries(axes, [trajectory])
         axes[-1].set_xlabel("training iteration")
-        add_legend(figure, [layer.name for layer in layers])
+        add_legend(figure, names)
         figure.align_ylabels(list(axes))
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,8 @@ Runs: TypeAlias = "StrPath | Sequence[StrPath] | Mapping[str, StrPath]"
 
 RUN_FILE = "run.json"
 _DEPTH = 5
+# Some report accuracy in per cent.
+_HIGHEST_ACCURACY = 100.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Run:
         for evaluation in self.evaluations:
             found: dict[str, list[float]] = {}
             for tag, value in evaluation.values.items():
-                if (match := pattern.fullmatch(tag)) and math.isfinite(value):
+                if (match := pattern.fullmatch(tag)) and abs(value) <= _HIGHEST_ACCURACY:
                     found.setdefault(match["stream"], []).append(value)
             values = found.get("test") or next(iter(found.values()), None)
             if values:
@@ -259,7 +260,7 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
             read(run, record)
         except _Unknown as unknown:
             strangers.add(str(unknown))
-        except (KeyError, TypeError, ValueError, ArgumentError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ArgumentError) as error:
             run.problems.append(f"a record of kind {kind} cannot be used ({type(error).__name__}: {error}).")
     status = folder.meta.get("status")
     if isinstance(status, str) and status != "complete":

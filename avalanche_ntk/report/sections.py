@@ -33,6 +33,7 @@ _LONGEST_SETTING = 300
 _MOST_FAILURES = 5
 _MOST_OVERLAPS = 4
 _MOST_LINES = 14
+_MOST_NOTES = 100
 _MOST_SINGLE = 8
 
 
@@ -344,9 +345,13 @@ class Report:
                 f"{run.name}: {plain(name)} is undefined at {counted(count, 'measurement')}: {plain(reason, 300)}"
                 for (name, reason), count in undefined.most_common(12)
             ]
+        count = len(notes)
+        if count > _MOST_NOTES:
+            more = f"and {count - _MOST_NOTES:,} more, which are in the run folders."
+            notes = [*notes[:_MOST_NOTES], more]
         if notes:
             body += details(
-                f"Failures, notes and undefined numbers ({len(notes)})", bullets(notes), is_open=len(notes) < 9
+                f"Failures, notes and undefined numbers ({count:,})", bullets(notes), is_open=len(notes) < 9
             )
         return Section("trust", "How far to trust this", body, "Trust")
 

@@ -82,20 +82,28 @@ def look(position: int) -> dict[str, Any]:
     return {"color": COLOURS[position % len(COLOURS)], "linestyle": STYLES[(position + again) % len(STYLES)]}
 
 
-def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False, columns: int | None = None) -> None:
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """Return how many names fit side by side into a figure of that width in inches."""
+    longest = max((len(plain(name, 40)) for name in names), default=1)
+    return min(len(names), max(1, int(width * 72 / (longest * 4.6 + 38))))
+
+
+def legend_height(names: Sequence[str], width: float) -> float:
+    """Return the height in inches of a legend's rows beyond the first, by which a figure must be higher."""
+    return 0.155 * (-(-len(names) // max(1, legend_columns(names, width))) - 1) if names else 0.0
+
+
+def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False) -> None:
     """Name the series above the axes, in the order of their positions; names are shown as they are, never as TeX."""
     handles = [
         Line2D([], [], marker=MARKERS[i % len(MARKERS)] if markers else "None", markersize=3.5, **look(i))
         for i in range(len(names))
     ]
-    width = figure.get_figwidth() * 72
-    longest = max((len(plain(name, 40)) for name in names), default=1)
-    fitting = max(1, int(width / (longest * 4.6 + 38)))
     legend = figure.legend(
         handles,
         [str(i) for i in range(len(names))],
         loc="outside upper left",
-        ncols=columns or min(len(names), fitting),
+        ncols=legend_columns(names, figure.get_figwidth()),
         handlelength=2.6,
         columnspacing=1.2,
         borderaxespad=0.1,
@@ -108,6 +116,11 @@ def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False, c
 def write_label(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
     """Write a foreign string into axes as it is, never as TeX."""
     axis.annotate(plain(text, 40), (x, y), parse_math=False, annotation_clip=False, **options)
+
+
+def drawable(value: float | None) -> bool:
+    """Tell whether a number can be drawn: finite, and far from where the arithmetic of axes overflows."""
+    return value is not None and abs(value) < 1e100 and (value == 0 or abs(value) > 1e-100)
 
 
 def set_log(axis: Axes, values: Sequence[float]) -> None:

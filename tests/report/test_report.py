@@ -1,5 +1,6 @@
 """The page: it says what is in the runs, stands alone, and shows foreign text as text."""
 
+import json
 import re
 import struct
 import subprocess
@@ -239,6 +240,22 @@ def test_kernels_that_are_gone_or_damaged(make_run):
     assert "the file is missing" in found["kernels"]
 
 
+def test_numbers_that_no_axis_can_hold_are_not_drawn(make_run):
+    path = make_run(experiences=2)
+    lines = [json.loads(line) for line in (path / "measurements.jsonl").read_text().splitlines()]
+    odd = [1e300, -1e300, {"nonfinite": "inf"}, {"nonfinite": "nan"}, 1e-300, 0]
+    for number, line in enumerate(lines):
+        if line["kind"] == "measurement":
+            line["values"] = dict.fromkeys(line["values"], odd[number % len(odd)])
+        for name in ("base", "peak", "norm_dip", "norm_recovery", "spike"):
+            if line["kind"] == "reactivation":
+                line["reactivation"][name] = odd[number % 3]
+    lines.append({"kind": "evaluation", "experience": 1, "iteration": 10**18, "values": [1]})
+    (path / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = sections_of(path)
+    assert "a record of kind evaluation cannot be used (AttributeError: " in found["answer"]
+
+
 def test_nothing_but_failures(make_run):
     found = sections_of(make_run("bad", experiences=1, fail=tuple(range(9))))
     assert found["answer"] == "bad : all 9 measurements failed, so that there is nothing to say of the kernel."
@@ -291,13 +308,16 @@ def test_the_answer_in_numbers(make_run):
         "times the pace before (median 2.2), a spike of between −0.0010 and 0.0020 per iteration. λ_max fell to "
         "between 0.50 and 0.80 of its value at the boundary and stood at between 0.90 and 1.2 times that value when "
         "the new task ended. Alignment with the labels dropped by up to 0.25. Accuracy on task 1 went from 1.000 to "
-        "0.000 (forgetting 1.000)."
+        "0.000 (forgetting 1.000). On the whole test stream it ended at 0.500."
     )
 
 
 def test_the_answer_where_nothing_is_defined(make_run):
     run = run_with(make_run, {0: at(0), 1: at(1, reasons={"spike": "it was not measured"})}, accuracies=None)
-    assert answer(run) == "r: No spike can be given at 1 boundary: it was not measured. Accuracy was not recorded."
+    assert (
+        answer(run)
+        == "r: No spike can be given at 1 boundary: it was not measured. Accuracy on task 1 was not recorded."
+    )
 
 
 def test_the_verdict_beside_a_control(make_run):
