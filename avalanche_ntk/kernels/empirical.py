@@ -365,6 +365,7 @@ class _Run:
         self.whole: Batch | None = None
         self.plan: Plan | None = None
         self.size: int | None = None
+        self.left: tuple[Batch | None, engine.Pass | None] = (None, None)
 
     def check(self, batch: Batch) -> None:
         """Run the model on the first batch (its first block where that is known) and refuse what has no kernel."""
@@ -372,7 +373,10 @@ class _Run:
         alone = self.method in (Method.JACOBIAN, Method.LOOP)
         before = rng_fingerprint()
         self.whole = batch
+        ahead = None if alone or len(batch) < 4 * engine.LARGE else engine.plan_ahead(subject, batch, self.budget)
         self.first = engine.forward(subject, batch.take(slice(0, 1)) if alone else batch)
+        if ahead is not None:
+            engine.keep_if_true(subject, ahead, self.first)
         if rng_fingerprint() != before:
             again = subject.forward(batch.take(slice(0, 1)) if alone else batch)
             if not torch.equal(self.first.out, again):
@@ -395,6 +399,7 @@ class _Run:
             result = {g: rows.new_zeros(shape) for g in self.members}
             for i in range(0, n, size):
                 left = b1.take(slice(i, i + size))
+                self.left = (left, None)
                 for k in range(i if b2 is None else 0, m, size):
                     right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
                     for g, value in self.pair(left, right, rows).items():
@@ -402,37 +407,33 @@ class _Run:
                         if b2 is None and k != i:
                             turned = value.permute(1, 0, 3, 2) if self.full else value.T
                             result[g][k : k + size, i : i + size] = turned
+        self.left = (None, None)
         self.info.methods |= self.tally.forms
         self.info.flops = self.tally.flops
         self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
         return result
 
     def _block(self, batch: Batch, rows: Tensor, n: int) -> int:
-        """Return the most samples (a power of two below n) for which one block of everything fits the budget."""
+        """Return the most samples (all, or a power of two) for which one pair of blocks fits the budget."""
+        copies = rows.element_size() * (rows.shape[0] if self.full else 1)
         if self.method in (Method.JACOBIAN, Method.LOOP):
             # parameters and outputs are taken in groups: the largest parameter alone has to fit
-            need = 2 * max(p.numel() for p in self.subject.leaves.values()) * rows.element_size()
-            need *= rows.shape[0] if self.full else 1
+            alone = each = 2 * max(p.numel() for p in self.subject.leaves.values()) * copies
         else:
-            need = self._bytes_per_sample(batch, rows)
-        if n * need <= self.budget:
-            return n
-        size = 1
-        while 2 * size * need <= self.budget:
-            size *= 2
-        if need > self.budget:
+            plan = self._plan(batch, self.first)
+            alone, each = (v * copies for v in engine.sample_sizes(self.subject, plan, self.first))
+        if alone > self.budget:
             raise MemoryBudgetError(
-                f"memory_budget={self.budget} bytes is too small for a block of one sample: about {need} bytes"
+                f"memory_budget={self.budget} bytes is too small for a block of one sample: about {alone} bytes"
                 " are needed"
                 f" for {type(self.subject.model).__name__} with {rows.shape[0]} outputs. Raise memory_budget to that."
             )
+        if n * each <= self.budget:
+            return n
+        size = 1
+        while 4 * size * each <= self.budget:  # the next size, on both sides of a pair
+            size *= 2
         return size
-
-    def _bytes_per_sample(self, batch: Batch, rows: Tensor) -> int:
-        """Return the bytes that one sample of a block takes at least: its largest signal and gradient, thrice."""
-        plan = self._plan(batch, self.first)
-        r = rows.shape[0] if self.full else 1
-        return 3 * engine.largest_piece(self.subject, plan, self.first) * r * rows.element_size()
 
     def _plan(self, batch: Batch, at: engine.Pass) -> Plan:
         """Return the plan of a pass; that of the first pass is looked up once."""
@@ -443,8 +444,16 @@ class _Run:
         return self.plan
 
     def _pass(self, batch: Batch) -> engine.Pass:
-        """Return the model's pass on a batch; the first one is at hand already."""
-        return self.first if batch is self.whole else engine.forward(self.subject, batch)
+        """Return the model's pass on a batch; the first one, and the last left-hand block's, are at hand already."""
+        if batch is self.whole:
+            return self.first
+        if batch is not self.left[0]:
+            return engine.forward(self.subject, batch)
+        if self.left[1] is None:
+            self.left = (batch, engine.forward(self.subject, batch))
+        found = self.left[1]
+        assert found is not None
+        return found
 
     def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
         """Return group → kernel of one pair of blocks."""

@@ -119,6 +119,31 @@ def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None
     return plan
 
 
+def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | None:
+    """Make the plan of a model that has none for such inputs from a few samples, while no large pass is held.
+
+    Returns:
+        The outputs of the samples it was made on, for `keep_if_true`; None where nothing was made.
+    """
+    known = _PLANS.setdefault(subject.model, {})
+    shapes, leaves = batch.shapes(), tuple(subject.leaves)
+    if any(key[1] == shapes and key[4] == leaves for key in known):
+        return None
+    few = batch.take(slice(0, LARGE))
+    try:
+        at = forward(subject, few)
+        plan_for(subject, few, at, budget)
+    except ModelError:  # found again, with the whole batch's words, where it is no matter of these few
+        return None
+    return at.out.detach()
+
+
+def keep_if_true(subject: Subject, ahead: Tensor, at: Pass) -> None:
+    """Forget the plan made ahead where its samples have other outputs in the whole batch."""
+    if not _agree(at.out[: len(ahead)], ahead):
+        _PLANS.pop(subject.model, None)
+
+
 def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = None) -> Plan:
     """Read and prove a graph on `LARGE` samples of the batch (repeated where it has fewer).
 
@@ -586,27 +611,31 @@ def kernels(
     return result
 
 
-def largest_piece(subject: Subject, plan: Plan, at: Pass) -> int:
-    """Return the numbers in the largest signal or explicit gradient that one sample of this pass needs."""
-    sizes = [_numel(at.graph.shape(e)) // at.n for e in plan.edges()]
-    for name in (*plan.pulled, *plan.generic):
-        sizes.append(subject.leaves[name].numel())
+def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
+    """Numbers that one sample of this pass needs at a time.
+
+    A backward pass holds, besides the signals asked for, those of both branches of a residual block and the copies that
+    convolutions make of theirs: six in all.
+
+    Returns:
+        `(alone, each)`: what one sample needs by itself, thrice its largest signal, gradient or patches (which are made
+        for some samples at a time); and what every sample of a block adds.
+    """
+    signal = max((_numel(at.graph.shape(e)) // at.n for e in plan.edges()), default=1)
+    gradients = [subject.leaves[name].numel() for name in (*plan.pulled, *plan.generic)]
+    patches = []
+    side = _Side(subject, plan, at)
     for handle in plan.handles:
         for u in handle.uses:
             if at.graph.names[u.node] == "ConvolutionBackward0" and u.slot == 1:
-                # patches: every weight of one output channel, at every position
-                weight, out = (
-                    at.graph.shape(handle.edge)
-                    if handle.edge[0] not in at.graph.owner
-                    else tuple(at.graph.nodes[handle.edge[0]].variable.shape),
-                    at.graph.shape(u.edge),
-                )
-                sizes.append(_numel(weight) // max(1, weight[0]) * (_numel(out) // max(1, out[1])) // at.n)
+                # every weight of one output channel, at every position
+                weight, out = side.w_shape(handle), at.graph.shape(u.edge)
+                patches.append(_numel(weight) // max(1, weight[0]) * (_numel(out) // max(1, out[1])) // at.n)
     for name, groups in plan.native.items():
-        side = _Side(subject, plan, at)
         if any(_is_dense(side, h) for g in groups for h in g):
-            sizes.append(subject.leaves[name].numel())
-    return max(sizes, default=1)
+            gradients.append(subject.leaves[name].numel())
+    explicit = max(gradients, default=1)
+    return 3 * max(signal, explicit, *patches, 1), max(6 * signal, 3 * explicit)
 
 
 def _outputs_at_once(p: Pass, q: Pass, edges: list[Edge], r: int, total: float, same: bool) -> int:

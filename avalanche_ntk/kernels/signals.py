@@ -51,13 +51,22 @@ def pull(
     """
     r = cotangents[0].shape[0]
     if r == 1 or not batched:
-        rows = [
-            torch.autograd.grad(outputs, inputs, [c[k] for c in cotangents], retain_graph=True, allow_unused=True)
-            for k in range(r)
-        ]
-        if r == 1:
-            return [None if g is None else g.unsqueeze(0) for g in rows[0]]
-        return [None if col[0] is None else torch.stack(col) for col in zip(*rows, strict=True)]
+        found: list[Tensor | None] = [None] * len(inputs)
+        for k in range(r):
+            row = torch.autograd.grad(outputs, inputs, [c[k] for c in cotangents], retain_graph=True, allow_unused=True)
+            for i, g in enumerate(row):
+                if g is None:
+                    continue
+                if r == 1:
+                    found[i] = g.unsqueeze(0)
+                    continue
+                if k == 0:
+                    found[i] = g.new_empty((r, *g.shape))
+                held = found[i]
+                assert held is not None
+                held[k].copy_(g)
+            del row
+        return found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vmap announces operators without a batching rule; they are still exact
         return list(
