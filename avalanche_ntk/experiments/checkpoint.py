@@ -19,6 +19,7 @@ from avalanche.models import DynamicModule
 from avalanche_ntk.experiments.config import RunConfig
 
 NAME = "checkpoint.pt"
+WHOLE = "checkpoint.pkl"
 
 WITHOUT_STATE = frozenset({"Naive", "OnlineNaive"})
 """Strategies that remember nothing of earlier tasks but the weights."""

@@ -147,6 +147,11 @@ class RunConfig:
     seed: int = option(0, least=0, help="Seed of data, model and training.")
     device: str = option("cpu", help="Device, such as cpu, cuda or cuda:1.")
     threads: int = option(1, least=1, help="Threads of torch on the CPU: sums depend on their number.")
+    checkpoint: str = option(
+        "plain",
+        choices=lambda: ("plain", "whole"),
+        help="What is stored after an experience: numbers, or, where these are too few, the whole strategy (a pickle).",
+    )
     tensorboard: bool = option(False, help="Whether Avalanche's curves go to `tensorboard/` in the run folder.")
 
     def __post_init__(self) -> None:
@@ -173,7 +178,7 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the content, without what changes no number (`tensorboard`)."""
+        """SHA-256 of the content, without what changes no number (`checkpoint`, `tensorboard`)."""
         return content_hash(self.as_dict())
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
@@ -197,7 +202,7 @@ class RunConfig:
 SHORTHANDS = {f.name: f.metadata["shorthand"] for f in fields(RunConfig) if f.metadata["shorthand"]}
 """By section, its key that a plain value in its place stands for."""
 
-_NO_INFLUENCE = ("tensorboard",)
+_NO_INFLUENCE = ("checkpoint", "tensorboard")
 
 
 def content_hash(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import platform
 import subprocess
@@ -19,11 +21,13 @@ import yaml
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import TensorboardLogger
 
+from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments import checkpoint
-from avalanche_ntk.experiments.assemble import make_setup
+from avalanche_ntk.experiments.assemble import Setup, make_setup
 from avalanche_ntk.experiments.config import RunConfig, content_hash, load_config
 from avalanche_ntk.experiments.schema import ConfigError
+from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.resume import is_run
 from avalanche_ntk.runfolder import RunFolder
@@ -143,7 +147,7 @@ class _Diary(SupervisedPlugin, supports_distributed=True):
             return
         self.note(self.meta)
         self.written = True
-        if self.tensorboard:
+        if self.tensorboard and not any(isinstance(e, TensorboardLogger) for e in strategy.evaluator.loggers):
             # Made only now: a folder that is not empty would have been refused.
             logger = TensorboardLogger(self.path / "tensorboard")
             logger.writer.purge_step = strategy.clock.train_iterations + 1
@@ -178,6 +182,7 @@ def _train(
     }
     diary = _Diary(path, meta, config.tensorboard)
     state = checkpoint.load(path / checkpoint.NAME, config) if known else None
+    whole = bool(known) and state is None and config.checkpoint == "whole" and (path / checkpoint.WHOLE).is_file()
     done = int(state["experiences"]) if state else 0
     setup = make_setup(config, path, done=done, further=[diary])
     diary.ntk = setup.ntk
@@ -186,12 +191,22 @@ def _train(
         **setup.facts,
         "n_experiences": len(setup.streams),
         "experiences_done": done,
-        "resumes": "behind its last complete experience" if reason is None else f"from its start: {reason}",
+        "resumes": "behind its last complete experience"
+        if reason is None or config.checkpoint == "whole"
+        else f"from its start: {reason}",
     }
     if state:
         checkpoint.restore(state, setup.strategy)
-    else:
+    elif whole:
+        try:
+            done = _load_whole(setup, diary, path)
+            diary = next(plugin for plugin in setup.strategy.plugins if isinstance(plugin, _Diary))
+        except Exception:  # noqa: BLE001  (whatever is wrong with the file, training anew is right)
+            setup = make_setup(config, path, done=0, further=[diary])
+            diary.ntk = setup.ntk
+    if not done:
         _begin(path, config, meta, replace=known is not None or overwrite)
+    meta["experiences_done"] = done
 
     def spent() -> float:
         return earlier + time.perf_counter() - begin
@@ -203,6 +218,8 @@ def _train(
             setup.strategy.eval(setup.benchmark.test_stream)
             if reason is None:
                 checkpoint.save(path / checkpoint.NAME, setup.strategy, config, number + 1)
+            elif config.checkpoint == "whole":
+                save_checkpoint(setup.strategy, path / checkpoint.WHOLE)
             diary.note({"experiences_done": number + 1, "wall_seconds": spent()})
             on_progress(number + 1, len(setup.streams))
     except Exception as error:
@@ -218,7 +235,23 @@ def _train(
             if isinstance(logger, TensorboardLogger):
                 logger.writer.close()
     diary.note({"status": COMPLETE, "finished": _now(), "wall_seconds": spent()})
-    (path / checkpoint.NAME).unlink(missing_ok=True)
+    _remove_checkpoints(path)
+
+
+def _load_whole(setup: Setup, diary: _Diary, path: Path) -> int:
+    """Put the strategy of a pickle, its plugins included, in the place of the one made; return how far it was."""
+    with contextlib.redirect_stdout(io.StringIO()):  # Avalanche prints a line for each tensor
+        setup.strategy, done = load_checkpoint(setup.strategy, path / checkpoint.WHOLE)
+    setup.ntk = NTKPlugin.of(setup.strategy)
+    for plugin in setup.strategy.plugins:
+        if isinstance(plugin, _Diary):
+            plugin.path, plugin.meta, plugin.ntk, plugin.written = path, diary.meta, setup.ntk, False
+    return done
+
+
+def _remove_checkpoints(path: Path) -> None:
+    for name in (checkpoint.NAME, checkpoint.WHOLE):
+        (path / name).unlink(missing_ok=True)
 
 
 def _begin(path: Path, config: RunConfig, meta: dict[str, Any], replace: bool) -> None:
@@ -228,7 +261,7 @@ def _begin(path: Path, config: RunConfig, meta: dict[str, Any], replace: bool) -
     `config.yaml`, from which the run can be made again, too.
     """
     RunFolder.create(path, meta, overwrite=replace).close()
-    (path / checkpoint.NAME).unlink(missing_ok=True)
+    _remove_checkpoints(path)
     temporary = path / f"{CONFIG}.tmp"
     temporary.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(temporary, path / CONFIG)

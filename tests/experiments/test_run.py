@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -120,10 +121,19 @@ def is_in_the_next_task(path):
     )
 
 
-@pytest.mark.parametrize("moment", ["in the next task", pytest.param("at once", marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, tmp_path, moment):
+KILLS = [
+    pytest.param("in the next task", {}, id="in the next task"),
+    pytest.param("at once", {}, id="at once", marks=pytest.mark.slow),
+    pytest.param("in the next task", {"strategy": "Replay", "checkpoint": "whole"}, id="whole", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("moment", "values"), KILLS)
+def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, tmp_path, moment, values):
     path = tmp_path / "killed"
-    job = {"config": load_config(TINY).as_dict(), "out": str(path), "tags": {}, "overwrite": False}
+    config = load_config(TINY, values)
+    whole = run(config, tmp_path / "whole") if values else uninterrupted
+    job = {"config": config.as_dict(), "out": str(path), "tags": {}, "overwrite": False}
     (tmp_path / "job.json").write_text(json.dumps(job))
     process = subprocess.Popen(
         [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(tmp_path / "job.json")],
@@ -143,10 +153,10 @@ def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, tmp_path, momen
     assert "progress 3 3" not in rest
     assert RunFolder.open(path).meta["status"] == "running"
     told = []
-    run(TINY, path, on_progress=lambda *n: told.append(n))
+    run(config, path, on_progress=lambda *n: told.append(n))
     assert told[0][0] >= 1  # what was complete is not trained again
     assert told[-1] == (3, 3)
-    assert numbers(path) == numbers(uninterrupted)
+    assert numbers(path) == numbers(whole)
     assert RunFolder.open(path).meta["status"] == "complete"
 
 
@@ -173,6 +183,55 @@ def test_a_strategy_that_remembers_more_begins_anew_and_says_so(tmp_path, strate
     assert RunFolder.open(whole).meta["resumes"] == (
         f"from its start: {strategy} remembers more of earlier tasks than the weights"
     )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"strategy": "Replay"}, {"strategy": "EWC"}, {"observables": ["linearisation"]}],
+    ids=["a buffer", "importances", "the initial parameters"],
+)
+def test_with_the_whole_strategy_stored_every_run_goes_on(tmp_path, values):
+    config = load_config(TINY, {**values, "epochs": 1, "checkpoint": "whole"})
+    whole = run(config, tmp_path / "whole")
+    interrupted_after(config, tmp_path / "stopped", 2)
+    assert (tmp_path / "stopped" / checkpoint.WHOLE).exists()
+    with RunFolder.resume(tmp_path / "stopped") as folder:
+        folder.update_meta({"status": "failed", "error": "no more memory"})
+    told = []
+    run(config, tmp_path / "stopped", on_progress=lambda *n: told.append(n))
+    assert told == [(2, 3), (3, 3)]
+    assert numbers(tmp_path / "stopped") == numbers(whole)
+    meta = RunFolder.open(tmp_path / "stopped").meta
+    assert (meta["status"], meta["error"], meta["resumes"]) == (
+        "complete", None, "behind its last complete experience",
+    )  # fmt: skip
+    assert not list((tmp_path / "stopped").glob("checkpoint*"))
+
+
+def test_a_program_in_a_run_folder_is_executed_only_when_asked_for(tmp_path):
+    """The pickle is left alone by a run that did not ask for it; damaged, it means to begin anew."""
+    config = load_config(TINY, {"strategy": "Replay", "epochs": 1})
+    whole = run(config, tmp_path / "whole")
+    interrupted_after(config, tmp_path / "run", 2)
+    mark = tmp_path / "executed"
+
+    class Program:
+        def __reduce__(self):
+            return (Path.touch, (mark,))
+
+    (tmp_path / "run" / checkpoint.WHOLE).write_bytes(pickle.dumps(Program()))
+    run(config, tmp_path / "run")
+    assert not mark.exists()
+    assert numbers(tmp_path / "run") == numbers(whole)
+
+    asking = config.with_values({"checkpoint": "whole"})
+    interrupted_after(asking, tmp_path / "damaged", 2)
+    file = tmp_path / "damaged" / checkpoint.WHOLE
+    file.write_bytes(file.read_bytes()[:5000])
+    told = []
+    run(asking, tmp_path / "damaged", on_progress=lambda *n: told.append(n))
+    assert told[0] == (0, 3)
+    assert numbers(tmp_path / "damaged") == numbers(whole)
 
 
 @pytest.mark.parametrize(
