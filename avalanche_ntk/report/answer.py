@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.report.boundaries import lost
+from avalanche_ntk.report.boundaries import accuracies_since_learnt, lost
 from avalanche_ntk.report.figures import starts_of
 from avalanche_ntk.report.runs import Run
 from avalanche_ntk.report.text import counted, listed, number, share, span_of
@@ -164,7 +164,7 @@ def _alignment(found: dict[int, measures.Reactivation]) -> str:
 
 def _accuracy(run: Run, trajectory: Trajectory) -> str:
     experience = run.experience_of(trajectory.probe)
-    after = {e: y for e, _, y in run.accuracies(experience) if e >= 0}
+    after = accuracies_since_learnt(run, trajectory.probe)
     overall = run.stream_accuracies()
     ended = f" On the whole test stream it ended at {share(overall[-1][2])}." if overall else ""
     if not after:

@@ -60,10 +60,19 @@ def lost(run: Run, probe: str, experience: int) -> tuple[float | None, float | N
     Returns:
         Accuracy and forgetting; None where nothing was evaluated.
     """
-    after = {e: y for e, _, y in run.accuracies(run.experience_of(probe)) if e >= 0}
+    after = accuracies_since_learnt(run, probe)
     accuracy = after.get(experience)
     learnt = next(iter(after.values()), None)
     return accuracy, None if accuracy is None or learnt is None else learnt - accuracy
+
+
+def accuracies_since_learnt(run: Run, probe: str) -> dict[int, float]:
+    """Return the last accuracy on a probe's task by experience, from the one on in which the probe was first measured.
+
+    What was evaluated before says nothing of forgetting: the task had not been learnt yet.
+    """
+    first = next((m.clock.experience for m in run.trajectory(probe)), 0)
+    return {e: y for e, _, y in run.accuracies(run.experience_of(probe)) if e >= first}
 
 
 def measurement_rows(runs: Sequence[Run]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pytest
 from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.report import boundary_table, load
 from avalanche_ntk.report import text as text_module
+from avalanche_ntk.report.answer import answer
 from avalanche_ntk.report.runs import find_runs, read_run, read_runs
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.trajectory import Trajectory
@@ -87,6 +88,19 @@ def test_a_tag_without_task_and_a_stream_that_is_no_test_stream_are_understood(m
         ):
             folder.append({"kind": "evaluation", "experience": 0, "iteration": iteration, "values": values})
     assert read_run(path).accuracies(0) == [(0, 1, 0.5), (0, 2, 0.25), (0, 3, 1.0)]
+
+
+def test_forgetting_counts_from_when_the_probe_s_task_was_learnt(make_run):
+    path = make_run(accuracies=(0.75, 0.5, 0.125))
+    # Of the same run, as if the probe had been of the second task: what was known of it before it was trained on is no
+    # achievement.
+    lines = [json.loads(line) for line in (path / "measurements.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line.get("clock", {"experience": 1})["experience"] > 0]
+    (path / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = load(path, "boundaries").set_index("experience")
+    assert (table["accuracy"][1], table["forgetting"][1]) == (0.5, 0.0)
+    assert (table["accuracy"][2], table["forgetting"][2]) == (0.125, 0.375)
+    assert "went from 0.500 to 0.125 (forgetting 0.375)" in answer(read_run(path))
 
 
 # ---------------------------------------------------------------------- finding and naming
