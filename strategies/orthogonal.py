@@ -180,12 +180,14 @@ class PCAOGDPlugin(OGDPlugin):
 
     Of the task's gradients, the columns of `G = Jᵀ`, the `n_components` leading left singular vectors are kept. With
     `K = GᵀG = Σ λ_i u_i u_iᵀ`, the task's tangent kernel over the chosen logits, they are `v_i = G u_i / √λ_i`: the
-    directions in which the kernel's leading eigenfunctions move. They are not centred, as the kernel is not.
+    directions in which the kernel's leading eigenfunctions move. The theory is that of the kernel and not of its
+    centred form `HKH`; the authors' program subtracts the mean gradient first, which `centre=True` does too.
 
     Args:
         n_samples: Samples of each task of which the principal directions are taken.
         n_components: Directions kept of each task.
         logits: See `OGDPlugin`.
+        centre: Whether the task's mean gradient is subtracted before; the mean's own direction is then not held.
         seed: See `OGDPlugin`.
 
     Raises:
@@ -195,10 +197,18 @@ class PCAOGDPlugin(OGDPlugin):
     the NTK Overlap Matrix", PCA-OGD.
     """
 
-    def __init__(self, n_samples: int = 100, n_components: int = 25, logits: str = "true", seed: int = 0) -> None:
+    def __init__(
+        self,
+        n_samples: int = 100,
+        n_components: int = 25,
+        logits: str = "true",
+        centre: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__(n_samples, logits, seed)
         at_least("n_components", n_components, 1, 25)
         self.n_components = n_components
+        self.centre = centre
 
     def reduce(self, columns: Tensor) -> Tensor:
         """Return the leading left singular vectors.
@@ -209,6 +219,8 @@ class PCAOGDPlugin(OGDPlugin):
         Returns:
             Shape `(P, min(n_components, rank))`.
         """
+        if self.centre:
+            columns = columns - columns.mean(1, keepdim=True)
         # Of the small kernel K = GᵀG and not of G itself: P is large, and 1e-16 in λ is enough for leading directions.
         values, vectors = torch.linalg.eigh(columns.T @ columns)
         leading = vectors.flip(1)[:, : self.n_components]
@@ -254,6 +266,7 @@ class PCAOGD(SupervisedTemplate):
         n_samples: See `PCAOGDPlugin`.
         n_components: See `PCAOGDPlugin`.
         logits: See `PCAOGDPlugin`.
+        centre: See `PCAOGDPlugin`.
         seed: See `PCAOGDPlugin`.
         plugins: Your plugins; they are called before `PCAOGDPlugin`, so that it has the last word on the gradient.
         **usual: The other arguments of `avalanche.training.templates.SupervisedTemplate`.
@@ -267,9 +280,10 @@ class PCAOGD(SupervisedTemplate):
         n_samples: int = 100,
         n_components: int = 25,
         logits: str = "true",
+        centre: bool = False,
         seed: int = 0,
         plugins: Any = None,
         **usual: Any,
     ) -> None:
-        own = PCAOGDPlugin(n_samples, n_components, logits, seed)
+        own = PCAOGDPlugin(n_samples, n_components, logits, centre, seed)
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or ()), own], **usual)

@@ -95,7 +95,7 @@ def run(name: str, seed: int, setting: str, epochs: int, lr: float, **arguments)
     torch.manual_seed(seed)
     outputs = 2 if setting == "domain" else 10
     model = MTSimpleMLP(input_size=64, hidden_size=64) if setting == "task" else MLP(64, outputs, width=64, depth=2)
-    ntk = NTKPlugin(ProbeSpec(size=64), Schedule.boundaries_only(), on_error="raise", spot_check_every=0)
+    ntk = NTKPlugin(ProbeSpec(size=64), Schedule.boundaries_only(), spot_check_every=0)
     begin = time.perf_counter()
     strategy = build(
         name.split(",")[0],
@@ -113,15 +113,19 @@ def run(name: str, seed: int, setting: str, epochs: int, lr: float, **arguments)
             warnings.simplefilter("ignore")  # what Avalanche's plugins call is deprecated in Avalanche
             strategy.train(experience)
         table.append(accuracies(strategy.model, benchmark))
-    kernels = [ntk.trajectory.kernel(m.index) for m in ntk.trajectory]
-    boundaries = [m.index for m in ntk.trajectory if m.clock.event == "experience_start"]
-    moved = [ntk.trajectory.reactivations[e].moved for e in range(1, 5)]  # None when training diverged
+    # Of a run that diverged there is no kernel: its cells are empty, its accuracy counts.
+    good = [m for m in ntk.trajectory if m.failure is None]
+    whole = len(good) == len(ntk.trajectory)
+    boundaries = [m.index for m in good if m.clock.event == "experience_start"]
+    first, last = (ntk.trajectory.kernel(i) for i in (boundaries[1], good[-1].index))
+    moved = [ntk.trajectory.reactivations[e].moved for e in range(1, 5)] if whole else [np.nan]
     found = {
         "accuracy": float(np.mean(table[-1])),
         "forgetting": float(np.mean([table[i][i] - table[-1][i] for i in range(4)])),
         "learned": float(np.mean([table[i][i] for i in range(5)])),
-        "moved_in_all": kernel_distance(kernels[boundaries[1]], kernels[-1]),
+        "moved_in_all": kernel_distance(first, last) if whole else np.nan,
         "moved_a_task": float(np.mean(np.array(moved, dtype=float))),
+        "diverged": float(not whole),
         "seconds": time.perf_counter() - begin,
     }
     for plugin in strategy.plugins:
@@ -159,7 +163,7 @@ def main() -> None:
         cells = [name, spread["accuracy"], spread["forgetting"], spread["learned"]]
         cells += [small["moved_in_all"], small["moved_a_task"], f"{columns['seconds'].mean():.1f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
-        for extra in columns.keys() & {"replayed", "directions"}:
+        for extra in [e for e in ("replayed", "directions", "diverged") if e in columns and columns[e].any()]:
             print(f"<!-- {name}: {extra} {small[extra]} -->", flush=True)
 
 

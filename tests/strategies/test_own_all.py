@@ -1,8 +1,11 @@
 """Every strategy of this package: the same seed, the same run; a checkpoint goes on as if never stopped."""
 
+import doctest
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import avalanche_ntk.strategies
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
-from avalanche_ntk.strategies import RECIPES, build
+from avalanche_ntk.strategies import RECIPES, build, directions, drift, linearised, orthogonal, reactive
 
 from avalanche_ntk.benchmarks import split_digits
 from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
@@ -119,3 +122,18 @@ def test_it_trains_a_head_that_grows(name):
     assert run.error is None
     assert all(torch.isfinite(p).all() for p in run.strategy.model.parameters())
     assert isinstance(run.strategy.evaluator, EvaluationPlugin)
+
+
+def test_the_code_of_the_documentation_runs():
+    text = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert type(names["strategy"]).__name__ == "KernelDrift"
+
+
+@pytest.mark.parametrize("module", [directions, drift, linearised, orthogonal, reactive])
+def test_the_examples_of_the_docstrings(module):
+    assert doctest.testmod(module).failed == 0

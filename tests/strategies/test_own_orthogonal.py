@@ -239,12 +239,12 @@ def test_the_gradient_is_orthogonal_to_the_stored_directions_and_otherwise_as_it
         assert np.linalg.norm(p - (g - along)) < 1e-6 * np.linalg.norm(g)
 
 
-@pytest.mark.parametrize("logits", ["true", "all"])
-def test_principal_directions_are_the_kernels_leading_ones(logits):
+@pytest.mark.parametrize(("logits", "centre"), [("true", False), ("all", False), ("true", True)])
+def test_principal_directions_are_the_kernels_leading_ones(logits, centre):
     torch.manual_seed(0)
     benchmark = tiny_stream(2)
     model = MLP(6, 4, width=16, depth=2)
-    strategy = strategy_of(PCAOGD, model, n_samples=12, n_components=5, logits=logits)
+    strategy = strategy_of(PCAOGD, model, n_samples=12, n_components=5, logits=logits, centre=centre)
     strategy.train(benchmark.train_stream[0])
     own = strategy.plugins[0]
     strategy.experience = benchmark.train_stream[0]
@@ -258,6 +258,9 @@ def test_principal_directions_are_the_kernels_leading_ones(logits):
     else:
         kernel = kernel.permute(0, 2, 1, 3).reshape(48, 48).numpy()
         jacobian = jacobian.flatten(0, 1).numpy()
+    if centre:
+        h = np.eye(12) - 1 / 12
+        kernel, jacobian = h @ kernel @ h, h @ jacobian
     values, vectors = np.linalg.eigh(kernel)
     leading = vectors[:, ::-1][:, :5]
     assert values[::-1][4] > 1.01 * values[::-1][5]  # there is a gap: which five lead is no matter of rounding
