@@ -22,6 +22,7 @@ from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Patches, Piece, a
 CHUNK = 8192  # products in one running sum
 TILE = 2**23  # numbers of a tile of explicit gradients: written and read again before it leaves the cache, page by page
 PAIRS = 2**20  # pairs of positions in one block of a ghost product
+HALVED = 48  # samples from which on two products for one triangle cost less than one for the square
 _ELEMENTWISE = 12.0  # cost of one elementwise multiply-and-sum in multiply-adds of a matrix product
 
 
@@ -34,6 +35,8 @@ class Tally:
     peak: int = 0
     last: tuple[Any, Tensor] | None = None
     lefts: dict[str, Tensor] | None = None
+    room: float = 0.0  # numbers that `lefts` may still take
+    steps: int = 1  # how often the same parameters come again, with other outputs
 
     def block(self, *tensors: Tensor) -> None:
         """Note the size of blocks that live at the same time."""
@@ -105,15 +108,30 @@ def inner(j: Tensor, k: Tensor) -> Tensor:
     return total
 
 
-def costs(n: int, m: int, t: int, s: int, a: int, b: int, r: int, same: bool, full: bool) -> tuple[float, float]:
+def costs(
+    n: int, m: int, t: int, s: int, a: int, b: int, r: int, same: bool, full: bool, again: int = 1
+) -> tuple[float, float]:
     """Multiply-adds of the two forms.
+
+    Args:
+        n: Samples of the first batch.
+        m: Samples of the second.
+        t: Positions of each sample of the first batch.
+        s: Positions of each sample of the second.
+        a: Width of the side that does not depend on the outputs.
+        b: Width of the signals.
+        r: Outputs.
+        same: Self-kernel, of which a triangle is enough.
+        full: Output pairs are kept apart.
+        again: How often a Gram matrix of inputs will be used, for other outputs too.
 
     Returns:
         `(explicit, ghost)`.
     """
-    explicit = float(a * b * r) * (n * t + (0 if same else m * s) + n * m * (r if full else 1))
-    pairs = n * m * t * s * (0.55 if same and n > 4 else 1.0)
-    ghost = pairs * (a + b * r * (r if full else 1) + _ELEMENTWISE * (r * r if full else 1))
+    products = n * m * (r if full else 1) * (0.75 if same and n >= HALVED and not full else 1)
+    explicit = float(a * b * r) * (n * t + (0 if same else m * s) + products)
+    pairs = n * m * t * s * (0.6 if same and n > 4 else 1.0)
+    ghost = pairs * (a / again + b * r * (r if full else 1) + _ELEMENTWISE * (r * r if full else 1))
     return explicit, ghost
 
 
@@ -126,13 +144,23 @@ def _outer(
     same = p is q
     if t == 1 and s == 1 and force != "explicit":
         return _rank_one(p, q, full, tally, name), "gram"
-    explicit, ghost = costs(n, m, t, s, a, b, r, same, full)
+    keeping = tally.lefts if name and not full else None
+    if keeping is not None and name not in keeping and n * t * m * s > tally.room:
+        keeping = None
+    explicit, ghost = costs(n, m, t, s, a, b, r, same, full, 1 if keeping is None else tally.steps)
     form = force or ("explicit" if explicit <= ghost else "ghost")
     if form == "explicit":
         tally.flops += explicit
         return _explicit(p, q, same, full, workspace, tally), form
     tally.flops += ghost
-    return _ghost(p, q, same, full, workspace, tally), form
+    left = None
+    if keeping is not None:
+        left = keeping.get(name)
+        if left is None:
+            keeping[name] = left = p.g.new_empty(n, t, m, s)
+            tally.room -= left.numel()
+            _fill(left, p.a, q.a, same, workspace)
+    return _ghost(p, q, same, full, workspace, tally, left), form
 
 
 def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor:
@@ -222,7 +250,7 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
             others = gradients if same else _gradients(right, q.g, some, columns, k, workspace // 4 // item)
             if full:
                 total += inner(gradients.reshape(n * r, -1), others.reshape(m * r, -1))
-            elif same and n >= 64:
+            elif same and n >= HALVED:
                 half = n // 2
                 total[:half] += inner(gradients[:half], gradients)
                 total[half:, half:] += inner(gradients[half:], gradients[half:])
@@ -230,7 +258,7 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
                 total += inner(gradients, others)
     if full:
         return total.reshape(n, r, m, r).transpose(1, 2)
-    return mirror(total) if same and n >= 64 else total
+    return mirror(total) if same and n >= HALVED else total
 
 
 def _held(a: Tensor | Patches, room: int) -> Tensor | Patches:
@@ -263,7 +291,20 @@ def _gradients(a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, m
     return j.view(n, -1)
 
 
-def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally) -> Tensor:
+def _fill(out: Tensor, pa: Tensor | Patches, qa: Tensor | Patches, same: bool, workspace: int) -> None:
+    """Write the Gram matrix of all pairs of positions into `out`, `(N, T, M, S)`."""
+    n, t, m, s = out.shape
+    step = max(1, workspace // 4 // (t * pa.shape[2] * out.element_size()))
+    for i in range(0, n, step):
+        a = some_rows(pa, slice(i, min(i + step, n))).reshape(-1, pa.shape[2])
+        for k in range(0, m, step):
+            b = a if same and k == i else some_rows(qa, slice(k, min(k + step, m))).reshape(-1, pa.shape[2])
+            out[i : i + step, :, k : k + step] = (a @ b.T).view(-1, t, b.shape[0] // s, s)
+
+
+def _ghost(
+    p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally, known: Tensor | None = None
+) -> Tensor:
     """Grams over pairs of positions, in blocks of samples; one triangle only for a self-kernel.
 
     Returns:
@@ -274,7 +315,7 @@ def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Ta
     r = p.g.shape[0]
     item = p.g.element_size()
     out = p.g.new_zeros((n, m, r, r) if full else (n, m))
-    held = _held(p.a, workspace // (2 if same else 4) // item)
+    held = p.a if known is not None else _held(p.a, workspace // (2 if same else 4) // item)
     other = held if same else _held(q.a, workspace // 4 // item)
     pg = _rows(p, full)
     qg = pg if same else _rows(q, full)
@@ -285,11 +326,15 @@ def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Ta
     for i in range(0, n, rows):
         ni = min(rows, n - i)
         first = i if same else 0
-        pa = some_rows(held, slice(i, i + ni)).reshape(ni * t, a)
+        pa = None if known is not None else some_rows(held, slice(i, i + ni)).reshape(ni * t, a)
         for k in range(first, m, cols):
             mk = min(cols, m - k)
-            qa = pa if same and k == i and mk == ni else some_rows(other, slice(k, k + mk)).reshape(mk * s, a)
-            left = pa @ qa.T
+            if pa is None:
+                assert known is not None
+                left = known[i : i + ni, :, k : k + mk]
+            else:
+                qa = pa if same and k == i and mk == ni else some_rows(other, slice(k, k + mk)).reshape(mk * s, a)
+                left = (pa @ qa.T).view(ni, t, mk, s)
             if full:
                 left = left.reshape(ni, t, 1, mk, s, 1)
                 g = pg[i * t * r : (i + ni) * t * r] @ qg[k * s * r : (k + mk) * s * r].T
@@ -297,7 +342,7 @@ def _ghost(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Ta
                 block = (left * right).sum((1, 4)).transpose(1, 2)
             else:
                 right = pg[i * t : (i + ni) * t] @ qg[k * s : (k + mk) * s].T
-                block = right.mul_(left).reshape(ni, t, mk, s).sum((1, 3))
+                block = right.view(ni, t, mk, s).mul_(left).sum((1, 3))
             tally.block(left, right)
             out[i : i + ni, k : k + mk] = block
     return mirror(out) if same else out

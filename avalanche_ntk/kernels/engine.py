@@ -6,6 +6,8 @@ on a `Subject` inside `subject.standing_in()` and inside `state.measuring`.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -133,9 +135,19 @@ def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | N
     try:
         at = forward(subject, few)
         plan_for(subject, few, at, budget)
+        out = at.out.detach()
+        del at
+        release()
     except ModelError:  # found again, with the whole batch's words, where it is no matter of these few
         return None
-    return at.out.detach()
+    return out
+
+
+def release() -> None:
+    """Give freed memory back to the system where the C library (glibc) would keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def keep_if_true(subject: Subject, ahead: Tensor, at: Pass) -> None:
@@ -595,13 +607,16 @@ def kernels(
     if not edges:
         return {}
     step = r if full else _outputs_at_once(p, q, edges, r, total, same)
-    room = total * 0.4 / sides
+    if step < r and not plan.batched:
+        step = 1  # a loop over outputs gains nothing from several, and one needs no copies
+    room = total * 0.3 / sides
     workspace = int(min(total, 2**28) * 0.25 * item)
     parts = signals.segments(p.graph, edges, room / step)
     result: dict[str, Tensor] = {}
     # Gram matrices of inputs do not depend on the outputs: kept from step to step where they are small
     small = p.n * q.n * len(plan.native) <= 0.15 * total
     tally.lefts = {} if step < r and small else None
+    tally.room, tally.steps = (0.1 * total, -(-r // step)) if step < r else (0.0, 1)
     for start in range(0, r, step):
         cot = cotangents[start : start + step]
         left = signals.stream(p.out, p.graph, parts, cot, room, plan.batched)

@@ -326,7 +326,7 @@ def batch_norm(s: Site) -> Piece:
     _need(s.slot == 1 and not bool(node._saved_training))
     view = (1, -1) + (1,) * (x.dim() - 2)
     invstd = (node._saved_running_var + float(node._saved_eps if hasattr(node, "_saved_eps") else 0)).rsqrt()
-    return broadcast(s, (x - node._saved_running_mean.view(view)) * invstd.view(view), dims=(1,))
+    return broadcast(s, (x - node._saved_running_mean.view(view)).mul_(invstd.view(view)), dims=(1,))
 
 
 @rule("NativeLayerNormBackward0")
