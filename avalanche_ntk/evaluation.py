@@ -220,6 +220,9 @@ class EvaluationRecorder(PluginMetric[float]):
         plugin: The plugin that measures.
     """
 
+    records_evaluations = True
+    """The plugin moves such metrics behind the others of an evaluator, which computes its metrics in their order."""
+
     def __init__(self, plugin: NTKPlugin) -> None:
         super().__init__()
         self.plugin = plugin
@@ -300,9 +303,8 @@ def ntk_metrics(
         cost: `NTK_MeasurementSeconds`, `NTK_MeasuringShare` (of the time since training began).
 
     Returns:
-        A list of metrics for `EvaluationPlugin`. Put it after `accuracy_metrics(...)` and the like: its last element
-        writes their values to the run folder after each evaluation, and an evaluator computes its metrics in their
-        order.
+        A list of metrics for `EvaluationPlugin`. Its last element emits nothing: it writes the values of the
+        evaluator's other metrics (accuracy, forgetting) to the run folder after each evaluation.
 
     Raises:
         PluginError: `plugin` is not an `NTKPlugin`.

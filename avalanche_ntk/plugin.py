@@ -28,7 +28,9 @@ from avalanche_ntk.errors import (
     MeasurementFailedWarning,
     NTKError,
     PluginError,
+    ProbeError,
     RunFolderError,
+    UndefinedMeasureWarning,
     unknown_name,
 )
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, jvp_prediction, spot_check
@@ -50,10 +52,14 @@ from avalanche_ntk.resume import State, check_probes, is_run, reopen
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.schedule import Schedule
 from avalanche_ntk.trained import trained_function
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.trajectory import Measurement, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Undefined numbers that are worth a warning, and the reasons that belong to the ordinary course of a run.
+_MISSED = ("alignment", "distance", "spectral_norm", "kernel_", "effective_rank", "forecast_error", "task_overlap")
+_ORDINARY = frozenset({"the outputs have not moved since the boundary"})
 
 REDUCTIONS = ("trace", "sum_logits")
 ON_ERROR = ("warn", "raise")
@@ -324,6 +330,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 "its time series would mix two models. Make one NTKPlugin for each strategy."
             )
         self._owner = id(strategy)
+        _recorders_last(strategy)
         self._rewind()
         if self._folder is None and self.resume is not False:
             # The last moment before the model is adapted to the new experience.
@@ -572,7 +579,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                     trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
                 found = self._observe(strategy, probe, clock, kernel.numpy())
             trust["seconds"] = _since(begin)
-            trajectory.add(
+            measurement = trajectory.add(
                 clock,
                 kernel.numpy(),
                 iterations_per_epoch=iterations_per_epoch(strategy.dataloader),
@@ -586,11 +593,14 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 extra_reasons=found.reasons,
                 extra_kernels=found.kernels,
             )
+            self._warn_of_undefined(measurement, probe.name)
             for record in found.records:
                 trajectory.note(record)
         except RunFolderError as error:
             self._report(error)  # the trajectory has the measurement; only the disk has not
         except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
+            if isinstance(error, (ArgumentError, ProbeError)) and not len(trajectory):
+                raise  # wrong from the start, and nothing has been trained yet
             try:
                 trajectory.add_failure(clock, f"{type(error).__name__}: {error}")
             except RunFolderError as second:
@@ -658,6 +668,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             multi_task=is_multi_task_module(model_of(strategy)),
             optimizer=strategy.optimizer,
             dataset=getattr(strategy.experience, "dataset", None),
+            outputs_were_given=not isinstance(self.outputs, str),
         )
         for observable in self.observables:
             if observable.at_boundaries_only and not clock.is_boundary:
@@ -665,6 +676,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             try:
                 seen = observable.observe(moment)
             except Exception as error:
+                if isinstance(error, (ArgumentError, ProbeError)) and not len(self.trajectories[probe.name]):
+                    raise  # wrong from the start, and nothing has been trained yet
                 found.reasons[observable.name] = f"{type(error).__name__}: {error}"
                 self._report(error, observable.name)
                 continue
@@ -720,6 +733,25 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         except Exception as error:
             self._report(error, what)
 
+    def _warn_of_undefined(self, measurement: Measurement, probe: str) -> None:
+        """Warn, once for each reason, of numbers that a reader of the curves would miss."""
+        missed: dict[str, list[str]] = {}
+        for column, reason in measurement.reasons.items():
+            if column.startswith(_MISSED) and reason not in _ORDINARY:
+                missed.setdefault(reason, []).append(column)
+        for reason, columns in missed.items():
+            kind = f"undefined: {columns[0]}: {reason}"
+            if kind in self._warned:
+                continue
+            self._warned.add(kind)
+            more = f" and {len(columns) - 1} more" if len(columns) > 1 else ""
+            warnings.warn(
+                f"{columns[0]}{more} of probe {probe!r} undefined (NaN) at iteration {measurement.clock.iteration}: "
+                f"{reason}. (Warned once; every measurement's reasons are in the trajectory.)",
+                UndefinedMeasureWarning,
+                stacklevel=5,
+            )
+
     def _report(self, error: Exception, what: str = "a measurement") -> None:
         """Raise or warn, once for each kind of error."""
         if self.on_error == "raise":
@@ -774,6 +806,15 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self.__dict__.update(state)
         # The folder may have grown since; it is rewound when this copy first writes, which most copies never do.
         self._must_rewind = self._folder is not None
+
+
+def _recorders_last(strategy: Any) -> None:
+    """Let what records an evaluation stand behind the metrics whose values it records, wherever the user put it."""
+    for plugin in strategy.plugins:
+        metrics = getattr(plugin, "metrics", None)
+        if isinstance(metrics, list):
+            # A stable sort: the others keep their order.
+            metrics.sort(key=lambda metric: getattr(metric, "records_evaluations", False))
 
 
 def _check_resume(resume: bool | int, run_folder: Any, overwrite: bool, keep_kernels: bool) -> None:

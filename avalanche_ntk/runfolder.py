@@ -695,8 +695,8 @@ class RunFolder:
             what = f"run of {self._recorded()}" if _RUN in found else f"folder with {_listing(found)}"
             raise RunFolderError(
                 f"run folder {path} exists already and is not empty: found a {what}. Choose another folder, go on "
-                "with it by RunFolder.resume, or replace it with overwrite=True (--overwrite); only a run is ever "
-                "replaced, no other files."
+                "with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True "
+                "(--overwrite); only a run is ever replaced, no other files."
             )
         if path.is_symlink():
             raise RunFolderError(

@@ -18,7 +18,7 @@ import numpy as np
 from avalanche_ntk import measures
 from avalanche_ntk.boundaries import reactivation_at
 from avalanche_ntk.clock import TrainingClock
-from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     import xarray
 
 EXPERIENCE_START = "experience_start"
+
+# Columns of every trajectory, so that a number which was never defined is an empty column and not a missing one.
+_BOTH = ("", "_uncentred")
+_DISTANCES = tuple(f"distance_{to}{how}" for to in ("previous", "experience_start", "init") for how in _BOTH)
+_VELOCITIES = tuple(f"velocity_per_{unit}{how}" for unit in ("iteration", "step", "epoch") for how in _BOTH)
+_ALWAYS = ("kernel_norm", "kernel_trace", "spectral_norm", "effective_rank", "alignment", *_DISTANCES, *_VELOCITIES)
 
 # Of a layer's kernel or the features' what shows where the whole one moves.
 _FOLLOWED = {
@@ -123,7 +129,7 @@ class Trajectory:
         self.keep_kernels = keep_kernels
         self.cadence = cadence
         self.measurements: list[Measurement] = []
-        self.reactivations: dict[int, measures.Reactivation] = {}
+        self.reactivations: dict[int, measures.Reactivation] = _ByExperience()
         self.segment = 0
         self.restored = 0
         self.restored_reactivations = 0
@@ -197,15 +203,21 @@ class Trajectory:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a row a measurement: the clock, the numbers (units in the column names), notes and failures."""
+        """Return a row a measurement: the clock, the numbers (units in the column names), reasons, notes and failures.
+
+        A number that is undefined is NaN; every column that was ever asked for is there, also when it never had a
+        value.
+        """
         import pandas as pd
 
+        columns = dict.fromkeys([*_ALWAYS, *(c for m in self.measurements for c in (*m.values, *m.reasons))])
         rows = [
             {
                 "measurement": m.index,
                 **m.clock.as_dict(),
                 "segment": m.segment,
-                **m.values,
+                **{column: m.values.get(column, np.nan) for column in columns},
+                "reasons": "; ".join(f"{column}: {reason}" for column, reason in m.reasons.items()),
                 "notes": "; ".join(m.notes),
                 "failure": m.failure,
             }
@@ -276,22 +288,35 @@ class Trajectory:
             )
         return pd.DataFrame(rows)
 
-    def verdicts(self, control: Trajectory | Sequence[Trajectory]) -> dict[int, measures.Verdict]:
+    def verdicts(self, control: Any) -> dict[int, measures.Verdict]:
         """Say at each boundary whether the kernel was reactivated, by comparison with runs in which no task changed.
 
         A redraw of samples of the same classes already makes the kernel move faster, so there is no verdict without a
         control: the same training on the same classes with fresh samples at each boundary.
 
         Args:
-            control: One trajectory, or several, of control runs at the same cadence.
+            control: One trajectory (or plugin), or several, of control runs at the same cadence.
 
         Returns:
             The verdict by experience, from the second on.
 
         Raises:
-            ArgumentError: The cadences differ.
+            ArgumentError: The cadences differ, the probes are of other classes, or a control is this run itself.
         """
-        controls = [control] if isinstance(control, Trajectory) else list(control)
+        given = list(control) if isinstance(control, (list, tuple)) else [control]
+        controls = [getattr(one, "trajectory", one) for one in given]
+        for one in controls:
+            if not isinstance(one, Trajectory):
+                raise ArgumentError(
+                    f"controls are trajectories of control runs, or their plugins; found {type(one).__name__}."
+                )
+            if one is self:
+                raise ArgumentError("a run is no control of itself: give the trajectories of runs without a shift.")
+            if sorted(one.labels.tolist()) != sorted(self.labels.tolist()):
+                raise ArgumentError(
+                    f"a control watches a probe of the same classes: expected {_counts(self.labels)}, "
+                    f"found {_counts(one.labels)}. Train the control on the same first task."
+                )
         return {
             experience: measures.verdict(
                 found, [c.reactivations[experience] for c in controls if experience in c.reactivations]
@@ -559,6 +584,22 @@ class Trajectory:
             record["kernel"] = path
             at = next(i for i, m in enumerate(self.measurements) if m.index == index)
             self.measurements[at] = replace(self.measurements[at], kernel=path)
+
+
+class _ByExperience(dict[int, measures.Reactivation]):
+    """Reactivations by experience; one that is not there is explained."""
+
+    def __missing__(self, experience: int) -> measures.Reactivation:
+        known = ", ".join(map(str, self)) or "none yet"
+        raise ArgumentError(
+            f"there is no reactivation of experience {experience!r}: one is computed when an experience has ended, and "
+            f"those of the following have: {known}."
+        )
+
+
+def _counts(labels: np.ndarray) -> str:
+    classes, counts = np.unique(labels, return_counts=True)
+    return ", ".join(f"{n} of class {c}" for c, n in zip(classes.tolist(), counts.tolist(), strict=True))
 
 
 def _needs(package: str, what: str) -> None:

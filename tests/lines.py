@@ -20,7 +20,7 @@ from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.models import MLP
 
 
-def tiny_stream(n_experiences=2, per_class=12, shape=(6,), seed=0, task_labels=False, transform=None):
+def tiny_stream(n_experiences=2, per_class=12, shape=(6,), seed=0, task_labels=False, transform=None, **arguments):
     """Gaussian blobs, two classes for each experience; float32 inputs of the given shape."""
     generator = torch.Generator().manual_seed(seed)
     n_classes = 2 * n_experiences
@@ -38,6 +38,7 @@ def tiny_stream(n_experiences=2, per_class=12, shape=(6,), seed=0, task_labels=F
         fixed_class_order=list(range(n_classes)),
         train_transform=transform,
         eval_transform=None,
+        **arguments,
     )
 
 

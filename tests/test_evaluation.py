@@ -269,3 +269,19 @@ def test_layers_sum_to_the_whole():
         assert abs(total - kernels["kernel"]).max() <= 1e-5 * abs(kernels["kernel"]).max()
         shares = [m.values[f"layer[{name}].trace_share"] for name in ("features.1", "classifier")]
         assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_evaluations_are_recorded_wherever_the_metrics_stand():
+    import avalanche.evaluation.metrics as theirs
+    from avalanche.training.plugins import EvaluationPlugin
+
+    ntk = plugin()
+    strategy = make_strategy(plugins=[ntk])
+    accuracy = theirs.accuracy_metrics(experience=True)
+    evaluator = EvaluationPlugin(ntk_metrics(ntk), accuracy, loggers=[TextLogger(io.StringIO())])
+    strategy.plugins[strategy.plugins.index(strategy.evaluator)] = evaluator
+    strategy.evaluator = evaluator
+    run(strategy, tiny_stream())
+    tag = "Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"
+    assert [r["values"][tag] for r in ntk.evaluations] == evaluator.get_all_metrics()[tag][1]
+    assert len(ntk.evaluations) == 2

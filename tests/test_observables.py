@@ -9,7 +9,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning
+from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning, UndefinedMeasureWarning
 from avalanche_ntk.kernels.reference import reference_jacobian, reference_ntk
 from avalanche_ntk.models import MLP
 from avalanche_ntk.observables import (
@@ -126,13 +126,16 @@ def test_the_forecast_of_a_deep_model_is_wrong_and_says_how_much():
 
 
 def test_the_forecast_refuses_what_it_does_not_know():
-    ntk, _ = observed(
-        StaticKernelForecast(), optimizer=lambda m: torch.optim.Adam(m.parameters()), model=linear_model()
-    )
+    with pytest.warns(UndefinedMeasureWarning, match="forecast_error of probe 'Exp000' undefined") as caught:
+        ntk, _ = observed(
+            StaticKernelForecast(), optimizer=lambda m: torch.optim.Adam(m.parameters()), model=linear_model()
+        )
+    assert len(caught) == 1  # once, not at every measurement
     assert ntk.trajectory[-1].reasons["forecast_error"] == (
         "the forecast knows the steps of torch.optim.SGD only; the strategy has Adam"
     )
-    ntk, _ = observed(StaticKernelForecast(), optimizer=plain_sgd, model=linear_model(), outputs=[0, 1])
+    with pytest.warns(UndefinedMeasureWarning, match="the new task's classes are not among the outputs"):
+        ntk, _ = observed(StaticKernelForecast(), optimizer=plain_sgd, model=linear_model(), outputs=[0, 1])
     assert ntk.trajectory[-1].reasons["forecast_error"] == (
         "the new task's classes are not among the outputs that the kernel is made of "
         "(NTKPlugin(outputs='all') measures them)"
@@ -155,6 +158,36 @@ def test_task_overlap_by_the_oracle(tmp_path):
     records = [r for r in RunFolder.open(tmp_path / "run").records() if r["kind"] == "task_overlap"]
     assert [r["clock"]["iteration"] for r in records] == [6, 12]  # the second probe exists from the second boundary on
     assert records[-1]["matrix"][0][1] == value
+
+
+def test_task_overlap_of_heads_of_their_own():
+    from avalanche.models import MultiHeadClassifier, MultiTaskModule
+
+    class Heads(MultiTaskModule):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+            self.head = MultiHeadClassifier(8, initial_out_features=2)
+
+        def forward(self, x, task_labels):
+            return self.head(self.body(x), task_labels)
+
+    stream = tiny_stream(task_labels=True, class_ids_from_zero_in_each_exp=True)
+    ntk, models = observed(TaskOverlap(), probe=[ProbeSpec.each_task(size=6)], model=Heads(), stream=stream)
+    a, b = ntk.probes["Exp000"], ntk.probes["Exp001"]
+
+    def norm(p, q):
+        return (
+            reference_ntk(
+                models[12], p.x, q.x, task_labels=p.task_labels, task_labels2=q.task_labels, dtype=torch.float64
+            )
+            .norm()
+            .item()
+        )
+
+    value = ntk.trajectories["Exp000"][-1].values["task_overlap[Exp000,Exp001]"]
+    assert value == pytest.approx(norm(a, b) ** 2 / (norm(a, a) * norm(b, b)), rel=1e-4)
+    assert 0 < value < 1
 
 
 def test_layers_by_the_oracle():
@@ -190,6 +223,15 @@ def test_class_blocks_are_means():
     same = np.equal.outer(y, y)
     assert last.values["class_block_within"] == pytest.approx(kernel[same].mean())
     assert last.values["class_block_between"] == pytest.approx(kernel[~same].mean())
+
+
+def test_regression_pairs_each_probe_with_the_held_out_one_of_its_task():
+    specs = [ProbeSpec.each_task(size=16), ProbeSpec(size=8, split="test")]
+    ntk, _ = observed(KernelRegression(), probe=specs)
+    assert "regression_accuracy" in ntk.trajectories["Exp000"][-1].values
+    second = ntk.trajectories["Exp001"][-1]
+    assert "regression_accuracy" not in second.values
+    assert second.reasons["regression_accuracy"] == "there is no held-out probe 'Exp001_test'"
 
 
 def test_regression_uses_the_held_out_probe():

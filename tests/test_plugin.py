@@ -17,6 +17,7 @@ from avalanche_ntk.errors import (
     NTKError,
     PluginError,
     RunFolderError,
+    UndefinedMeasureWarning,
 )
 from avalanche_ntk.kernels.reference import reference_ntk
 from avalanche_ntk.models import MLP
@@ -339,11 +340,21 @@ def test_a_dead_network_has_no_direction():
         model[2].weight.zero_()
     ntk = NTKPlugin(ProbeSpec(size=8), EVERY_STEP, on_error="raise")
     strategy = make_strategy(model=model, plugins=[ntk], epochs=1, metrics=[ntk_metrics(ntk)])
-    strategy.train(tiny_stream().train_stream[0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        strategy.train(tiny_stream().train_stream[0])
+    told = [str(w.message) for w in caught if issubclass(w.category, UndefinedMeasureWarning)]
+    assert told[0].startswith(
+        "effective_rank and 1 more of probe 'Exp000' undefined (NaN) at iteration 0: the kernel is"
+    )
+    assert len(told) == len(set(told)) <= 4  # once for each reason
     last = ntk.trajectory[len(ntk.trajectory) - 1]
     assert last.values["kernel_norm"] == 0.0
     assert "distance_previous" not in last.values
     assert "is exactly zero, as that of a dead network is" in last.reasons["distance_previous"]
+    frame = ntk.trajectory.to_pandas()
+    assert frame["distance_init"].isna().all()  # the column is there, and says why it is empty
+    assert "distance_init: the first kernel is exactly zero" in frame["reasons"].iloc[-1]
     tags = strategy.evaluator.get_all_metrics()
     assert any(tag.startswith("NTK_KernelNorm/") for tag in tags)
     assert not any(tag.startswith(("NTK_Velocity", "NTK_Distance", "NTK_Alignment/")) for tag in tags)
@@ -417,9 +428,40 @@ def test_verdicts_need_a_control():
     control, _ = run_with_ntk()
     verdicts = ntk.trajectory.verdicts(control.trajectory)
     assert list(verdicts) == [1]
-    assert verdicts[1].verdict in ("reactivated", "not distinguishable")
-    itself = ntk.trajectory.verdicts([ntk.trajectory] * 3)
-    assert itself[1].verdict == "not distinguishable"  # a run does not exceed itself
+    assert verdicts[1].verdict in ("above the controls", "not distinguishable")
+    assert ntk.trajectory.verdicts([control]) == verdicts  # a plugin stands for its first trajectory
+    with pytest.raises(ArgumentError) as caught:
+        ntk.trajectory.verdicts([ntk])
+    assert str(caught.value) == "a run is no control of itself: give the trajectories of runs without a shift."
+    with pytest.raises(ArgumentError) as caught:
+        ntk.trajectory.verdicts("control")
+    assert str(caught.value) == "controls are trajectories of control runs, or their plugins; found str."
+    stranger, _ = run_with_ntk(ntk=NTKPlugin(ProbeSpec(size=8, from_experience=1), EVERY_STEP, on_error="raise"))
+    with pytest.raises(ArgumentError) as caught:
+        ntk.trajectory.verdicts(stranger)
+    assert str(caught.value) == (
+        "a control watches a probe of the same classes: expected 4 of class 0, 4 of class 1, "
+        "found 4 of class 2, 4 of class 3. Train the control on the same first task."
+    )
     other, _ = run_with_ntk(ntk=NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(3), on_error="raise"))
     with pytest.raises(ArgumentError, match="cadence"):
         ntk.trajectory.verdicts(other.trajectory)
+
+
+def test_a_reactivation_that_is_not_there_is_explained():
+    ntk, _ = run_with_ntk()
+    with pytest.raises(ArgumentError) as caught:
+        _ = ntk.trajectory.reactivations[7]
+    assert str(caught.value) == (
+        "there is no reactivation of experience 7: one is computed when an experience has ended, and those of the "
+        "following have: 0, 1."
+    )
+    assert 7 not in ntk.trajectory.reactivations
+
+
+def test_wrong_arguments_stop_before_the_first_step():
+    ntk = NTKPlugin(ProbeSpec(size=8), params=["c9"])
+    strategy = make_strategy(plugins=[ntk])
+    with pytest.raises(ArgumentError, match="unknown parameter 'c9'"):
+        strategy.train(tiny_stream().train_stream[0])
+    assert strategy.clock.train_iterations == 0

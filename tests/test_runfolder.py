@@ -328,8 +328,8 @@ def test_an_existing_run_is_not_replaced_unasked(path):
     before = snapshot(path)
     assert message_of(RunFolder.create, path, {}) == (
         f"run folder {path} exists already and is not empty: found a run of 3 records. Choose another folder, go "
-        "on with it by RunFolder.resume, or replace it with overwrite=True (--overwrite); only a run is ever replaced, "
-        "no other files."
+        "on with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True (--overwrite); "
+        "only a run is ever replaced, no other files."
     )
     assert snapshot(path) == before
 
@@ -358,8 +358,8 @@ def test_a_strangers_folder_is_never_touched(path, overwrite):
     found = "'a.txt', 'b.txt', 'c.txt', 'd.txt', 'e.txt' and 2 more"
     expected = {
         False: f"run folder {path} exists already and is not empty: found a folder with {found}. Choose another "
-        "folder, go on with it by RunFolder.resume, or replace it with overwrite=True (--overwrite); only a run is "
-        "ever replaced, no other files.",
+        "folder, go on with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True "
+        "(--overwrite); only a run is ever replaced, no other files.",
         True: f"overwrite: {path} is not replaced, since it is not recognised as a run folder ({path} is no run "
         f"folder: expected run.json in it, found {found}. Give the folder that RunFolder.create made.) Choose "
         "another folder, or remove this one by hand.",

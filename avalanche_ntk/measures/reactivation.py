@@ -439,7 +439,7 @@ class Verdict:
     """Whether a boundary differs from what fresh samples of the same classes do.
 
     Attributes:
-        verdict: "reactivated", "not distinguishable" or "undefined".
+        verdict: "reactivated", "above the controls", "not distinguishable" or "undefined".
         reason: The numbers it rests on, in a sentence.
         spike: Spike at the boundary.
         ratio: Ratio at the boundary.
@@ -459,17 +459,21 @@ class Verdict:
     controls: int = 0
 
 
-def verdict(found: Reactivation, control: Reactivation | Sequence[Reactivation] | None) -> Verdict:
+def verdict(
+    found: Reactivation, control: Reactivation | Sequence[Reactivation] | None, *, alpha: float = 0.05
+) -> Verdict:
     """Compare a boundary with no-shift controls: same classes, fresh samples, everything else equal.
 
     A redraw of samples alone makes the velocity jump, so no fixed threshold is valid. The verdict is "reactivated" when
-    both spike and ratio exceed those of every control, "not distinguishable" otherwise, "undefined" without a control
-    or where a number is missing. Without a shift, one number exceeds those of n controls with probability 1/(n + 1):
-    a single control excludes little.
+    both spike and ratio exceed those of every control and the controls are enough: without a shift, one number exceeds
+    those of n controls with probability 1/(n + 1), so that `alpha = 0.05` takes 19. With fewer it is "above the
+    controls"; "not distinguishable" when one is not exceeded, "undefined" without a control or where a number is
+    missing.
 
     Args:
         found: The reactivation at the boundary.
         control: That of a control run at the same boundary, or of several such runs (other seeds); None without any.
+        alpha: Largest probability, without a shift, of the verdict "reactivated".
 
     Returns:
         A `Verdict`.
@@ -480,7 +484,7 @@ def verdict(found: Reactivation, control: Reactivation | Sequence[Reactivation] 
     >>> a = Reactivation(30, 60, spike=7.0, ratio=8.0, at_floor=False, cadence=(10.0, 10.0))
     >>> b = Reactivation(30, 60, spike=4.0, ratio=5.0, at_floor=False, cadence=(10.0, 10.0))
     >>> verdict(a, b).verdict, verdict(b, a).verdict, verdict(a, None).verdict
-    ('reactivated', 'not distinguishable', 'undefined')
+    ('above the controls', 'not distinguishable', 'undefined')
     """
     controls = [] if control is None else [control] if isinstance(control, Reactivation) else list(control)
     if not controls:
@@ -497,7 +501,8 @@ def verdict(found: Reactivation, control: Reactivation | Sequence[Reactivation] 
     top_spike, top_ratio = (max(column) for column in zip(*pairs, strict=True))
     rank = sum(s < found.spike and r < found.ratio for s, r in pairs) / len(pairs)
     exceeds = found.spike > top_spike and found.ratio > top_ratio
-    word = "reactivated" if exceeds else "not distinguishable"
+    enough = 1 / (len(pairs) + 1) <= alpha
+    word = "not distinguishable" if not exceeds else "reactivated" if enough else "above the controls"
     count = "the control" if len(pairs) == 1 else f"the largest of {len(pairs)} controls"
     reason = (
         f"spike {found.spike:.3g} and ratio {found.ratio:.3g} against {top_spike:.3g} and {top_ratio:.3g} of {count}"

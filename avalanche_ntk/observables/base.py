@@ -31,6 +31,7 @@ class Moment:
         reduction: The reduction of the kernel.
         multi_task: Whether the model takes task labels.
         optimizer: The strategy's optimizer, to be read only.
+        outputs_were_given: Whether the user chose the outputs by their indices.
         dataset: What the strategy trains on now, to be read only; None when nothing is known of it.
     """
 
@@ -44,19 +45,26 @@ class Moment:
     multi_task: bool = False
     optimizer: Any = None
     dataset: Any = None
+    outputs_were_given: bool = False
 
-    def ntk(self, x1: Probe, x2: Probe | None = None, *, reduction: str | None = None) -> Tensor:
+    def ntk(
+        self, x1: Probe, x2: Probe | None = None, *, reduction: str | None = None, every_output: bool = False
+    ) -> Tensor:
         """Return the kernel of given samples, computed as the probe's own was.
 
         Args:
             x1: N samples.
             x2: M samples for a cross kernel.
             reduction: Another reduction than the probe's own.
+            every_output: Whether all outputs are taken, not those fixed at this probe's first measurement; those that
+                the user chose by their indices stay.
 
         Returns:
             The kernel, `(N, M)` or `(N, M, C, C)`.
         """
         arguments: dict[str, Any] = dict(self.options)
+        if every_output and not self.outputs_were_given:
+            arguments["outputs"] = None
         if self.multi_task:
             arguments |= {"task_labels": x1.task_labels, "task_labels2": None if x2 is None else x2.task_labels}
         second = None if x2 is None else x2.x

@@ -20,19 +20,22 @@ class KernelRegression(Observable):
     `regression_loss_init` (with the first), `network_accuracy_held_out` and `network_accuracy_probe` (the network
     itself). The ridge is chosen on a split of the probe. Source: Fort et al. 2020.
 
+    Each probe is paired with the held-out probe of the same experience, which the plugin must have too: with
+    `NTKPlugin([ProbeSpec(size=64), ProbeSpec(size=64, split="test")])` the probe `Exp000` is paired with `Exp000_test`.
+    A probe without its pair has no such numbers, and the record says why.
+
     Args:
-        held_out: Name of the held-out probe, which the plugin must have too, for example that of
-            `ProbeSpec(size=64, split="test")`, which is `Exp000_test`.
+        held_out: Name of the one held-out probe to use for every probe, in place of the pairs.
     """
 
     name = "kernel_regression"
     at_boundaries_only = True
 
-    def __init__(self, held_out: str = "Exp000_test") -> None:
+    def __init__(self, held_out: str | None = None) -> None:
         self.held_out = held_out
         self._first: dict[str, tuple[float, float]] = {}
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str | None]:
         """Return its name and the held-out probe's."""
         return {"name": self.name, "held_out": self.held_out}
 
@@ -53,15 +56,18 @@ class KernelRegression(Observable):
         Raises:
             ProbeError: The plugin has no such held-out probe.
         """  # noqa: DOC201
-        if moment.probe.name == self.held_out:
+        if moment.probe.name == self.held_out or (self.held_out is None and moment.probe.name.endswith("_test")):
             return Observation()
-        if self.held_out not in moment.probes:
+        pair = self.held_out or f"{moment.probe.name}_test"
+        if pair not in moment.probes:
+            if self.held_out is None and any(name.endswith("_test") for name in moment.probes):
+                return Observation(reasons={"regression_accuracy": f"there is no held-out probe {pair!r}"})
             raise ProbeError(
-                f"kernel regression needs the held-out probe {self.held_out!r}; the plugin has "
+                f"kernel regression needs the held-out probe {pair!r}; the plugin has "
                 f"{', '.join(map(repr, moment.probes))}. Give the plugin that probe too: "
                 "NTKPlugin([ProbeSpec(size=64), ProbeSpec(size=64, split='test')])."
             )
-        held_out = moment.probes[self.held_out]
+        held_out = moment.probes[pair]
         labels, labels_held_out = moment.probe.y.numpy(), held_out.y.numpy()
         cross = moment.ntk(held_out, moment.probe).cpu().numpy()
         now = measures.kernel_regression(moment.kernel, labels, cross, labels_held_out)

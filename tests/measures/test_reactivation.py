@@ -360,7 +360,7 @@ class TestVerdict:
     def test_both_numbers_must_exceed_the_control(self):
         control = found_with(0.5, 5.0)
         found = verdict(found_with(0.6, 6.0), control)
-        assert found.verdict == "reactivated"
+        assert found.verdict == "above the controls"
         assert found.reason == (
             "spike 0.6 and ratio 6 against 0.5 and 5 of the control; "
             "without a shift this happens with probability at most 1/2"
@@ -383,7 +383,8 @@ class TestVerdict:
         assert found.rank == 0.75
         assert found.controls == 4
         found = verdict(found_with(0.45, 4.5), controls)
-        assert found.verdict == "reactivated"
+        assert found.verdict == "above the controls"
+        assert verdict(found_with(0.45, 4.5), controls, alpha=0.2).verdict == "reactivated"
         assert found.reason.endswith(
             "of the largest of 4 controls; without a shift this happens with probability at most 1/5"
         )
@@ -406,7 +407,13 @@ class TestVerdict:
         assert verdict(found_with(0.6, 6.0), control).verdict == "undefined"
         assert verdict(found_with(0.6, 4.0), control).verdict == "not distinguishable"
         # Both bases below the noise: the ratios are then both peaks over the same floor.
-        assert verdict(found_with(0.6, 6.0, at_floor=True), control).verdict == "reactivated"
+        assert verdict(found_with(0.6, 6.0, at_floor=True), control).verdict == "above the controls"
+
+    def test_enough_controls_for_the_word(self):
+        above = found_with(1.0, 10.0)
+        controls = [found_with(0.01 * i, 0.1 * i) for i in range(1, 20)]
+        assert verdict(above, controls[:18]).verdict == "above the controls"  # at best 1/19
+        assert verdict(above, controls).verdict == "reactivated"  # 1/20
 
     def test_refuses_a_control_of_another_cadence(self):
         with pytest.raises(ArgumentError, match="^velocities of different cadences are not comparable: "):
