@@ -141,6 +141,7 @@ def test_sweeps_are_listed_and_planned(tmp_path):
     )
 
 
+@pytest.mark.slow  # processes that import the training stack
 def test_a_sweep_from_the_shell_tells_what_failed(tmp_path):
     plan = {"base": {**TINY, "epochs": 1}, "runs": [{"benchmark.per_class": 9999}], "description": "Too much."}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
@@ -255,6 +256,7 @@ def test_a_kernel_of_given_inputs_and_weights(tmp_path):
     assert float(told["trace"]) == pytest.approx(float(torch.einsum("nncc->", expected.double())), rel=1e-5)
 
 
+@pytest.mark.slow  # processes that import the training stack
 def test_doctor_finds_this_installation_sound(tmp_path):
     done = call("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
