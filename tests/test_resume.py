@@ -15,6 +15,9 @@ from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.trajectory import Trajectory
 from tests.lines import make_strategy, tiny_stream
 
+# Networks this small die in some of these runs, which is told; what is tested is that the series goes on.
+pytestmark = pytest.mark.filterwarnings("ignore::avalanche_ntk.errors.UndefinedMeasureWarning")
+
 EVERY_STEP = Schedule.every_iterations(1)
 PROBES = [ProbeSpec(size=8), ProbeSpec(size=4, from_experience=1), ProbeSpec(size=4, split="test")]
 

@@ -197,7 +197,9 @@ def _verdict(trajectory: Trajectory, controls: Sequence[Run]) -> str:
     found = verdicts(trajectory, controls)
     if isinstance(found, str):
         return f"No verdict: {found}"
-    yes = sum(v.verdict == "reactivated" for v in found.values())
+    enough = any(v.verdict == "reactivated" for v in found.values())
+    yes = sum(v.verdict in ("reactivated", "above the controls") for v in found.values())
+    word = "reactivated" if enough else "above all of them" if len(controls) > 1 else "above it"
     undefined = sum(v.verdict == "undefined" for v in found.values())
     more = f" ({undefined} undefined)" if undefined else ""
-    return f"Verdict beside {counted(len(controls), 'control')}: reactivated at {yes} of {_count(len(found))}{more}."
+    return f"Verdict beside {counted(len(controls), 'control')}: {word} at {yes} of {_count(len(found))}{more}."

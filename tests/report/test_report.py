@@ -323,7 +323,7 @@ def test_the_answer_where_nothing_is_defined(make_run):
 def test_the_verdict_beside_a_control(make_run):
     run = run_with(make_run, {0: at(0), 1: at(1, spike=2e-3, ratio=4.0, peak=1.0, at_floor=False)})
     control = read_run(make_run("control"))
-    for spike, words in ((1e-3, "reactivated at 1 of 1 boundary."), (3e-3, "reactivated at 0 of 1 boundary.")):
+    for spike, words in ((1e-3, "above it at 1 of 1 boundary."), (3e-3, "above it at 0 of 1 boundary.")):
         series = control.trajectories["Exp000"].reactivations
         series[1] = at(1, spike=spike, ratio=2.0, peak=1.0, at_floor=False)
         assert answer(run, controls=[control]).endswith(f"Verdict beside 1 control: {words}")
@@ -355,7 +355,7 @@ def test_a_sweep_s_controls_give_the_verdicts_and_are_not_reported_themselves(ma
     assert [run.name for run in report.runs] == ["a"]
     assert [run.name for run in report.controls["a"]] == ["b"]
     found = Parsed(report.reactivation().body).text
-    assert re.search(r"a, task 1 → 2: (reactivated|not distinguishable): spike [^ ]+ and ratio [^ ]+ against", found)
+    assert re.search(r"a, task 1 → 2: (above the controls|not distinguishable): spike [^ ]+ and ratio [^ ]+ against", found)
 
 
 # ---------------------------------------------------------------------- figures

@@ -12,6 +12,8 @@ from tests.strategies.scenarios import SCENARIOS
 from tests.strategies.unchanged import assert_training_unchanged, differences, train
 
 pytestmark = [
+    # Probes of two samples, where images are large, have no direction after centring.
+    pytest.mark.filterwarnings("ignore::avalanche_ntk.errors.UndefinedMeasureWarning"),
     # What Avalanche's strategies themselves do that is deprecated, and what two of them say about themselves.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The AR1 strategy implementation is in an alpha stage:UserWarning"),
