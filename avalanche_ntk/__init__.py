@@ -7,7 +7,6 @@ nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
     from avalanche_ntk.probes import Probe, ProbeSpec
     from avalanche_ntk.schedule import Schedule
     from avalanche_ntk.trajectory import Trajectory
-
-try:
-    __version__ = version("avalanche-ntk")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
 
 _WHERE = {
     "NTKPlugin": "avalanche_ntk.plugin",
@@ -37,9 +31,20 @@ __all__ = ["NTKPlugin", "Probe", "ProbeSpec", "Schedule", "Trajectory", "empiric
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'avalanche_ntk' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("avalanche-ntk")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:
