@@ -8,6 +8,7 @@ first boundary and the end, and the mean over the four later tasks of that from 
     python timings/strategies.py
     python timings/strategies.py --setting domain
     python timings/strategies.py --setting task
+    python timings/strategies.py --tangent
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from avalanche.models import MTSimpleMLP, avalanche_forward
 from avalanche_ntk.strategies import build
+from avalanche_ntk.strategies.memory import remember
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
 from avalanche_ntk.benchmarks import split_digits
@@ -39,10 +41,10 @@ SETTINGS = {
 # Each remembers 40 samples or directions a task: 200 in all.
 STRATEGIES = {
     "Naive": {},
-    "EWC": {"ewc_lambda": 100.0},
+    "EWC": {"ewc_lambda": 10.0},
     "Replay": {"mem_size": 200},
     "OGD": {"n_samples": 40},
-    "OGD, all logits": {"n_samples": 40, "logits": "all"},
+    "OGD, all logits": {"n_samples": 20, "logits": "all"},
     "PCAOGD": {"n_samples": 200, "n_components": 40},
     "PCAOGD, all logits": {"n_samples": 200, "n_components": 40, "logits": "all"},
     "Linearised": {},
@@ -136,6 +138,38 @@ def run(name: str, seed: int, setting: str, epochs: int, lr: float, **arguments)
     return found
 
 
+def tangent() -> None:
+    """Print how far OGD's promise holds: the stored logits of the first of two tasks, by step size (one seed)."""
+    print(
+        "| step size | epochs | strategy | stored logits moved by | accuracy % on task 1, before, after | on task 2 |"
+    )
+    print("|---|---|---|---|---|---|")
+    for lr, epochs in ((0.1, 5), (0.02, 25), (0.004, 40)):
+        for title, name, arguments in (
+            ("Naive", "Naive", {}),
+            ("OGD, 40 samples", "OGD", {"n_samples": 40}),
+            ("OGD, 200 samples, all logits", "OGD", {"n_samples": 200, "logits": "all"}),
+        ):
+            benchmark = stream("domain", 0)
+            torch.manual_seed(0)
+            model = MLP(64, 2, width=64, depth=2)
+            strategy = build(name, benchmark=benchmark, model=model, lr=lr, epochs=epochs, mb_size=16, **arguments)
+            with contextlib.redirect_stdout(io.StringIO()):
+                strategy.train(benchmark.train_stream[0])
+            strategy.experience = benchmark.train_stream[0]
+            stored = remember(strategy, 40, 0)
+            rows = torch.arange(40)
+            before, accuracy = model(stored.x).detach()[rows, stored.y], accuracies(model, benchmark)[0]
+            with contextlib.redirect_stdout(io.StringIO()):
+                strategy.train(benchmark.train_stream[1])
+            moved = 100 * float((model(stored.x).detach()[rows, stored.y] - before).norm() / before.norm())
+            first, second = accuracies(model, benchmark)[:2]
+            print(
+                f"| {lr} | {epochs} | {title} | {moved:.0f} % | {accuracy:.1f}, {first:.1f} | {second:.1f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setting", choices=list(SETTINGS), default="class", help="; ".join(SETTINGS.values()))
@@ -143,10 +177,14 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--tangent", action="store_true", help="how far the outputs that OGD holds move")
     parser.add_argument("--only", nargs="*", choices=list(STRATEGIES))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="replace arguments")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.tangent:
+        tangent()
+        return
     overrides = {
         name: float(value) if "." in value else int(value) for name, value in (o.split("=") for o in arguments.set)
     }
