@@ -10,10 +10,11 @@ class is stored by its name, as every other class is.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Collection, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,7 +74,8 @@ def load_checkpoint(
     """
     if isinstance(fname, (str, os.PathLike)) and not os.path.exists(fname):
         return strategy, 0
-    strategy, trained = maybe_load_checkpoint(strategy, fname, map_location, unique_objects)
+    with redirect_stdout(io.StringIO()):  # it prints a line for each storage that it maps
+        strategy, trained = maybe_load_checkpoint(strategy, fname, map_location, unique_objects)
     for logger in strategy.evaluator.loggers:
         if isinstance(logger, TensorboardLogger):
             # What was logged after the checkpoint will be logged again. Another event file begins with the mark that
