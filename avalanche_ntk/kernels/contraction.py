@@ -229,8 +229,10 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     r, b = p.g.shape[0], p.g.shape[3]
     item = p.g.element_size()
     one = (n + (0 if same else m)) * a  # numbers of one column of one output
-    left = _held(p.a, workspace // (2 if same else 4) // item)
-    right = left if same else _held(q.a, workspace // 4 // item)
+    left, right = p.a, q.a
+    if one * r * b > min(workspace // 2 // item, 2 * TILE):  # rows are used again for the next tile
+        left = _held(p.a, workspace // (2 if same else 4) // item)
+        right = left if same else _held(q.a, workspace // 4 // item)
     held = isinstance(left, Tensor) and isinstance(right, Tensor)
     # patches that have to be made again for every tile ask for large tiles
     room = max(1, min(workspace // 2 // item, TILE if held else workspace) // one)
@@ -277,7 +279,7 @@ def _gradients(a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, m
     j = memory[: n * r * w * size].view(n, r * w, size)
     step = n
     if r > 1 or not isinstance(a, Tensor):
-        step = max(1, min(n, room // max(1, t * max(size if not isinstance(a, Tensor) else 1, r * w))))
+        step = max(1, min(n, min(room, TILE // 4) // max(1, t * max(size if not isinstance(a, Tensor) else 1, r * w))))
     for i in range(0, n, step):
         samples = slice(i, min(i + step, n))
         part = g[outputs, samples, :, columns]  # (r, n, T, w)
