@@ -22,6 +22,7 @@ from avalanche_ntk.models import MLP
 from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.probes import ProbeSpec
 from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.tensorboard import add_dashboard
 
 STRATEGIES: dict[str, tuple[type, dict[str, Any]]] = {"naive": (Naive, {}), "replay": (Replay, {"mem_size": 200})}
 EXPERIENCES = 5
@@ -153,4 +154,4 @@ def _train(
         strategy.train(experience)
         strategy.eval(benchmark.test_stream)
         on_progress(name, number)
-    tensorboard.writer.flush()
+    add_dashboard(tensorboard, strategy, run=name)

@@ -31,6 +31,7 @@ from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.resume import is_run
 from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.tensorboard import add_dashboard
 
 CONFIG = "config.yaml"
 COMPLETE, RUNNING, FAILED = "complete", "running", "failed"
@@ -222,6 +223,9 @@ def _train(
                 save_checkpoint(setup.strategy, path / checkpoint.WHOLE)
             diary.note({"experiences_done": number + 1, "wall_seconds": spent()})
             on_progress(number + 1, len(setup.streams))
+        for logger in setup.strategy.evaluator.loggers:
+            if isinstance(logger, TensorboardLogger):
+                add_dashboard(logger, setup.strategy, benchmark=config.benchmark.name, regime=config.regime.name)
     except Exception as error:
         if is_run(path) and diary.written:
             where = traceback.extract_tb(error.__traceback__)[-1]
