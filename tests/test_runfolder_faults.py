@@ -383,6 +383,9 @@ def test_a_folder_that_must_not_be_written(tmp_path):
     # Root may write anywhere: the child takes another user's rights when it has root's.
     code = """
         path, parent = sys.argv[1:]
+        # Modules that are imported on first use: another user may not read where this one keeps its Python.
+        import importlib.metadata
+        importlib.metadata.version("numpy")
         if os.geteuid() == 0:
             os.setgid(65534)
             os.setuid(65534)
