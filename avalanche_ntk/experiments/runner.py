@@ -225,7 +225,8 @@ def _train(
             on_progress(number + 1, len(setup.streams))
         for logger in setup.strategy.evaluator.loggers:
             if isinstance(logger, TensorboardLogger):
-                add_dashboard(logger, setup.strategy, benchmark=config.benchmark.name, regime=config.regime.name)
+                regime = "none" if config.regime is None else config.regime.name
+                add_dashboard(logger, setup.strategy, benchmark=config.benchmark.name, regime=regime)
     except Exception as error:
         if is_run(path) and diary.written:
             where = traceback.extract_tb(error.__traceback__)[-1]
