@@ -261,7 +261,9 @@ def test_a_plugin_that_is_no_longer_used_lets_go_of_the_folder(tmp_path):
 
 
 SIGINT = """
-import sys
+import signal, sys
+# A shell starts its background jobs with this signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
 from tests.lines import make_strategy, run, tiny_stream
 
