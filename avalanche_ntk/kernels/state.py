@@ -20,24 +20,10 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.randomness import preserved_rng_state
 
 # Modes of torch belong to the process: two threads that measure at once would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
-
-
-@contextmanager
-def preserve_rng() -> Generator[None, None, None]:
-    """Restore the generators of torch (CPU, every CUDA device in use), numpy and random on exit."""
-    cpu, npy, py = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        np.random.set_state(npy)
-        random.setstate(py)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextmanager
@@ -152,7 +138,14 @@ def measuring(model: nn.Module) -> Generator[None, None, None]:
             f"model must be a torch.nn.Module, found {type(model).__name__}. Wrap a function in a module that holds"
             " its parameters."
         )
-    with _ONE_AT_A_TIME, preserve_rng(), preserve_modules(model), exact_arithmetic(), eager(model), plain_calls():
+    with (
+        _ONE_AT_A_TIME,
+        preserved_rng_state(),
+        preserve_modules(model),
+        exact_arithmetic(),
+        eager(model),
+        plain_calls(),
+    ):
         yield
 
 
