@@ -458,51 +458,69 @@ class ViT(nn.Module):
         return logits
 
 
-_GATES = {"rnn": 1, "lstm": 4}
+_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 class RNN(nn.Module):
     """A recurrent classifier: `depth` layers of `width` units, and a linear head on the last state.
 
-    Images are read row by row: `(N, channels, H, W)` is a sequence of H steps of `channels · W` numbers.
+    Images are read row by row: `(N, channels, H, W)` is a sequence of H steps of `channels · W` numbers. Tokens are
+    integers `(N, T)`, each looked up in a table of `vocabulary` rows of `width` numbers drawn from N(0, 1).
 
-    With `cell="rnn"` a step is `h ← φ(W x + U h + b)`; with `cell="lstm"` gates i, f, o are logistic and
-    `c ← f ∘ c + i ∘ φ(·)`, `h ← o ∘ φ(c)`. Rows of an LSTM's weights are in torch's order i, f, g, o.
+    With `cell="rnn"` a step is `h ← φ(W x + U h + b)`. With `cell="lstm"` gates i, f, o are logistic and
+    `c ← f ∘ c + i ∘ φ(·)`, `h ← o ∘ φ(c)`. With `cell="gru"` gates r, z are logistic and `h ← (1 − z) ∘ n + z ∘ h`,
+    `n = φ(W x + b + r ∘ U h)`. Rows of the weights are in torch's order, i, f, g, o and r, z, n; there is one bias
+    where torch has two.
 
     Args:
-        in_features: Numbers in one step.
+        in_features: Numbers in one step; None for tokens.
         n_classes: Number of outputs C.
         width: Units of each layer.
         depth: Number of layers.
-        cell: "rnn" or "lstm".
+        vocabulary: Number of different tokens, for inputs that are tokens.
+        cell: "rnn", "gru" or "lstm".
         parametrisation: "standard" (torch's uniform ±1/√width) or "ntk".
         activation: φ, a key of `ACTIVATIONS`.
 
     Raises:
-        ArgumentError: A name is unknown or a number is out of range.
+        ArgumentError: A name is unknown, a number is out of range, or it is not said what a step is.
 
-    Source: Elman 1990; Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000.
+    Source: Elman 1990; Cho et al. 2014 for the GRU, with r behind U as torch has it; Hochreiter & Schmidhuber 1997 with
+    the forget gate of Gers et al. 2000.
     """
 
     def __init__(
         self,
-        in_features: int = 8,
+        in_features: int | None = 8,
         n_classes: int = 10,
         *,
         width: int = 64,
         depth: int = 1,
+        vocabulary: int | None = None,
         cell: str = "rnn",
         parametrisation: str = "standard",
         activation: str = "tanh",
     ) -> None:
         super().__init__()
-        _at_least_one(in_features=in_features, n_classes=n_classes, width=width, depth=depth)
+        _at_least_one(n_classes=n_classes, width=width, depth=depth)
         if cell not in _GATES:
             raise unknown_name("cell", cell, _GATES)
+        self.embedding: nn.Module | None = None
+        if vocabulary is not None:
+            _at_least_one(vocabulary=vocabulary)
+            self.embedding, read = nn.Embedding(vocabulary, width), width
+        elif in_features is not None:
+            _at_least_one(in_features=in_features)
+            read = in_features
+        else:
+            raise ArgumentError(
+                f"model {cell!r} looks tokens up in a table and needs its size, found vocabulary=None. Give"
+                " vocabulary=16, for tokens 0 … 15."
+            )
         make = _Layers(parametrisation, activation)
         self.cell, self.width = cell, width
         rows = _GATES[cell] * width
-        self.inputs = nn.ModuleList(make.linear(width if layer else in_features, rows) for layer in range(depth))
+        self.inputs = nn.ModuleList(make.linear(width if layer else read, rows) for layer in range(depth))
         self.states = nn.ModuleList(make.linear(width, rows, bias=False) for _ in range(depth))
         self.activation = make.activation()
         self.classifier = make.linear(width, n_classes)
@@ -511,8 +529,10 @@ class RNN(nn.Module):
                 nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits of shape `(N, C)` for sequences `(N, T, in_features)` or images `(N, channels, T, W)`."""
-        if x.dim() == 4:
+        """Return logits `(N, C)` for sequences `(N, T, in_features)`, images `(N, channels, T, W)`, tokens `(N, T)`."""
+        if self.embedding is not None:
+            x = self.embedding(x)
+        elif x.dim() == 4:
             x = x.transpose(1, 2).flatten(2)
         for read, keep in zip(self.inputs, self.states, strict=True):
             x = self._layer(read(x), keep)
@@ -523,11 +543,15 @@ class RNN(nn.Module):
         h = c = drive.new_zeros(drive.shape[0], self.width)
         states = []
         for t in range(drive.shape[1]):
-            z = drive[:, t] + keep(h)
+            new, kept = drive[:, t], keep(h)
             if self.cell == "rnn":
-                h = self.activation(z)
+                h = self.activation(new + kept)
+            elif self.cell == "gru":
+                (r, z, n), (kept_r, kept_z, kept_n) = new.chunk(3, dim=1), kept.chunk(3, dim=1)
+                n = self.activation(n + (r + kept_r).sigmoid() * kept_n)
+                h = n + (z + kept_z).sigmoid() * (h - n)
             else:
-                i, f, g, o = z.chunk(4, dim=1)
+                i, f, g, o = (new + kept).chunk(4, dim=1)
                 c = f.sigmoid() * c + i.sigmoid() * self.activation(g)
                 h = o.sigmoid() * self.activation(c)
             states.append(h)
@@ -563,11 +587,13 @@ def _vit(shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _sequence(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    if len(shape) not in (2, 3):
+    if len(shape) not in (1, 2, 3):
         raise ArgumentError(
-            f"model {name!r} reads sequences: expected input_shape (steps, features) or (channels, rows, columns),"
-            f" found {shape}. Reshape the inputs, or use model 'mlp'."
+            f"model {name!r} reads sequences: expected input_shape (steps, features), (channels, rows, columns), or"
+            f" (steps,) of tokens, found {shape}. Reshape the inputs, or use model 'mlp'."
         )
+    if len(shape) == 1:
+        return {"in_features": None}
     return {"in_features": shape[1] if len(shape) == 2 else shape[0] * shape[2]}
 
 
@@ -578,6 +604,7 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], Callable[[tuple[int, ...]], di
     "resnet18": (ResNet18, partial(_image, "resnet18")),
     "vit": (ViT, _vit),
     "rnn": (partial(RNN, cell="rnn"), partial(_sequence, "rnn")),
+    "gru": (partial(RNN, cell="gru"), partial(_sequence, "gru")),
     "lstm": (partial(RNN, cell="lstm"), partial(_sequence, "lstm")),
 }
 

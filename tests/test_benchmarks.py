@@ -603,8 +603,8 @@ def test_layouts_that_are_something_else(tmp_path):
 
 def test_torchvision_refusals(tmp_path):
     assert message(lambda: load_data("CIFAR01")) == (
-        "unknown data 'CIFAR01': expected 'digits', a classification dataset of torchvision.datasets, a folder of"
-        " images or a zip of one. The nearest: 'CIFAR10', 'CIFAR100', 'UCF101'."
+        "unknown data 'CIFAR01': expected 'digits', 'markov', a classification dataset of torchvision.datasets, a"
+        " folder of images or a zip of one. The nearest: 'CIFAR10', 'CIFAR100', 'UCF101'."
     )
     assert message(lambda: load_data("CIFAR10")) == (
         "torchvision's CIFAR10 is read from a folder, found data_root=None. Give data_root (--data-root), the folder"

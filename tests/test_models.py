@@ -189,7 +189,7 @@ def test_vit_block_is_torchs_encoder_layer():
     assert torch.allclose(model(x), model.classifier(out), atol=1e-12)
 
 
-@pytest.mark.parametrize(("cell", "torchs"), [("rnn", nn.RNN), ("lstm", nn.LSTM)])
+@pytest.mark.parametrize(("cell", "torchs"), [("rnn", nn.RNN), ("gru", nn.GRU), ("lstm", nn.LSTM)])
 def test_recurrent_models_are_torchs(cell, torchs):
     model = RNN(6, 3, width=5, depth=2, cell=cell).to(DOUBLE)
     theirs = torchs(6, 5, num_layers=2, batch_first=True, dtype=DOUBLE)
@@ -221,6 +221,41 @@ def test_kernel_is_the_oracles(name, parametrisation):
     assert torch.linalg.norm(got - exact) < 1e-12 * torch.linalg.norm(exact)
     # No parameter needs its Jacobian from torch.func: the fast rules reach all of them.
     assert not {"jacobian", "loop"} & set(info.methods.values())
+
+
+RECURRENT = ("rnn", "gru", "lstm")
+
+
+@pytest.mark.parametrize("parametrisation", ["standard", "ntk"])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_kernel_of_tokens_is_the_oracles_in_every_reduction(name, parametrisation):
+    model = build_model(
+        name, input_shape=(6,), n_classes=3, width=5, depth=2, vocabulary=4, parametrisation=parametrisation, seed=0
+    ).to(DOUBLE)
+    # Tokens come twice in a sequence and in several: rows of the table are shared in time and between samples.
+    x = torch.randint(4, (5, 6), generator=torch.Generator().manual_seed(2))
+    for reduction in ("full", "trace", "sum_logits"):
+        exact = reference_ntk(model, x, reduction=reduction)
+        got, info = empirical_ntk(model, x, reduction=reduction, return_info=True)
+        assert torch.linalg.norm(got - exact) < 1e-12 * torch.linalg.norm(exact)
+        assert not {"jacobian", "loop"} & set(info.methods.values())
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_tokens_are_rows_of_the_table(name):
+    model = build_model(name, input_shape=(7,), n_classes=3, width=4, vocabulary=5, seed=0).to(DOUBLE)
+    read = RNN(4, 3, width=4, cell=name).to(DOUBLE)
+    read.load_state_dict({k: v for k, v in model.state_dict().items() if k != "embedding.weight"})
+    x = torch.tensor([[0, 1, 2, 3, 4, 0, 4], [3, 3, 3, 3, 3, 3, 3]])
+    assert model.embedding.weight.shape == (5, 4)
+    assert torch.equal(model(x), read(model.embedding.weight[x]))
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_width_sweep_over_tokens(name):
+    for width, model in width_sweep(name, [4, 8], input_shape=(7,), n_classes=3, vocabulary=5):
+        assert model.embedding.weight.shape == (5, width)
+        assert model.classifier.weight.shape == (3, width)
 
 
 # Building by name
@@ -279,12 +314,13 @@ def bad(*args, **kwargs):
     [
         (
             bad("resnet81"),
-            "unknown model 'resnet81': expected one of 'cnn', 'lstm', 'mlp', 'resnet18', 'rnn', 'vit', a classifier of"
-            " torchvision.models, or 'module:factory'. The nearest: 'resnet18', 'resnet152', 'resnet101'.",
+            "unknown model 'resnet81': expected one of 'cnn', 'gru', 'lstm', 'mlp', 'resnet18', 'rnn', 'vit', a"
+            " classifier of torchvision.models, or 'module:factory'. The nearest: 'resnet18', 'resnet152',"
+            " 'resnet101'.",
         ),
         (
             bad("torchvision:zzz"),
-            "unknown model 'torchvision:zzz': expected one of 'cnn', 'lstm', 'mlp', 'resnet18', 'rnn', 'vit', a"
+            "unknown model 'torchvision:zzz': expected one of 'cnn', 'gru', 'lstm', 'mlp', 'resnet18', 'rnn', 'vit', a"
             " classifier of torchvision.models, or 'module:factory'.",
         ),
         (
@@ -329,9 +365,14 @@ def bad(*args, **kwargs):
             " or use model 'mlp'.",
         ),
         (
+            bad("lstm", input_shape=()),
+            "model 'lstm' reads sequences: expected input_shape (steps, features), (channels, rows, columns), or"
+            " (steps,) of tokens, found (). Reshape the inputs, or use model 'mlp'.",
+        ),
+        (
             bad("lstm", input_shape=(64,)),
-            "model 'lstm' reads sequences: expected input_shape (steps, features) or (channels, rows, columns), found"
-            " (64,). Reshape the inputs, or use model 'mlp'.",
+            "model 'lstm' looks tokens up in a table and needs its size, found vocabulary=None. Give vocabulary=16, for"
+            " tokens 0 … 15.",
         ),
         (
             bad("vit", input_shape=(1, 8, 6)),
@@ -362,8 +403,8 @@ def bad(*args, **kwargs):
             "unknown norm 'layer': expected one of 'batch', 'group', 'none'.",
         ),
         (
-            lambda: RNN(cell="gru"),
-            "unknown cell 'gru': expected one of 'lstm', 'rnn'.",
+            lambda: RNN(cell="gur"),
+            "unknown cell 'gur': expected one of 'gru', 'lstm', 'rnn'. Did you mean 'gru'?",
         ),
         (
             lambda: list(width_sweep("mlp", [1, 2], width=4, **SHAPE)),

@@ -2,6 +2,7 @@
 
 from avalanche_ntk.benchmarks.data import LabelledData, load_data
 from avalanche_ntk.benchmarks.digits import split_digits
+from avalanche_ntk.benchmarks.sequences import markov_chains, markov_sequences
 from avalanche_ntk.benchmarks.shifts import (
     blurred,
     class_frequency_shift,
@@ -37,6 +38,8 @@ __all__ = [
     "class_overlap_shift",
     "label_permuted",
     "load_data",
+    "markov_chains",
+    "markov_sequences",
     "no_shift",
     "permuted",
     "reachable_similarities",

@@ -1,6 +1,6 @@
-"""Labelled images or vectors with a training and a test part, from tensors, scikit-learn, torchvision, folders or zips.
+"""Labelled samples with a training and a test part: generated, or from tensors, scikit-learn, torchvision or files.
 
-Labels are 0 … C−1 in the order of the classes' names; pixels are float32 in [0, 1].
+Labels are 0 … C−1 in the order of the classes' names; pixels are float32 in [0, 1], tokens int64.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from avalanche_ntk.benchmarks.images import read_folder, read_zip
+from avalanche_ntk.benchmarks.sequences import markov_sequences
 from avalanche_ntk.errors import ArgumentError
 
 
@@ -195,16 +196,17 @@ def load_data(
     """Load labelled data by name or path.
 
     Args:
-        source: `"digits"` (scikit-learn's 8×8 digits, nothing is downloaded); the name of a classification dataset of
-            `torchvision.datasets`, such as `"CIFAR10"`; a folder of images or a zip of one, `train/CLASS/…` and
+        source: `"digits"` (scikit-learn's 8×8 digits, nothing is downloaded); `"markov"` (`markov_sequences`, token
+            sequences that are generated); the name of a classification dataset of `torchvision.datasets`, such as
+            `"CIFAR10"`; a folder of images or a zip of one, `train/CLASS/…` and
             `test/CLASS/…`, or `CLASS/…` (then `test_share` of each class is for testing); or data already loaded.
         data_root: Folder of torchvision's datasets.
         download: Whether torchvision may download what `data_root` lacks.
         image_size: Side to which images from files are resized (shorter side, then centre crop); None keeps them, and
             all must then have the same size.
         test_share: Share of each class for testing, where the source has no test part.
-        seed: Seed of that split.
-        **arguments: Further arguments of torchvision's dataset, such as EMNIST's `split`.
+        seed: Seed of that split, or of what is generated.
+        **arguments: Further arguments of torchvision's dataset, such as EMNIST's `split`, or of `markov_sequences`.
 
     Returns:
         The data.
@@ -218,6 +220,8 @@ def load_data(
     path = Path(source)
     if text == "digits":
         return _digits(test_share, seed)
+    if text == "markov":
+        return _markov(seed, arguments)
     if path.suffix.lower() == ".zip" or path.is_dir():
         read = read_folder if path.is_dir() else read_zip
         parts, names = read(path, image_size)
@@ -237,6 +241,10 @@ def _digits(test_share: float, seed: int) -> LabelledData:
     digits = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     return LabelledData.from_tensors(x, torch.tensor(digits.target), test_share=test_share, seed=seed, name="digits")
+
+
+def _markov(seed: int, arguments: dict[str, Any]) -> LabelledData:
+    return LabelledData.from_tensors(*markov_sequences(seed=seed, **arguments), name="markov")
 
 
 def _of_parts(
@@ -273,11 +281,11 @@ def _torchvision(
 ) -> LabelledData:
     zoo = importlib.import_module("torchvision.datasets")
     if name not in zoo.__all__:
-        near = get_close_matches(name, ["digits", *zoo.__all__], n=3)
+        near = get_close_matches(name, ["digits", "markov", *zoo.__all__], n=3)
         hint = f" The nearest: {', '.join(map(repr, near))}." if near else ""
         raise ArgumentError(
-            f"unknown data {name!r}: expected 'digits', a classification dataset of torchvision.datasets, a folder of"
-            f" images or a zip of one.{hint}"
+            f"unknown data {name!r}: expected 'digits', 'markov', a classification dataset of torchvision.datasets, a"
+            f" folder of images or a zip of one.{hint}"
         )
     dataset_class = getattr(zoo, name)
     parameters = inspect.signature(dataset_class).parameters

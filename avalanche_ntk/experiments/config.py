@@ -37,7 +37,7 @@ class BenchmarkConfig:
 
     name: str = option("class_incremental", choices=names.benchmarks, help="Kind of shift.")
     data: str = option(
-        "digits", help="What `load_data` takes: digits, a name of torchvision.datasets, a folder, a zip."
+        "digits", help="What `load_data` takes: digits, markov, a name of torchvision.datasets, a folder, a zip."
     )
     data_root: str | None = option(None, help="Folder of torchvision's datasets.")
     download: bool = option(False, help="Whether torchvision may download what `data_root` lacks.")
