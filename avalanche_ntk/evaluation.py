@@ -29,6 +29,7 @@ from avalanche_ntk.observables import (
     FeatureKernel,
     KernelRegression,
     Linearisation,
+    Neurons,
     Observable,
     PerLayer,
     StaticKernelForecast,
@@ -271,6 +272,7 @@ def ntk_metrics(
     class_blocks: bool = False,
     task_overlap: bool = False,
     regression: bool = False,
+    neurons: bool = False,
     kernel_image: bool = False,
     cost: bool = True,
 ) -> list[PluginMetric[Any]]:
@@ -299,6 +301,9 @@ def ntk_metrics(
         task_overlap: `NTK_TaskOverlap/…/A,B` and the figure `NTK_TaskOverlapMatrix` at each boundary.
         regression: `NTK_RegressionAccuracy`, `NTK_RegressionAccuracyInit` at each boundary. The plugin needs a
             held-out probe, `ProbeSpec(split="test")`.
+        neurons: `NTK_NeuronSimilarity`, `NTK_NeuronSimilarityMax` (each also as `…Centred`), `NTK_NeuronTuning`,
+            `NTK_NeuronTuningCentred`, `NTK_NeuronsSilent`; for probes that are sweeps (`Neurons(sweeps=[…])`) also
+            `NTK_NeuronPeriod`, `NTK_NeuronsPeriodic`.
         kernel_image: The figure `NTK_Kernel`, a heat map sorted by class, at each boundary.
         cost: `NTK_MeasurementSeconds`, `NTK_MeasuringShare` (of the time since training began).
 
@@ -327,6 +332,7 @@ def ntk_metrics(
         "class_blocks": class_blocks,
         "task_overlap": task_overlap,
         "regression": regression,
+        "neurons": neurons,
         "cost": cost,
     }
     metrics: list[PluginMetric[Any]] = []
@@ -387,6 +393,17 @@ _COLUMNS = {
         "NTK_RegressionAccuracyInit": "regression_accuracy_init",
         "NTK_NetworkAccuracyHeldOut": "network_accuracy_held_out",
     },
+    "neurons": {
+        "NTK_NeuronSimilarity": "neuron_similarity",
+        "NTK_NeuronSimilarityCentred": "neuron_similarity_centred",
+        "NTK_NeuronSimilarityMax": "neuron_similarity_max",
+        "NTK_NeuronSimilarityMaxCentred": "neuron_similarity_max_centred",
+        "NTK_NeuronTuning": "neuron_tuning",
+        "NTK_NeuronTuningCentred": "neuron_tuning_centred",
+        "NTK_NeuronsSilent": "neurons_silent",
+        "NTK_NeuronPeriod": "neuron_period",
+        "NTK_NeuronsPeriodic": "neurons_periodic",
+    },
     "cost": {"NTK_MeasurementSeconds": "measurement_seconds", "NTK_MeasuringShare": "measuring_share"},
 }
 _PATTERNS = {
@@ -420,6 +437,7 @@ _OBSERVABLES: dict[str, type[Observable]] = {
     "class_blocks": ClassBlocks,
     "task_overlap": TaskOverlap,
     "regression": KernelRegression,
+    "neurons": Neurons,
 }
 
 

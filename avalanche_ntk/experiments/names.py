@@ -93,6 +93,7 @@ OBSERVABLES = (
     "class_blocks",
     "task_overlap",
     "regression",
+    "neurons",
 )
 
 

@@ -2,7 +2,7 @@
 
 from avalanche_ntk.kernels.checks import spot_check
 from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_group
-from avalanche_ntk.kernels.features import feature_kernel
+from avalanche_ntk.kernels.features import feature_kernel, penultimate_features
 from avalanche_ntk.kernels.linearise import jvp_prediction
 from avalanche_ntk.kernels.method import KernelInfo, Method
 from avalanche_ntk.kernels.operator import NTKOperator, ntk_operator
@@ -17,6 +17,7 @@ __all__ = [
     "feature_kernel",
     "jvp_prediction",
     "ntk_operator",
+    "penultimate_features",
     "reference_jacobian",
     "reference_ntk",
     "spot_check",

@@ -50,10 +50,51 @@ def feature_kernel(
         tensor([[5., 6.],
                 [6., 9.]])
     """
-    b1 = Batch.of(x, task_labels)
     if task_labels2 is None and isinstance(task_labels, int):
         task_labels2 = task_labels
-    b2 = None if x2 is None else Batch.of(x2, task_labels2)
+    batches = [Batch.of(x, task_labels)] + ([] if x2 is None else [Batch.of(x2, task_labels2)])
+    h = _features_of_model(model, batches, output_selector, dtype)
+    return h[0] @ h[-1].T
+
+
+def penultimate_features(
+    model: nn.Module,
+    x: Any,
+    *,
+    task_labels: Any = None,
+    output_selector: Callable[[Any], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Features `h(x_n)` themselves, of which `feature_kernel` is the Gram matrix: one column for each unit.
+
+    Args:
+        model: The model; evaluated in eval mode and left as it was, hooks removed.
+        x: N inputs, see `empirical_ntk`.
+        task_labels: See `empirical_ntk`.
+        output_selector: See `empirical_ntk`.
+        dtype: Precision to compute in; None for the parameters' own.
+
+    Returns:
+        `(N, D)`; what belongs to one sample is flattened into its row.
+
+    Raises:
+        ModelError: As `feature_kernel`.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Identity(), nn.Linear(2, 3))
+        >>> penultimate_features(model, torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+        tensor([[1., 2.],
+                [0., 3.]])
+    """  # noqa: DOC502
+    return _features_of_model(model, [Batch.of(x, task_labels)], output_selector, dtype)[0]
+
+
+def _features_of_model(
+    model: nn.Module,
+    batches: list[Batch],
+    output_selector: Callable[[Any], Tensor] | None,
+    dtype: torch.dtype | None,
+) -> list[Tensor]:
     with measuring(model), torch.no_grad():
         inner = unwrap(model)
         check_supported(inner)
@@ -62,9 +103,7 @@ def feature_kernel(
         cast = {k: v.detach().to(work) if v.is_floating_point() else v.detach().clone() for k, v in tensors.items()}
         subject = Subject(inner, {}, work, output_selector, cast)
         with subject.standing_in():
-            h1 = _features(subject, b1)
-            h2 = h1 if b2 is None else _features(subject, b2)
-    return h1 @ h2.T
+            return [_features(subject, batch) for batch in batches]
 
 
 def _features(subject: Subject, batch: Batch) -> Tensor:

@@ -10,6 +10,13 @@ from avalanche_ntk.measures.alignment import eigenvector_alignment, kernel_align
 from avalanche_ntk.measures.blocks import ClassBlocks, class_block_means
 from avalanche_ntk.measures.full import as_matrix, reduce_full
 from avalanche_ntk.measures.linearisation import linearisation_error
+from avalanche_ntk.measures.neurons import (
+    NeuronPeriodicity,
+    NeuronSimilarity,
+    neuron_periodicity,
+    neuron_similarity,
+    tuning_similarity,
+)
 from avalanche_ntk.measures.norms import kernel_norm, kernel_trace
 from avalanche_ntk.measures.overlap import overlap_matrix, task_overlap
 from avalanche_ntk.measures.reactivation import Reactivation, Verdict, compare_ratios, reactivation, verdict
@@ -44,6 +51,8 @@ __all__ = [
     "KernelRegression",
     "KernelView",
     "ModeResponse",
+    "NeuronPeriodicity",
+    "NeuronSimilarity",
     "Reactivation",
     "Summary",
     "Verdict",
@@ -69,6 +78,8 @@ __all__ = [
     "label_signed_kernel",
     "linearisation_error",
     "mode_response",
+    "neuron_periodicity",
+    "neuron_similarity",
     "one_hot",
     "overlap_matrix",
     "reactivation",
@@ -77,6 +88,7 @@ __all__ = [
     "spectral_norm",
     "summary",
     "task_overlap",
+    "tuning_similarity",
     "uncentred_alignment",
     "verdict",
 ]

@@ -10,6 +10,7 @@ from avalanche_ntk.observables.features import FeatureKernel
 from avalanche_ntk.observables.forecast import StaticKernelForecast
 from avalanche_ntk.observables.layers import PerLayer
 from avalanche_ntk.observables.linearisation import Linearisation
+from avalanche_ntk.observables.neurons import Neurons
 from avalanche_ntk.observables.overlap import TaskOverlap
 from avalanche_ntk.observables.regression import KernelRegression
 
@@ -19,6 +20,7 @@ __all__ = [
     "KernelRegression",
     "Linearisation",
     "Moment",
+    "Neurons",
     "Observable",
     "Observation",
     "PerLayer",

@@ -1,0 +1,102 @@
+"""Single units of the penultimate layer beside the kernel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from avalanche_ntk import measures
+from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.kernels import penultimate_features
+from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.undefined import value_or_reason
+
+
+class Neurons(Observable):
+    """How alike the units that the last linear layer reads are, and how much each has changed since the last boundary.
+
+    Columns: `neuron_similarity` and `neuron_similarity_max` (|cos| over pairs of units), the same with `_centred`
+    (correlations), `neuron_tuning` (mean cosine of a unit now and at the last boundary, where it is 1) with
+    `neuron_tuning_centred`, and `neurons_silent`, the share of units that are 0 on the whole probe. For a probe named
+    in `sweeps`, `neuron_period` (median over units, in samples) and `neurons_periodic` (share of units). One forward
+    pass; the activations at the boundary are kept.
+
+    Args:
+        sweeps: Names of the probes whose samples are a sequence in equal steps, such as an angle.
+
+    Raises:
+        ArgumentError: `sweeps` is a text.
+    """
+
+    name = "neurons"
+
+    def __init__(self, sweeps: Sequence[str] = ()) -> None:
+        if isinstance(sweeps, str):
+            raise ArgumentError(
+                f"sweeps must be a list of names of probes, found the text {sweeps!r}. Give [{sweeps!r}]."
+            )
+        self.sweeps = tuple(sweeps)
+        self._anchors: dict[str, np.ndarray] = {}
+        self._resumed = False
+
+    def reset(self) -> None:
+        """Forget the activations at the boundary."""
+        self._anchors.clear()
+        self._resumed = False
+
+    def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Take note that the activations at the boundary are gone: a run folder does not hold them."""
+        self._resumed = True
+
+    def describe(self) -> dict[str, Any]:
+        """Return the name and the sweeps."""
+        return {"name": self.name, "sweeps": list(self.sweeps)}
+
+    def observe(self, moment: Moment) -> Observation:
+        """Measure the units on the probe."""
+        labels = {"task_labels": moment.probe.task_labels} if moment.multi_task else {}
+        features = penultimate_features(
+            moment.model,
+            moment.probe.x,
+            output_selector=moment.options.get("output_selector"),
+            dtype=moment.options.get("dtype"),
+            **labels,
+        )
+        units = features.detach().cpu().numpy()
+        if moment.clock.event == "experience_start":
+            self._anchors[moment.probe.name] = units
+        found = Observation(values={"neurons_silent": float(np.mean(~units.any(axis=0)))})
+        for suffix, centred in (("", False), ("_centred", True)):
+            # The mean goes first: where it is undefined, so is the maximum, for the same reason.
+            for column, part in (("neuron_similarity", "mean"), ("neuron_similarity_max", "max")):
+                value_or_reason(found, column + suffix, self._similarity, units, centred, part)
+            value_or_reason(found, f"neuron_tuning{suffix}", self._tuning, moment.probe.name, units, centred)
+        if moment.probe.name in self.sweeps:
+            value_or_reason(found, "neuron_period", self._period, units)
+            value_or_reason(found, "neurons_periodic", lambda: measures.neuron_periodicity(units).fraction)
+        return found
+
+    @staticmethod
+    def _similarity(units: np.ndarray, centred: bool, part: str) -> float:
+        return float(getattr(measures.neuron_similarity(units, centred=centred), part))
+
+    def _tuning(self, probe: str, units: np.ndarray, centred: bool) -> float | str:
+        before = self._anchors.get(probe)
+        if before is None:
+            return (
+                "the run was resumed: the activations at the last boundary are not stored"
+                if self._resumed
+                else "there was no measurement at the last boundary"
+            )
+        if before.shape != units.shape:
+            return "the number of units has changed since"
+        return measures.tuning_similarity(units, before, centred=centred)
+
+    @staticmethod
+    def _period(units: np.ndarray) -> float:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+            return float(np.nanmedian(measures.neuron_periodicity(units).period))
