@@ -460,7 +460,11 @@ def _draw_kernel(trajectory: Trajectory, measurement: Measurement) -> Figure | N
 
 def _draw_spectrum(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
     kernel = _kernel_of(trajectory, measurement)
-    return None if kernel is None else images.spectrum_figure(measures.eigenvalues(kernel), _when(measurement))
+    if kernel is None:
+        return None
+    with measures.few_threads(len(kernel)):
+        eigenvalues = measures.eigenvalues(kernel)
+    return images.spectrum_figure(eigenvalues, _when(measurement))
 
 
 def _draw_overlap(trajectory: Trajectory, measurement: Measurement) -> Figure | None:

@@ -22,6 +22,7 @@ from avalanche.distributed import DistributedHelper
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
+from avalanche_ntk import measures
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import (
     ArgumentError,
@@ -577,7 +578,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 kernel, trust, seen = self._kernel(strategy, probe)
                 if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
                     trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
-                found = self._observe(strategy, probe, clock, kernel.numpy())
+                with measures.few_threads(len(probe.y)):
+                    found = self._observe(strategy, probe, clock, kernel.numpy())
             trust["seconds"] = _since(begin)
             measurement = trajectory.add(
                 clock,

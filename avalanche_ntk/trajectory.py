@@ -390,15 +390,16 @@ class Trajectory:
         """
         index = self._next_index()
         view = measures.KernelView(kernel)
-        self._dtype = str(kernel.dtype)
-        values, reasons = self._numbers(clock, view, iterations_per_epoch)
         others = {name: measures.KernelView(k) for name, k in (extra_kernels or {}).items()}
-        for name, other in others.items():
-            their_values, their_reasons = self._numbers(clock, other, iterations_per_epoch, name)
-            values.update({f"{name}.{column}": their_values[column] for column in their_values.keys() & _FOLLOWED})
-            reasons.update({f"{name}.{column}": their_reasons[column] for column in their_reasons.keys() & _FOLLOWED})
-            if values["kernel_trace"]:
-                values[f"{name}.trace_share"] = other.matrix.trace() / values["kernel_trace"]
+        self._dtype = str(kernel.dtype)
+        with measures.few_threads(len(kernel)):
+            values, reasons = self._numbers(clock, view, iterations_per_epoch)
+            for name, other in others.items():
+                theirs, why = self._numbers(clock, other, iterations_per_epoch, name)
+                values.update({f"{name}.{column}": theirs[column] for column in theirs.keys() & _FOLLOWED})
+                reasons.update({f"{name}.{column}": why[column] for column in why.keys() & _FOLLOWED})
+                if values["kernel_trace"]:
+                    values[f"{name}.trace_share"] = other.matrix.trace() / values["kernel_trace"]
         values.update(extra or {})
         reasons.update(extra_reasons or {})
         path, unsaved = self._keep(index, {"kernel": kernel, **(extra_kernels or {})})
@@ -496,7 +497,8 @@ class Trajectory:
             The reactivation; for the first experience only its onset velocity has a value. None when the experience
             was not measured.
         """
-        return reactivation_at(self, experience)
+        with measures.few_threads(len(self.labels)):
+            return reactivation_at(self, experience)
 
     @property
     def kernel_dtype(self) -> str:

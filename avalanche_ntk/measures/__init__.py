@@ -43,6 +43,7 @@ from avalanche_ntk.measures.spectrum import (
     spectral_norm,
 )
 from avalanche_ntk.measures.summary import Summary, summary
+from avalanche_ntk.measures.threads import few_threads
 from avalanche_ntk.measures.view import KernelView
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "eigenspace_rotation",
     "eigenvalues",
     "eigenvector_alignment",
+    "few_threads",
     "kernel_alignment",
     "kernel_distance",
     "kernel_norm",
