@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Watch the empirical neural tangent kernel while an Avalanche strategy trains.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich takes longer than everything else that `--help` does
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

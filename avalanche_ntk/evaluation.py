@@ -55,6 +55,7 @@ class NTKMetric(PluginMetric[float]):
         self.name = name
         self.column = column
         self._given: dict[str, int] = {}
+        self._read = -1
         self._last: float | None = None
 
     def __str__(self) -> str:
@@ -97,6 +98,10 @@ class NTKMetric(PluginMetric[float]):
         return self._new_values()
 
     def _new_values(self, strategy: Any = None) -> list[MetricValue]:
+        # Called for every metric at every iteration, which is nearly always over here.
+        recorded = self.plugin.recorded
+        if recorded == self._read:
+            return []
         values: list[MetricValue] = []
         for name, trajectory in self.plugin.trajectories.items():
             begin, length = self._given.get(name, self._restored(trajectory)), self._length(trajectory)
@@ -108,6 +113,7 @@ class NTKMetric(PluginMetric[float]):
                     self._last = value
                 values.append(MetricValue(self, full_tag, value, x))
             self._given[name] = length
+        self._read = recorded
         return values
 
     def _length(self, trajectory: Trajectory) -> int:

@@ -106,6 +106,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         evaluations: What each evaluation found, when the evaluator has `ntk_metrics(...)` as its last metrics.
         training_seconds: Seconds spent in training, without the measurements.
         measuring_seconds: Seconds spent in measurements.
+        recorded: Another number whenever a trajectory has something new; as long as it stays, there is nothing to read.
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
@@ -180,6 +181,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self.evaluations: list[dict[str, Any]] = []
         self.training_seconds = 0.0
         self.measuring_seconds = 0.0
+        self.recorded = 0
         self._probes: dict[str, Probe] = {}
         self._folder: RunFolder | None = None
         self._counts = {
@@ -393,6 +395,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         experience = self._counts["experience"]
         for name, trajectory in self.trajectories.items():
             self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
+        self.recorded += 1
         self._leave_optimizer()
         self._at_end = digests_of(model_of(strategy))
         self._last_tick = None
@@ -429,6 +432,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         if not new:
             return
         known = self._open_folder(strategy, new)
+        self.recorded += 1
         self._probes.update(new)
         for name, probe in new.items():
             if name in known and self._folder is not None:
@@ -609,6 +613,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 self._report(second)
             self._report(error)
         finally:
+            self.recorded += 1
             spent = _since(begin)
             self.measuring_seconds += spent
             self.schedule.note(0.0, spent)

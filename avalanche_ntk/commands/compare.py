@@ -17,7 +17,10 @@ def register(app: typer.Typer) -> None:
     Args:
         app: The command line.
     """
-    app.command(epilog="Example: avalanche-ntk compare sweeps/width --by model.width --csv width.csv")(compare)
+    app.command(
+        short_help="Put runs side by side in a table, with intervals.",
+        epilog="Example: avalanche-ntk compare sweeps/width --by model.width --csv width.csv",
+    )(compare)
 
 
 def compare(

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: avalanche-ntk demo --out ntk-demo")(demo)
+    app.command(
+        short_help="Train Naive and Replay on digits and show what happened.",
+        epilog="Example: avalanche-ntk demo --out ntk-demo",
+    )(demo)
 
 
 def demo(

@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
     Args:
         app: The command line.
     """
-    app.command(epilog="Example: avalanche-ntk doctor --device cuda")(doctor)
+    app.command(
+        short_help="Say what is installed and whether it works.", epilog="Example: avalanche-ntk doctor --device cuda"
+    )(doctor)
 
 
 def doctor(

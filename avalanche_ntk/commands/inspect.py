@@ -20,7 +20,10 @@ def register(app: typer.Typer) -> None:
     Args:
         app: The command line.
     """
-    app.command(epilog="Example: avalanche-ntk inspect runs/naive")(inspect)
+    app.command(
+        short_help="Say what is in run folders and whether they are whole.",
+        epilog="Example: avalanche-ntk inspect runs/naive",
+    )(inspect)
 
 
 def inspect(

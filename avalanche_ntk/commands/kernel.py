@@ -17,7 +17,8 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        epilog="Example: avalanche-ntk kernel mymodels:make_net --data digits --size 32 --out kernel.safetensors"
+        short_help="Compute the kernel of a model on data.",
+        epilog="Example: avalanche-ntk kernel mymodels:make_net --data digits --size 32 --out kernel.safetensors",
     )(kernel)
 
 

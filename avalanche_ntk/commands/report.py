@@ -17,7 +17,10 @@ def register(app: typer.Typer) -> None:
     Args:
         app: The command line.
     """
-    app.command(epilog="Example: avalanche-ntk report runs/naive runs/replay --out report")(report)
+    app.command(
+        short_help="Write one HTML page on some runs, figures and tables.",
+        epilog="Example: avalanche-ntk report runs/naive runs/replay --out report",
+    )(report)
 
 
 def report(

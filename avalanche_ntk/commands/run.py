@@ -34,7 +34,8 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        epilog="Example: avalanche-ntk run --strategy Replay --width 256 --set probe.size=32 --out runs/replay"
+        short_help="Train and measure one configuration in a run folder.",
+        epilog="Example: avalanche-ntk run --strategy Replay --width 256 --set probe.size=32 --out runs/replay",
     )(run)
 
 
@@ -98,10 +99,18 @@ def run(
 
         print(yaml.safe_dump(resolved.as_dict(), sort_keys=False, allow_unicode=True), end="")
         return
-    _show(_train(resolved, out, overwrite))
+    from avalanche_ntk.experiments.config import default_folder
+    from avalanche_ntk.experiments.sweep import is_complete
+
+    path = default_folder(resolved) if out is None else out
+    if not overwrite and is_complete(path, resolved):
+        print("This run is complete: nothing was trained. --overwrite makes it anew.")
+    else:
+        _train(resolved, path, overwrite)
+    _show(path)
 
 
-def _train(resolved: Any, out: Path | None, overwrite: bool) -> Path:
+def _train(resolved: Any, out: Path, overwrite: bool) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -115,7 +124,7 @@ def _train(resolved: Any, out: Path | None, overwrite: bool) -> Path:
             def on_progress(done: int, total: int) -> None:
                 progress.update(bar, completed=done, total=total, description=f"{resolved.strategy.name}: tasks")
 
-            return run_one(resolved, out, overwrite=overwrite, on_progress=on_progress)
+            run_one(resolved, out, overwrite=overwrite, on_progress=on_progress)
 
 
 def _show(path: Path) -> None:

@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
     Args:
         app: The command line.
     """
-    app.command(epilog="Example: avalanche-ntk sweep sweep-width --jobs 2 --out sweeps/width")(sweep)
+    app.command(
+        short_help="Make every run of a plan that is not complete yet.",
+        epilog="Example: avalanche-ntk sweep sweep-width --jobs 2 --out sweeps/width",
+    )(sweep)
 
 
 def sweep(

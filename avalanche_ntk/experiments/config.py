@@ -14,7 +14,15 @@ from typing import Any
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.experiments import names
-from avalanche_ntk.experiments.schema import Document, as_plain, build, option, read_document
+from avalanche_ntk.experiments.schema import (
+    ConfigError,
+    Document,
+    as_plain,
+    build,
+    option,
+    read_document,
+    unknown_choice,
+)
 from avalanche_ntk.schedule import Schedule
 
 
@@ -288,9 +296,27 @@ def ready() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def default_folder(config: RunConfig) -> Path:
+    """Return the folder of a run for which none was named: strategy, benchmark and the beginning of its hash."""
+    return Path("runs") / f"{config.strategy.name}-{config.benchmark.name}-{config.hash[:8]}"
+
+
 def ready_path(source: str | Path) -> Path:
-    """Return the file that a path or the name of a ready configuration means; a file of one's own comes first."""
+    """Return the file that a path or the name of a ready configuration means; a file of one's own comes first.
+
+    Args:
+        source: The path or the name.
+
+    Returns:
+        The file; a path that does not exist is returned as it is.
+
+    Raises:
+        ConfigError: It looks like a name and is none.
+    """
     path = Path(source)
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
-    return ready().get(str(source), path)
+    known = ready()
+    if str(source) not in known:
+        raise ConfigError(unknown_choice("configuration", str(source), known, ", or the path of a YAML file"))
+    return known[str(source)]

@@ -25,7 +25,7 @@ from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments import checkpoint
 from avalanche_ntk.experiments.assemble import Setup, make_setup
-from avalanche_ntk.experiments.config import RunConfig, content_hash, load_config
+from avalanche_ntk.experiments.config import RunConfig, content_hash, default_folder, load_config
 from avalanche_ntk.experiments.schema import ConfigError
 from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.randomness import preserved_rng_state
@@ -35,11 +35,6 @@ from avalanche_ntk.tensorboard import add_dashboard
 
 CONFIG = "config.yaml"
 COMPLETE, RUNNING, FAILED = "complete", "running", "failed"
-
-
-def default_folder(config: RunConfig) -> Path:
-    """Return the folder of a run for which none was named: strategy, benchmark and the beginning of its hash."""
-    return Path("runs") / f"{config.strategy.name}-{config.benchmark.name}-{config.hash[:8]}"
 
 
 def run(
@@ -117,8 +112,10 @@ def _recorded(path: Path) -> dict[str, Any] | None:
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     a, b = flat(there), flat(here)
-    different = [key for key in b if a.get(key) != b[key]]
-    shown = [f"{key} is {a.get(key)!r} there and {b[key]!r} here" for key in different[:3]]
+    # A key that an earlier version did not have, or a later one dropped, is no key with the value None.
+    different = [key for key in dict.fromkeys([*b, *a]) if (key in a, a.get(key)) != (key in b, b.get(key))]
+    told = [{key: repr(side[key]) if key in side else "absent" for key in different} for side in (a, b)]
+    shown = [f"{key} is {told[0][key]} there and {told[1][key]} here" for key in different[:3]]
     return "; ".join(shown) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
 
 

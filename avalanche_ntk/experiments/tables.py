@@ -35,6 +35,12 @@ _ESCAPES = {
 }  # fmt: skip
 
 
+NO_CORRELATION = (
+    "No rank correlation with forgetting: it takes three runs whose forgetting, and whose measure, are defined and "
+    "not all the same."
+)
+
+
 def number(value: float) -> str:
     """Return a number with three significant digits, as people read it.
 
@@ -88,9 +94,12 @@ def to_markdown(found: Comparison, *, each: bool = False) -> str:
     if not each:
         lines += ["", "Mean ± standard deviation over the runs of a group [95 % interval by bootstrap]."]
     lines += ["", *[f"- {refusal}." for refusal in found.refusals]] if found.refusals else []
-    lines += ["", "Rank correlation (Spearman) with forgetting over the runs:", ""]
-    lines += [_markdown_row(["measure", "ρ", "p", "runs"]), _markdown_row(["---", "---:", "---:", "---:"])]
-    lines += [_markdown_row(row) for row in _correlation_cells(found)]
+    if correlated := _correlation_cells(found):
+        lines += ["", "Rank correlation (Spearman) with forgetting over the runs:", ""]
+        lines += [_markdown_row(["measure", "ρ", "p", "runs"]), _markdown_row(["---", "---:", "---:", "---:"])]
+        lines += [_markdown_row(row) for row in correlated]
+    else:
+        lines += ["", NO_CORRELATION]
     return "\n".join(lines) + "\n"
 
 
@@ -116,7 +125,7 @@ def to_latex(found: Comparison, *, each: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Iterator[Table]:
+def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Iterator[Table | str]:
     """Yield tables for the terminal: what was learnt, what the kernel did, what goes with forgetting.
 
     Args:
@@ -125,7 +134,7 @@ def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Itera
         width: Characters in a line; columns that do not fit go to a further table.
 
     Yields:
-        Tables.
+        Tables; a sentence in place of the rank correlations where none is defined.
     """
     columns = shown_columns(found)
     note = "" if each else " (mean ± standard deviation over the runs; 95 % interval of the mean)"
@@ -146,7 +155,10 @@ def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Itera
                     [[row[i] for i in chosen] for row in lines],
                 )
     title = "Rank correlation (Spearman) with forgetting, over the runs"
-    yield _rich_table(title, ["measure", "ρ", "p", "runs"], _correlation_cells(found))
+    if rows := _correlation_cells(found):
+        yield _rich_table(title, ["measure", "ρ", "p", "runs"], rows)
+    else:
+        yield NO_CORRELATION
 
 
 def _packed(widths: Sequence[int], width: int) -> Iterator[list[int]]:
@@ -224,7 +236,7 @@ def _correlation_cells(found: Comparison) -> list[list[str]]:
     return [
         [HEADINGS[r["measure"]], number(r["rho"]), number(r["p"]), str(r["runs"])]
         for r in found.correlations.to_dict("records")
-        if r["runs"]
+        if not math.isnan(r["rho"])
     ]
 
 

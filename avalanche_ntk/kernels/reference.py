@@ -6,6 +6,7 @@ Every faster path of this package is tested against it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -49,22 +50,28 @@ def reference_jacobian(
     with measuring(model):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         leaves = list(subject.leaves.values())
-        rows: list[Tensor] = []
+        jacobian: Tensor | None = None
         with subject.standing_in():
             for n in range(len(batch)):
                 out = subject.forward(batch.take(slice(n, n + 1)))
                 require_graph(out, subject)
                 kept = output_rows(outputs, out.shape[1])
-                row = []
-                for c in range(out.shape[1]) if kept is None else kept:
+                chosen = range(out.shape[1]) if kept is None else kept
+                if jacobian is None:
+                    jacobian = _empty(len(batch), len(chosen), leaves)
+                for row, c in zip(jacobian[n], chosen, strict=True):
                     grads = torch.autograd.grad(out[0, c], leaves, retain_graph=True, allow_unused=True)
-                    flat = [
-                        (torch.zeros_like(p) if g is None else g.to_dense()).reshape(-1)
-                        for g, p in zip(grads, leaves, strict=True)
-                    ]
-                    row.append(torch.cat(flat))
-                rows.append(torch.stack(row))
-    return torch.stack(rows).detach()
+                    parts = row.split([p.numel() for p in leaves])
+                    for part, g in zip(parts, grads, strict=True):
+                        part.zero_() if g is None else part.copy_(g.to_dense().reshape(-1))
+    assert jacobian is not None
+    return jacobian
+
+
+def _empty(n: int, c: int, leaves: Sequence[Tensor]) -> Tensor:
+    """Return an `(n, c, P)` tensor to be filled, in the widest precision of the leaves."""
+    kinds = [p.dtype for p in leaves]
+    return leaves[0].new_empty((n, c, sum(p.numel() for p in leaves)), dtype=reduce(torch.promote_types, kinds))
 
 
 def reference_ntk(

@@ -21,7 +21,7 @@ from tests.experiments.small import TINY, numbers
 from tests.experiments.test_comparison import make_run
 
 COMMAND = str(Path(sys.executable).parent / "avalanche-ntk")
-COMMANDS = ("run", "sweep", "compare", "kernel", "doctor")
+COMMANDS = ("demo", "run", "sweep", "compare", "report", "inspect", "kernel", "doctor")
 
 
 def call(*arguments, cwd, **environment):
@@ -46,11 +46,11 @@ def test_help_has_an_example(command, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_nothing_heavy(command):
-    """What makes a command slow to answer: torch, Avalanche, pandas, numpy, matplotlib, yaml."""
+    """What makes a command slow to answer: torch, Avalanche, pandas, numpy, matplotlib, yaml, and rich."""
     code = (
         "import sys\nsys.argv = ['avalanche-ntk', sys.argv[1], '--help']\nfrom avalanche_ntk.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "slow = {'torch', 'avalanche', 'pandas', 'numpy', 'scipy', 'matplotlib', 'yaml', 'sklearn'}\n"
+        "slow = {'torch', 'avalanche', 'pandas', 'numpy', 'scipy', 'matplotlib', 'yaml', 'sklearn', 'rich'}\n"
         "heavy = slow & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -73,6 +73,11 @@ def test_a_run_from_the_shell_is_the_run_from_python(tmp_path):
     from avalanche_ntk.experiments import run
 
     assert numbers(tmp_path / "r") == numbers(run(config, tmp_path / "python"))
+    again = call(
+        "run", "plan.yaml", "--epochs", 1, "--width", 8, "--set", "benchmark.n_tasks=2", "--out", "r", cwd=tmp_path
+    )
+    nothing = "This run is complete: nothing was trained. --overwrite makes it anew.\n"
+    assert (again.returncode, again.stdout) == (0, nothing + done.stdout)
 
 
 WRONG = {
@@ -89,6 +94,12 @@ WRONG = {
         ["--regime", "lzay"],
         "avalanche-ntk: --regime: unknown regime.name 'lzay': expected one of 'lazy', 'rich', 'ntk', 'centred', "
         "'mean_field'. Did you mean 'lazy'?\n",
+    ),
+    "a wrong name of a configuration": (
+        ["split-digit"],
+        "avalanche-ntk: unknown configuration 'split-digit': expected one of 'split-digits', 'sweep-class-overlap', "
+        "'sweep-frequency-shift', 'sweep-learning-rate', 'sweep-number-of-tasks', 'sweep-regime', 'sweep-strategies', "
+        "'sweep-task-length', 'sweep-width', or the path of a YAML file. Did you mean 'split-digits'?\n",
     ),
     "no file": (
         ["plan.yaml"],
@@ -175,6 +186,13 @@ def test_compare_writes_tables_and_says_what_it_leaves_out(tmp_path):
     assert table["group"].tolist() == ["EWC", "Naive"]
     assert table["forgetting"].tolist() == pytest.approx([0.35, 0.35])
     assert (tmp_path / "t.tex").read_text().startswith("% ratio is left out")
+    few = call("compare", "runs/a0", "runs/a1", cwd=tmp_path)
+    sentence = (
+        "No rank correlation with forgetting: it takes three runs whose forgetting, and whose measure, are defined and "
+        "not all the same."
+    )
+    assert " ".join(few.stdout.split()).endswith(sentence)
+    assert "ρ" not in few.stdout
     each = call("compare", "runs", "--each", cwd=tmp_path)
     assert all(f"a{seed} " in each.stdout for seed in range(3))
     none = call("compare", "nothing", cwd=tmp_path)

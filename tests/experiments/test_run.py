@@ -17,6 +17,7 @@ import yaml
 
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments import ConfigError, checkpoint, load_config, run
+from avalanche_ntk.experiments.runner import _differences
 from avalanche_ntk.runfolder import RunFolder
 from tests.experiments.small import TINY, numbers
 
@@ -94,6 +95,11 @@ def test_another_configuration_is_refused_and_overwrite_replaces(uninterrupted, 
     run(TINY, path, values={"epochs": 1}, overwrite=True)
     assert RunFolder.open(path).meta["config"]["epochs"] == 1
     assert len(numbers(path)) < len(numbers(uninterrupted))
+
+
+def test_a_key_that_one_side_lacks_is_called_absent():
+    there, here = {"epochs": 1, "old": 2, "same": None}, {"epochs": 1, "model": {"width": None}, "same": None}
+    assert _differences(there, here) == "model.width is absent there and None here; old is 2 there and absent here"
 
 
 def test_a_run_of_ones_own_is_never_replaced_unasked(tmp_path):
