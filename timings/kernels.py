@@ -193,7 +193,7 @@ def measure(name, repeats, limit):
             start = time.perf_counter()
             call(x[:few])
             guess = min(first, time.perf_counter() - start) * (n / few) ** power
-            if guess > limit:
+            if guess > limit and not rival.startswith("ours"):
                 results[rival] = (None, error, f"left out: about {guess:.0f} s from {few} samples")
                 continue
             del first, small
