@@ -37,7 +37,7 @@ def _options(
     context.obj = {"debug": debug}
 
 
-@app.command()
+@app.command(epilog="Example: avalanche-ntk version")
 def version() -> None:
     """Print the version."""
     from avalanche_ntk import __version__
