@@ -301,10 +301,14 @@ def test_messages(call, expected):
 def test_the_examples_of_the_laboratory_run():
     text = (Path(__file__).parents[1] / "docs" / "laboratory.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict = {}
     for block in blocks:
         exec(compile(block, "docs/laboratory.md", "exec"), names)
+    tasks = [set(map(int, e.dataset.targets)) for e in names["stream"].train_stream]
+    assert [len(task) for task in tasks] == [2, 2] and tasks[0] | tasks[1] == {0, 1, 2, 3}
+    sequences = torch.stack([names["stream"].train_stream[0].dataset[i][0] for i in range(3)])
+    assert names["reader"](sequences).shape == (3, 4)
     assert names["prepared"].lr == pytest.approx(0.1 * 64 / 512)
     first, second = (names[n].train_stream[0].dataset for n in ("shifted", "control"))
     assert list(first.targets) == list(second.targets)

@@ -37,7 +37,17 @@ def test_markdown(found):
     assert "| 0.200 ± 0.141 [0.100, 0.300] |" in lines[2]
     assert lines[3].startswith("| a\\|b (1 run) | 0.633 |")
     assert "| 12300 |" in lines[3]
-    assert "| measure | ρ | p | runs |" in lines
+    assert lines[-1] == tables.NO_CORRELATION  # all three runs forgot the same
+    assert "| measure | ρ | p | runs |" not in lines
+
+
+def test_rank_correlations_stand_below_where_they_are_defined(tmp_path):
+    for seed, (last, moved) in enumerate([(0.7, 2.0), (0.5, 1.0), (0.3, 4.0)]):  # ranks 1, 2, 3 and 2, 1, 3
+        make_run(tmp_path / f"r{seed}", seed=seed, accuracy={0: {0: 0.9}, 1: {0: last, 1: 1.0}}, moved=moved)
+    lines = tables.to_markdown(compare([tmp_path])).splitlines()
+    start = lines.index("| measure | ρ | p | runs |")
+    assert lines[start + 2].startswith("| moved | 0.500 | ")
+    assert tables.NO_CORRELATION not in lines
 
 
 def test_latex(found):
