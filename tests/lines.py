@@ -1,5 +1,6 @@
 """A small real run, built the way a user builds it."""
 
+import copy
 import io
 import random
 from collections.abc import Sequence
@@ -12,12 +13,26 @@ from avalanche.benchmarks import nc_benchmark
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.logging import TextLogger
 from avalanche.training import Naive
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.models import MLP
+
+
+class Models(SupervisedPlugin):
+    """Keeps the model at the end of each iteration."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = {}
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.at[strategy.clock.train_iterations] = copy.deepcopy(strategy.model)
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self.at[strategy.clock.train_iterations + 1] = copy.deepcopy(strategy.model)
 
 
 def tiny_stream(n_experiences=2, per_class=12, shape=(6,), seed=0, task_labels=False, transform=None, **arguments):

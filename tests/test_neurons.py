@@ -1,11 +1,8 @@
 """The units of the penultimate layer while a strategy trains, against the stored models' own activations."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
@@ -13,19 +10,7 @@ from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import feature_kernel, penultimate_features
 from avalanche_ntk.models import MLP
 from avalanche_ntk.observables import Neurons
-from tests.lines import make_strategy, run, tiny_stream
-
-
-class Models(SupervisedPlugin):
-    def __init__(self):
-        super().__init__()
-        self.at = {}
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.at[strategy.clock.train_iterations] = copy.deepcopy(strategy.model)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.at[strategy.clock.train_iterations + 1] = copy.deepcopy(strategy.model)
+from tests.lines import Models, make_strategy, run, tiny_stream
 
 
 def observed(neurons):

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
@@ -23,21 +22,7 @@ from avalanche_ntk.observables import (
     TaskOverlap,
 )
 from avalanche_ntk.runfolder import RunFolder
-from tests.lines import make_strategy, run, tiny_stream
-
-
-class Models(SupervisedPlugin):
-    """Keeps the model at the end of each iteration."""
-
-    def __init__(self):
-        super().__init__()
-        self.at = {}
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.at[strategy.clock.train_iterations] = copy.deepcopy(strategy.model)
-
-    def after_training_iteration(self, strategy, **kwargs):
-        self.at[strategy.clock.train_iterations + 1] = copy.deepcopy(strategy.model)
+from tests.lines import Models, make_strategy, run, tiny_stream
 
 
 def observed(*observables, probe=None, model=None, optimizer=None, batch=8, epochs=2, stream=None, **arguments):

@@ -31,11 +31,8 @@ def markov_chains(n_classes: int = 10, *, vocabulary: int = 16, noise: float = 0
     >>> markov_chains(1, vocabulary=2, noise=0.5, seed=0).sum(axis=1).tolist()
     [[1.0, 1.0]]
     """
-    for name, value, least in (("n_classes", n_classes, 1), ("vocabulary", vocabulary, 2)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ArgumentError(
-                f"{name} must be an integer of at least {least}, found {value!r}. Give {name}={least} or more."
-            )
+    _at_least("n_classes", n_classes, 1)
+    _at_least("vocabulary", vocabulary, 2)
     if not 0 <= noise < 1:
         raise ArgumentError(f"noise must lie in [0, 1), found {noise}. Use 0.1, for example.")
     most = 1
@@ -90,15 +87,9 @@ def markov_sequences(
     >>> tuple(x.shape), y.tolist(), tuple(x_test.shape), y_test.tolist()
     ((6, 5), [0, 0, 0, 1, 1, 1], (2, 5), [0, 1])
     """
-    for name, value, least in (
-        ("per_class", per_class, 1),
-        ("test_per_class", test_per_class, 1),
-        ("length", length, 2),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ArgumentError(
-                f"{name} must be an integer of at least {least}, found {value!r}. Give {name}={least} or more."
-            )
+    _at_least("per_class", per_class, 1)
+    _at_least("test_per_class", test_per_class, 1)
+    _at_least("length", length, 2)
     chains = markov_chains(n_classes, vocabulary=vocabulary, noise=noise, seed=seed)
     parts: list[Tensor] = []
     for number, n in ((1, per_class), (2, test_per_class)):
@@ -106,6 +97,13 @@ def markov_sequences(
         parts += [torch.from_numpy(np.concatenate(drawn)), torch.arange(n_classes).repeat_interleave(n)]
     x, y, x_test, y_test = parts
     return x, y, x_test, y_test
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(
+            f"{name} must be an integer of at least {least}, found {value!r}. Give {name}={least} or more."
+        )
 
 
 def _draw(chain: np.ndarray, n: int, length: int, generator: np.random.Generator) -> np.ndarray:

@@ -71,6 +71,15 @@ class Moment:
         kernel: Tensor = empirical_ntk(self.model, x1.x, second, reduction=reduction or self.reduction, **arguments)
         return kernel
 
+    @property
+    def feature_options(self) -> dict[str, Any]:
+        """Arguments with which `kernels.feature_kernel` and `kernels.penultimate_features` see the probe."""
+        return {
+            "output_selector": self.options.get("output_selector"),
+            "dtype": self.options.get("dtype"),
+            "task_labels": self.probe.task_labels if self.multi_task else None,
+        }
+
     def outputs(self, probe: Probe) -> Tensor:
         """Return all of the model's outputs `f(X)` on a probe in eval mode, shape `(N, C)`, without a gradient."""
         modes = {module: module.training for module in self.model.modules()}

@@ -16,12 +16,5 @@ class FeatureKernel(Observable):
 
     def observe(self, moment: Moment) -> Observation:
         """Compute the kernel; it is called `features`."""
-        labels = {"task_labels": moment.probe.task_labels} if moment.multi_task else {}
-        kernel = feature_kernel(
-            moment.model,
-            moment.probe.x,
-            output_selector=moment.options.get("output_selector"),
-            dtype=moment.options.get("dtype"),
-            **labels,
-        )
+        kernel = feature_kernel(moment.model, moment.probe.x, **moment.feature_options)
         return Observation(kernels={"features": kernel.detach().cpu().numpy()})

@@ -57,14 +57,7 @@ class Neurons(Observable):
 
     def observe(self, moment: Moment) -> Observation:
         """Measure the units on the probe."""
-        labels = {"task_labels": moment.probe.task_labels} if moment.multi_task else {}
-        features = penultimate_features(
-            moment.model,
-            moment.probe.x,
-            output_selector=moment.options.get("output_selector"),
-            dtype=moment.options.get("dtype"),
-            **labels,
-        )
+        features = penultimate_features(moment.model, moment.probe.x, **moment.feature_options)
         units = features.detach().cpu().numpy()
         if moment.clock.event == "experience_start":
             self._anchors[moment.probe.name] = units
