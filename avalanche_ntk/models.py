@@ -226,7 +226,9 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """A plain convolutional network: `depth` 3×3 convolutions of `width` channels, mean over positions, linear head.
+    """A plain convolutional network: `depth` 3×3 convolutions of `width` channels and a linear head.
+
+    The head reads the mean over positions or, with `flatten`, every position.
 
     Args:
         in_channels: Channels of the images.
@@ -235,11 +237,13 @@ class CNN(nn.Module):
         depth: Number of convolutions.
         pools: How many of the first convolutions are followed by 2×2 average pooling; images must survive that many
             halvings.
+        flatten: Whether the head reads every position, which needs `image_size`.
+        image_size: Height and width of the images.
         parametrisation: "standard" or "ntk".
         activation: A key of `ACTIVATIONS`.
 
     Raises:
-        ArgumentError: A name is unknown or a number is out of range.
+        ArgumentError: A name is unknown or a number is out of range, or `flatten` is without `image_size`.
     """
 
     def __init__(
@@ -250,6 +254,8 @@ class CNN(nn.Module):
         width: int = 64,
         depth: int = 3,
         pools: int = 2,
+        flatten: bool = False,
+        image_size: Sequence[int] | None = None,
         parametrisation: str = "standard",
         activation: str = "relu",
     ) -> None:
@@ -263,11 +269,22 @@ class CNN(nn.Module):
             if number < pools:
                 layers.append(nn.AvgPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.classifier = make.linear(width, n_classes, activated=True)
+        self.flatten = flatten
+        inputs = width
+        if flatten:
+            if image_size is None:
+                raise ArgumentError(
+                    "a head that reads every position needs the images' size, found image_size=None. Give "
+                    "image_size=(height, width), or leave flatten out."
+                )
+            halvings = min(pools, depth)
+            inputs *= math.prod(side >> halvings for side in image_size)
+        self.classifier = make.linear(inputs, n_classes, activated=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of shape `(N, C)` for images `(N, in_channels, H, W)`."""
-        logits: Tensor = self.classifier(self.features(x).mean(dim=(2, 3)))
+        maps = self.features(x)
+        logits: Tensor = self.classifier(maps.flatten(1) if self.flatten else maps.mean(dim=(2, 3)))
         return logits
 
 
@@ -571,6 +588,10 @@ def _image(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"in_channels": shape[0]}
 
 
+def _cnn(shape: tuple[int, ...]) -> dict[str, Any]:
+    return {**_image("cnn", shape), "image_size": shape[1:]}
+
+
 def _vit(shape: tuple[int, ...]) -> dict[str, Any]:
     sizes = _image("vit", shape)
     if shape[1] != shape[2]:
@@ -600,7 +621,7 @@ def _sequence(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
 # Name → class, and the arguments that follow from the shape of one input.
 MODELS: dict[str, tuple[Callable[..., nn.Module], Callable[[tuple[int, ...]], dict[str, Any]]]] = {
     "mlp": (MLP, _mlp),
-    "cnn": (CNN, partial(_image, "cnn")),
+    "cnn": (CNN, _cnn),
     "resnet18": (ResNet18, partial(_image, "resnet18")),
     "vit": (ViT, _vit),
     "rnn": (partial(RNN, cell="rnn"), partial(_sequence, "rnn")),

@@ -36,6 +36,7 @@ from avalanche_ntk.benchmarks import (
     rotated,
     split_digits,
 )
+from avalanche_ntk.benchmarks.data import standardised
 from avalanche_ntk.errors import ArgumentError
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10-subset.zip"
@@ -748,3 +749,30 @@ X, Y = torch.zeros(4, 1), torch.tensor([0, 0, 1, 1])
 )
 def test_messages(call, expected):
     assert message(call) == expected
+
+
+def test_standardised_channels_have_mean_zero_and_deviation_one():
+    x = torch.rand(40, 2, 3, 3) * torch.tensor([4.0, 0.5]).reshape(2, 1, 1) + torch.tensor([1.0, -7.0]).reshape(2, 1, 1)
+    x[:, 1, 1, 1] = -7.0
+    data = standardised(LabelledData.from_tensors(x, torch.arange(40) % 4, seed=1))
+    train = torch.stack([data.train[i][0] for i in range(len(data.train_labels))]).double()
+    assert train.mean((0, 2, 3)).tolist() == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert train.std((0, 2, 3), correction=0).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+    # The test part is moved by the training part's numbers: distances stay in proportion.
+    plain = LabelledData.from_tensors(x, torch.arange(40) % 4, seed=1)
+    for a, b in ((data.test[0][0], plain.test[0][0]), (data.train[3][0], plain.train[3][0])):
+        assert torch.equal((a[0] - a[0, 0, 0]).argsort(), (b[0] - b[0, 0, 0]).argsort())
+    grey = load_data("digits", standardise=True)
+    digits = torch.stack([grey.train[i][0] for i in range(len(grey.train_labels))]).double()
+    assert (digits.mean().item(), digits.std().item()) == pytest.approx((0.0, 1.0), abs=1e-4)
+
+
+def test_what_is_constant_is_centred_and_tokens_are_refused():
+    flat = standardised(LabelledData.from_tensors(torch.full((8, 1, 2, 2), 3.0), torch.arange(8) % 2))
+    assert torch.equal(flat.train[0][0], torch.zeros(1, 2, 2))
+    with pytest.raises(ArgumentError) as caught:
+        load_data("markov", n_classes=2, per_class=8, standardise=True)
+    assert str(caught.value) == (
+        "standardised inputs must be numbers, found markov with inputs of dtype torch.int64. Leave standardise out: "
+        "tokens have no mean."
+    )

@@ -140,6 +140,19 @@ def test_cnn_by_hand():
     assert torch.allclose(model(x), h.mean((2, 3)) @ model.classifier.weight.T + model.classifier.bias)
 
 
+def test_cnn_with_a_head_that_reads_every_position():
+    model = build_model("cnn", input_shape=(2, 6, 7), n_classes=3, width=4, depth=2, pools=1, flatten=True).to(DOUBLE)
+    x = x_of(2, 2, 6, 7)
+    assert model.classifier.weight.shape == (3, 4 * 3 * 3)  # 6×7 halved once is 3×3
+    assert torch.allclose(model(x), model.features(x).flatten(1) @ model.classifier.weight.T + model.classifier.bias)
+    with pytest.raises(ArgumentError) as caught:
+        CNN(flatten=True)
+    assert str(caught.value) == (
+        "a head that reads every position needs the images' size, found image_size=None. Give "
+        "image_size=(height, width), or leave flatten out."
+    )
+
+
 def test_resnet18_is_torchvisions_with_another_stem():
     theirs = torchvision.models.resnet18(weights=None, num_classes=7)
     theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)

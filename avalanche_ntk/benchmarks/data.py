@@ -1,6 +1,7 @@
 """Labelled samples with a training and a test part: generated, or from tensors, scikit-learn, torchvision or files.
 
-Labels are 0 … C−1 in the order of the classes' names; pixels are float32 in [0, 1], tokens int64.
+Labels are 0 … C−1 in the order of the classes' names; pixels are float32 in [0, 1] unless they are standardised, tokens
+int64.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,7 @@ def load_data(
     image_size: int | None = None,
     test_share: float = 0.25,
     seed: int = 0,
+    standardise: bool = False,
     **arguments: Any,
 ) -> LabelledData:
     """Load labelled data by name or path.
@@ -206,14 +208,80 @@ def load_data(
             all must then have the same size.
         test_share: Share of each class for testing, where the source has no test part.
         seed: Seed of that split, or of what is generated.
+        standardise: Whether each channel has mean 0 and standard deviation 1 over the training part's pixels.
         **arguments: Further arguments of torchvision's dataset, such as EMNIST's `split`, or of `markov_sequences`.
 
     Returns:
         The data.
 
     Raises:
-        ArgumentError: The source is unknown, is not there, or cannot be read safely.
+        ArgumentError: The source is unknown, is not there, or cannot be read safely; or tokens shall be standardised.
     """
+    data = _loaded(source, data_root, download, image_size, test_share, seed, arguments)
+    return standardised(data) if standardise else data
+
+
+def standardised(data: LabelledData) -> LabelledData:
+    """Return data whose channels have mean 0 and standard deviation 1 over all pixels of the training part.
+
+    Args:
+        data: Inputs of shape `(channels, …)` in floating point.
+
+    Returns:
+        The same samples, each `(x − mean)/std` by channel when it is read; a channel that is constant is centred only.
+
+    Raises:
+        ArgumentError: The inputs are integers, such as tokens.
+
+    >>> x = torch.tensor([0.0, 2.0, 4.0, 6.0]).reshape(4, 1, 1)
+    >>> data = LabelledData.from_tensors(x, [0, 0, 1, 1], x, [0, 0, 1, 1])
+    >>> [round(float(standardised(data).train[i][0]), 3) for i in range(4)]
+    [-1.342, -0.447, 0.447, 1.342]
+    """
+    first = data.train[0][0]
+    if not first.is_floating_point():
+        raise ArgumentError(
+            f"standardised inputs must be numbers, found {data.name} with inputs of dtype {first.dtype}. "
+            "Leave standardise out: tokens have no mean."
+        )
+    total = torch.zeros(len(first), dtype=torch.float64)
+    squares = total.clone()
+    for index in range(len(data.train_labels)):
+        pixels = data.train[index][0].to(torch.float64).flatten(1)
+        total += pixels.mean(1)
+        squares += (pixels**2).mean(1)
+    mean = total / len(data.train_labels)
+    spread = (squares / len(data.train_labels) - mean**2).clamp_min(0).sqrt()
+    spread[spread <= 1e-6 * squares.sqrt()] = 1.0
+    shape = (-1, *[1] * (first.ndim - 1))
+    shift, scale = mean.reshape(shape).float(), spread.reshape(shape).float()
+    train, test = (_Standardised(part, shift, scale) for part in (data.train, data.test))
+    return replace(data, train=train, test=test)
+
+
+class _Standardised(Dataset[Any]):
+    """Inputs of a dataset, shifted and scaled by channel."""
+
+    def __init__(self, inner: Any, mean: Tensor, std: Tensor) -> None:
+        self.inner, self.mean, self.std = inner, mean, std
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x, y = self.inner[index]
+        return (x - self.mean) / self.std, y
+
+
+def _loaded(
+    source: str | Path | LabelledData,
+    data_root: str | Path | None,
+    download: bool,
+    image_size: int | None,
+    test_share: float,
+    seed: int,
+    arguments: dict[str, Any],
+) -> LabelledData:
     if isinstance(source, LabelledData):
         return source
     text = str(source)

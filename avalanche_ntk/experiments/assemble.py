@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +15,9 @@ from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetti
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_ntk.benchmarks import SHIFTS, load_data
+from avalanche_ntk.benchmarks import SHIFTS, LabelledData, load_data
 from avalanche_ntk.evaluation import ntk_metrics
-from avalanche_ntk.experiments.config import RunConfig
+from avalanche_ntk.experiments.config import BenchmarkConfig, RunConfig
 from avalanche_ntk.experiments.names import BENCHMARK_ARGUMENTS
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
 from avalanche_ntk.models import build_model
@@ -60,11 +61,32 @@ def make_benchmark(config: RunConfig) -> tuple[Any, tuple[int, ...]]:
     """
     b = config.benchmark
     seed = config.seed if b.seed is None else b.seed
-    data = load_data(b.data, data_root=b.data_root, download=b.download, image_size=b.image_size, seed=seed)
+    data = _load(b, seed)
     given = {name: getattr(b, name) for name in BENCHMARK_ARGUMENTS[b.name] if name != "seed"}
     arguments = {name: value for name, value in given.items() if value is not None}
     shift = cast(Callable[..., Any], SHIFTS[b.name])
     return shift(data, seed=seed, **arguments), data.input_shape
+
+
+def _load(b: BenchmarkConfig, seed: int) -> LabelledData:
+    path = Path(b.data)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        found = path.stat()
+        # A process that makes many runs decodes the images once, as long as the file is the same.
+        return _load_zip(str(path.resolve()), (found.st_size, found.st_mtime_ns), b.image_size, b.standardise, seed)
+    return load_data(
+        b.data,
+        data_root=b.data_root,
+        download=b.download,
+        image_size=b.image_size,
+        seed=seed,
+        standardise=b.standardise,
+    )
+
+
+@lru_cache(maxsize=1)
+def _load_zip(path: str, state: tuple[int, int], image_size: int | None, standardise: bool, seed: int) -> LabelledData:
+    return load_data(path, image_size=image_size, seed=seed, standardise=standardise)
 
 
 def make_model(config: RunConfig, shape: tuple[int, ...], n_classes: int) -> tuple[nn.Module | None, float, str | None]:

@@ -50,6 +50,7 @@ class BenchmarkConfig:
     data_root: str | None = option(None, help="Folder of torchvision's datasets.")
     download: bool = option(False, help="Whether torchvision may download what `data_root` lacks.")
     image_size: int | None = option(None, least=1, help="Side to which images are resized.")
+    standardise: bool = option(False, help="Whether each channel has mean 0 and standard deviation 1 in training.")
     n_tasks: int | None = option(None, least=1, help="Number of tasks.")
     classes_per_task: int | None = option(None, least=1, help="Classes of each task.")
     per_class: int | None = option(None, least=1, help="Training samples of each class in one task.")

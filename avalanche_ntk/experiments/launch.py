@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
-from avalanche_ntk.experiments.worker import FAILURE, PROGRESS, attempt
+from avalanche_ntk.experiments.worker import PROGRESS, attempt
 
 EXECUTORS = ("processes", "slurm", "local")
 
@@ -70,6 +71,10 @@ class Launcher(ABC):
             What was started.
         """
 
+    def close(self) -> None:
+        """End what waits for further runs; most launchers have nothing that does."""
+        return
+
 
 def launcher(executor: str, folder: Path, parameters: Mapping[str, Any]) -> Launcher:
     """Return what starts runs.
@@ -98,43 +103,77 @@ def launcher(executor: str, folder: Path, parameters: Mapping[str, Any]) -> Laun
 
 
 class _Processes(Launcher):
+    """Worker processes that take one run after the other, so that torch and Avalanche are imported once for many.
+
+    A run that fails, or whose process dies, takes its worker along: the next one begins in a new process.
+    """
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.idle: dict[str, list[subprocess.Popen[bytes]]] = {}
 
     def start(self, name: str, job: dict[str, Any]) -> Handle:
         for part in ("jobs", "logs"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         file, log = self.folder / "jobs" / f"{name}.json", self.folder / "logs" / f"{name}.log"
-        file.write_text(json.dumps({**job, "parent": os.getpid()}, indent=1) + "\n", encoding="utf-8")
-        # Threads of the libraries beside torch's own would fight for the cores with the other runs.
+        reply = file.with_suffix(".reply.json")
+        reply.unlink(missing_ok=True)
+        log.write_bytes(b"")
+        job = {**job, "log": str(log), "reply": str(reply)}
+        file.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
         threads = str(job["config"]["threads"])
+        process = self._worker(threads)
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"{file}\n".encode())
+            process.stdin.flush()
+        except OSError:
+            process.wait()  # it is gone: its handle says so
+        return _Process(process, log, reply, self.idle.setdefault(threads, []))
+
+    def close(self) -> None:
+        for workers in self.idle.values():
+            for process in workers:
+                process.communicate()  # the end of its input ends it
+        self.idle.clear()
+
+    def _worker(self, threads: str) -> subprocess.Popen[bytes]:
+        while workers := self.idle.get(threads):
+            process = workers.pop()
+            if process.poll() is None:
+                return process
+            _ended(process)
+        # Threads of the libraries beside torch's own would fight for the cores with the other runs.
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(file)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-            )
-        return _Process(process, log)
+        return subprocess.Popen(
+            [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            env=environment,
+        )
 
 
 class _Process(Handle):
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process, self.log = process, log
+    def __init__(
+        self, process: subprocess.Popen[bytes], log: Path, reply: Path, idle: list[subprocess.Popen[bytes]]
+    ) -> None:
+        self.process, self.log, self.reply, self.idle = process, log, reply, idle
 
     def is_done(self) -> bool:
-        return self.process.poll() is not None
+        return self.reply.exists() or self.process.poll() is not None
 
     def failure(self) -> str | None:
-        code = self.process.returncode
-        if code == 0:
-            return None
-        if code < 0:
-            return f"its process was ended by {signal.Signals(-code).name}"
-        told = [line for line in _tail(self.log) if line.startswith(FAILURE)]
-        return told[-1].removeprefix(FAILURE) if told else f"its process ended with exit code {code}"
+        try:
+            told: str | None = json.loads(self.reply.read_text(encoding="utf-8"))["failure"]
+        except OSError:
+            code = _ended(self.process)
+            if code < 0:
+                return f"its process was ended by {signal.Signals(-code).name}"
+            return f"its process ended with exit code {code}"
+        if told is None:
+            self.idle.append(self.process)
+        else:
+            self.stop()
+        return told
 
     def stop(self) -> None:
         self.process.terminate()
@@ -142,7 +181,16 @@ class _Process(Handle):
             self.process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
+        _ended(self.process)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process and close its input; return its exit code."""
+    code = process.wait()
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):  # what was not written yet cannot be any more
+            process.stdin.close()
+    return code
 
 
 class _Submitit(Launcher):

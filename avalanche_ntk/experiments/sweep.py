@@ -311,6 +311,8 @@ def _work(
         for _, handle in running:
             handle.stop()
         raise
+    finally:
+        launch.close()
 
 
 def _job(sweep: Sweep, outcome: Outcome, overwrite: bool) -> dict[str, Any]:

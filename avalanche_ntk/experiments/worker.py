@@ -1,6 +1,8 @@
-"""One run of a sweep in a process of its own: `python -m avalanche_ntk.experiments.worker JOB.json`.
+"""Runs of a sweep, one after the other, in a process beside it: `python -m avalanche_ntk.experiments.worker PARENT`.
 
-It prints a line of progress an experience, and ends when the process that started it is gone.
+It reads the path of a job's file a line from its input. What a run prints, a line of progress an experience among it,
+goes into the job's log, and what became of it into the job's reply. It ends with its input, and when the process that
+started it is gone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FAILURE = "failed: "
 PROGRESS = "progress "
 
 
@@ -68,15 +69,31 @@ def attempt(job: Mapping[str, Any]) -> str | None:
     return None
 
 
-def main() -> int:
-    """Run the job in the file named on the command line; the reason of a failure is the last line of output."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    if job.get("parent") and hasattr(os, "getppid"):
-        _end_with(job["parent"])
+def serve(job: Mapping[str, Any]) -> None:
+    """Make one run; its output goes to the job's log, and what became of it to the job's reply.
+
+    Args:
+        job: As for `work`, and `log` and `reply`, both paths.
+    """
+    with open(job["log"], "ab") as log:
+        for stream in (1, 2):  # the streams themselves: what C libraries print is in the log too
+            os.dup2(log.fileno(), stream)
     failure = attempt(job)
-    if failure is not None:
-        print(f"{FAILURE}{failure}", flush=True)
-    return 0 if failure is None else 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reply = Path(job["reply"])
+    temporary = reply.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"failure": failure}), encoding="utf-8")
+    os.replace(temporary, reply)
+
+
+def main() -> int:
+    """Serve the jobs whose files are named on the input, until it ends."""
+    if hasattr(os, "getppid"):
+        _end_with(int(sys.argv[1]))
+    for line in sys.stdin:
+        serve(json.loads(Path(line.strip()).read_text(encoding="utf-8")))
+    return 0
 
 
 if __name__ == "__main__":

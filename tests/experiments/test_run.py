@@ -140,23 +140,25 @@ def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, tmp_path, momen
     config = load_config(TINY, values)
     whole = run(config, tmp_path / "whole") if values else uninterrupted
     job = {"config": config.as_dict(), "out": str(path), "tags": {}, "overwrite": False}
-    (tmp_path / "job.json").write_text(json.dumps(job))
+    log, reply = tmp_path / "log", tmp_path / "reply.json"
+    (tmp_path / "job.json").write_text(json.dumps({**job, "log": str(log), "reply": str(reply)}))
     process = subprocess.Popen(
-        [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(tmp_path / "job.json")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+        [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(os.getpid())],
+        stdin=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    for line in process.stdout:
-        if line == "progress 1 3\n":
-            break
+    process.stdin.write(f"{tmp_path / 'job.json'}\n".encode())
+    process.stdin.flush()
+    while not log.exists() or "progress 1 3\n" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.005)
     while moment == "in the next task" and not is_in_the_next_task(path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    rest, _ = process.communicate()
+    process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert "progress 3 3" not in rest
+    assert "progress 3 3" not in log.read_text()
+    assert not reply.exists()
     assert RunFolder.open(path).meta["status"] == "running"
     told = []
     run(config, path, on_progress=lambda *n: told.append(n))

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
 
 from avalanche_ntk.experiments import ConfigError, load_sweep, ready, run, run_sweep
+from avalanche_ntk.experiments.launch import launcher
 from avalanche_ntk.experiments.sweep import is_complete
 from avalanche_ntk.runfolder import RunFolder
 from tests.experiments.small import TINY, numbers
@@ -152,6 +154,35 @@ def test_a_sweep_runs_skips_and_reports_failures(tmp_path):
     assert numbers(result.outcomes[2].path) == numbers(run(other.config, tmp_path / "alone"))
     written = json.loads((tmp_path / "sweep.json").read_text())
     assert [r["name"] for r in written["runs"]] == [p.name for p in sweep.runs]
+
+
+def test_a_worker_takes_one_run_after_the_other(tmp_path):
+    """Each has its own log and the numbers of a run made alone; a worker that died fails its own run only."""
+    launch = launcher("processes", tmp_path, {})
+    sweep = load_sweep({"base": ONE, "grid": {"model.width": [4, 6, 8]}})
+    processes = []
+    try:
+        for planned in sweep.runs:
+            job = {"config": planned.config.as_dict(), "out": str(tmp_path / planned.name), "tags": {}}
+            handle = launch.start(planned.name, {**job, "overwrite": False})
+            processes.append(handle.process)
+            if planned is sweep.runs[1]:
+                handle.process.kill()
+            while not handle.is_done():
+                time.sleep(0.01)
+            if planned is sweep.runs[1]:
+                assert handle.failure() == "its process was ended by SIGKILL"
+                continue
+            assert handle.failure() is None
+            assert handle.progress() == (2, 2)
+            assert handle.log.read_text().count("progress 2 2") == 1
+    finally:
+        launch.close()
+    assert processes[0] is processes[1]
+    assert processes[2] is not processes[0]
+    assert [p.returncode for p in processes] == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    third = sweep.runs[2]
+    assert numbers(tmp_path / third.name) == numbers(run(third.config, tmp_path / "alone"))
 
 
 SWEEP = """
