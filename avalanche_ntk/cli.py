@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from avalanche_ntk.commands import compare, demo, doctor, inspect, kernel, report, run, sweep
+from avalanche_ntk.commands import compare, demo, doctor, inspect, kernel, report, reproduce, run, sweep
 from avalanche_ntk.errors import NTKError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ run.register(app)
 sweep.register(app)
 compare.register(app)
 report.register(app)
+reproduce.register(app)
 inspect.register(app)
 kernel.register(app)
 doctor.register(app)

@@ -40,8 +40,9 @@ LAYERS = {
     "demo": 6,
     "experiments": 6,
     "report": 3,  # reads run folders and trajectories, nothing that trains
-    "commands": 7,
-    "cli": 7,
+    "reproduce": 7,
+    "commands": 8,
+    "cli": 8,
 }
 MAY_IMPORT_AVALANCHE = {
     *(
@@ -53,6 +54,7 @@ MAY_IMPORT_AVALANCHE = {
         "strategies",
         "demo",
         "experiments",
+        "reproduce",
         "reading",
         "probes",
         "trained",

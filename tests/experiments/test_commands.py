@@ -21,7 +21,7 @@ from tests.experiments.small import TINY, numbers
 from tests.experiments.test_comparison import make_run
 
 COMMAND = str(Path(sys.executable).parent / "avalanche-ntk")
-COMMANDS = ("demo", "run", "sweep", "compare", "report", "inspect", "kernel", "doctor", "version")
+COMMANDS = ("demo", "run", "sweep", "compare", "report", "reproduce", "inspect", "kernel", "doctor", "version")
 
 
 def call(*arguments, cwd, **environment):

@@ -1,0 +1,114 @@
+"""`avalanche-ntk reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from avalanche_ntk.commands.shared import complete_from, error_console, out_console
+
+if TYPE_CHECKING:
+    from avalanche_ntk.reproduce.runner import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command.
+
+    Args:
+        app: The command line.
+    """
+    app.command(
+        short_help="Make a published result anew, with a verdict on each of its statements.",
+        epilog="Example: avalanche-ntk reproduce reactivation --scale small --jobs 2",
+    )(reproduce)
+
+
+def _names() -> list[str]:
+    from avalanche_ntk.reproduce.registry import STUDIES
+
+    return list(STUDIES)
+
+
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Name of the result (--list).", autocompletion=complete_from(_names)),
+    ] = None,
+    scale: Annotated[
+        str, typer.Option("--scale", help="tiny (seconds), small (minutes on two cores) or paper (for a GPU).")
+    ] = "small",
+    data: Annotated[
+        str, typer.Option("--data", help="digits, a name of torchvision.datasets such as CIFAR10, a folder, a zip.")
+    ] = "digits",
+    data_root: Annotated[str | None, typer.Option("--data-root", help="Folder of torchvision's datasets.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; reproduced/NAME-SCALE when left out. What is there is kept.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at the same time, each on one core.")] = 1,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Number of seeds; 5, and 2 at the scale tiny, when left out.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Device, such as cpu or cuda.")] = "cpu",
+    list_: Annotated[bool, typer.Option("--list", help="Print what can be reproduced, and end.")] = False,
+) -> None:
+    """Make a published result anew: what was claimed, what was found, with a figure; it resumes when called again."""
+    from avalanche_ntk.errors import ArgumentError
+    from avalanche_ntk.reproduce.registry import STUDIES
+
+    if list_:
+        _print_studies()
+        return
+    if name is None:
+        raise ArgumentError("reproduce needs the name of a result, found none. See reproduce --list.")
+    if name not in STUDIES:
+        from avalanche_ntk.errors import unknown_name
+
+        raise unknown_name("study", name, STUDIES)
+    from avalanche_ntk.reproduce.runner import reproduce as make
+
+    console = error_console()
+    told: dict[str, int] = {}
+    with console.status("reading what is there") as status:
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            status.update(f"{name}: {what}: {done} of {total}")
+            if not console.is_terminal and done and told.get(what) != done and (done % 10 == 0 or done == total):
+                told[what] = done
+                console.print(f"{what}: {done} of {total}", markup=False)
+
+        outcome = make(
+            name,
+            out,
+            scale=scale,
+            data=data,
+            data_root=data_root,
+            seeds=seeds,
+            jobs=jobs,
+            device=device,
+            on_progress=on_progress,
+        )
+    _print_claims(outcome)
+
+
+def _print_claims(outcome: Outcome) -> None:
+    from rich.table import Table
+
+    table = Table("statement", "verdict", title_justify="left")
+    for claim in outcome.claims:
+        table.add_row(claim.text, claim.told)
+    out_console().print(table)
+    print(f"Results: {outcome.out / 'results.md'}")
+    print(f"Figures: {outcome.out / 'figures'}")
+
+
+def _print_studies() -> None:
+    from rich.table import Table
+
+    from avalanche_ntk.reproduce.registry import STUDIES
+
+    table = Table("name", "what", "source")
+    for name, entry in STUDIES.items():
+        table.add_row(name, entry.title, entry.source)
+    out_console().print(table)

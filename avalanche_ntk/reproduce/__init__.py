@@ -1,0 +1,42 @@
+"""Published results as one command each: `avalanche-ntk reproduce NAME`.
+
+A study says what is run, what is computed from it, and what was claimed; it comes to a table of claims with a
+statistic, its interval over seeds and a verdict, and to figures.
+
+    from avalanche_ntk.reproduce import reproduce
+    outcome = reproduce("reactivation", "reproduced/reactivation", scale="small", data="cifar10-subset.zip")
+    print(outcome.claims[0].verdict)
+
+Names are imported when they are first used: `--help` and `--list` load no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avalanche_ntk.reproduce.registry import STUDIES, load_study
+    from avalanche_ntk.reproduce.runner import Outcome, reproduce
+    from avalanche_ntk.reproduce.study import Context, Study
+    from avalanche_ntk.reproduce.verdicts import Claim, Finding, Verdict
+
+_WHERE = {
+    "STUDIES": "registry",
+    "load_study": "registry",
+    "Outcome": "runner",
+    "reproduce": "runner",
+    "Context": "study",
+    "Study": "study",
+    "Claim": "verdicts",
+    "Finding": "verdicts",
+    "Verdict": "verdicts",
+}
+
+__all__ = ["STUDIES", "Claim", "Context", "Finding", "Outcome", "Study", "Verdict", "load_study", "reproduce"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"avalanche_ntk.reproduce.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")

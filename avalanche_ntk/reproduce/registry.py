@@ -1,0 +1,63 @@
+"""The studies by name; nothing of them is imported before it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from avalanche_ntk.errors import unknown_name
+
+if TYPE_CHECKING:
+    from avalanche_ntk.reproduce.study import Study
+
+
+class Scale(str, Enum):
+    """How large a study is made."""
+
+    TINY = "tiny"  # seconds, two seeds: shows that it works, says nothing
+    SMALL = "small"  # minutes to an hour and a half on two cores, five seeds
+    PAPER = "paper"  # the published setting, for a GPU
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a study without importing it.
+
+    Attributes:
+        title: What it is called.
+        source: What published it; `OPEN` where nobody has.
+    """
+
+    title: str
+    source: str
+
+
+OPEN = "open question"
+
+# The study `a-name` is the `STUDY` of the module `studies.a_name`.
+STUDIES: dict[str, Entry] = {
+    "reactivation": Entry("The kernel of the first task moves abruptly when the task changes", "arXiv 2507.16039"),
+}
+
+
+def load_study(name: str) -> Study:
+    """Import a study.
+
+    Args:
+        name: A key of `STUDIES`.
+
+    Returns:
+        The study.
+
+    Raises:
+        ArgumentError: There is no such study.
+    """  # noqa: DOC501  (`unknown_name` makes the ArgumentError)
+    if name not in STUDIES:
+        raise unknown_name("study", name, STUDIES)
+    study: Study = import_module(f"avalanche_ntk.reproduce.studies.{name.replace('-', '_')}").STUDY
+    return study

@@ -1,0 +1,135 @@
+"""What a study's runs and measurements came to, as its judgement and its figures read it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from avalanche_ntk.experiments.comparison import RunRow, read_run
+from avalanche_ntk.experiments.sweep import Planned, Sweep
+from avalanche_ntk.report.runs import Run
+from avalanche_ntk.report.runs import read_run as read_for_report
+from avalanche_ntk.reproduce.study import Context, Place
+from avalanche_ntk.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class DoneRun:
+    """One run of a plan.
+
+    Attributes:
+        planned: What it was: `values` (what varies, by dotted key), `config`, `control`.
+        path: Its run folder.
+    """
+
+    planned: Planned
+    path: Path
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.planned.config.seed
+
+    @property
+    def control(self) -> bool:
+        """Whether no task changes in it."""
+        return self.planned.control
+
+    def value(self, key: str) -> Any:
+        """Return what its configuration says at a dotted key, such as `model.width`."""
+        found: Any = self.planned.config.as_dict()
+        for part in key.split("."):
+            found = found[part] if isinstance(found, Mapping) else None
+        return found
+
+    @cached_property
+    def run(self) -> Run:
+        """The run folder, read."""
+        return read_for_report(self.path)
+
+    @cached_property
+    def row(self) -> RunRow:
+        """The columns of `avalanche-ntk compare`."""
+        return read_run(self.path)
+
+    def trajectory(self, probe: str | None = None) -> Trajectory:
+        """Return the series of a probe; of the first when none is named."""
+        return self.run.trajectory(probe)
+
+    def reactivation(self, name: str, boundary: int = 1, probe: str | None = None) -> float:
+        """Return a number of `measures.Reactivation` at the start of an experience; NaN where it is undefined."""
+        found = self.trajectory(probe).reactivations.get(boundary)
+        value = None if found is None else getattr(found, name)
+        return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a study has come to.
+
+    Attributes:
+        context: In which setting.
+        place: Where its files lie.
+        sweeps: The plans, worked out.
+    """
+
+    context: Context
+    place: Place
+    sweeps: Mapping[str, Sweep] = field(default_factory=dict)
+
+    def runs(self, plan: str, where: Callable[[DoneRun], bool] = lambda run: True) -> list[DoneRun]:
+        """Return the runs of a plan, seeds in order.
+
+        Args:
+            plan: Its name.
+            where: Which of them.
+
+        Returns:
+            The runs.
+        """
+        known = self._cache.setdefault(
+            plan, [DoneRun(p, self.place.sweep(plan) / "runs" / p.name) for p in self.sweeps[plan].runs]
+        )
+        return sorted(filter(where, known), key=lambda run: run.seed)
+
+    def seconds(self, parts: Iterable[str]) -> float:
+        """Return how long all runs and measurements took, one after the other: seconds of one core."""
+        runs = [run.run.folder.meta.get("wall_seconds", 0.0) for plan in self.sweeps for run in self.runs(plan)]
+        measured = [read_measured(self.place.measured(part, seed)) for part in parts for seed in self.context.seeds]
+        return float(sum(runs) + sum(one["seconds"] for one in measured))
+
+    @cached_property
+    def _cache(self) -> dict[str, list[DoneRun]]:
+        return {}
+
+    def measured(self, part: str) -> list[dict[str, Any]]:
+        """Return what `measure` returned for a part, seeds in order."""
+        return [read_measured(self.place.measured(part, seed))["values"] for seed in self.context.seeds]
+
+
+def per_seed(runs: Iterable[DoneRun], number: Callable[[DoneRun], float], seeds: Sequence[int]) -> list[float]:
+    """Return one number a seed; where a seed has several runs, their mean; NaN where it has none.
+
+    Args:
+        runs: The runs.
+        number: The number of a run.
+        seeds: The seeds in order.
+
+    Returns:
+        The numbers.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(number(run))
+    return [sum(found) / len(found) if (found := by_seed.get(seed)) else math.nan for seed in seeds]
+
+
+def read_measured(path: Path) -> dict[str, Any]:
+    """Read what a part came to: `arguments`, `values`, `seconds`."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

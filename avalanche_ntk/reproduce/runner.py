@@ -1,0 +1,194 @@
+"""Make a study: its runs and measurements, resumed where they are there, then its verdicts and figures on disk."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avalanche_ntk.errors import ArgumentError, NTKError
+from avalanche_ntk.experiments.sweep import Outcome as RunOutcome
+from avalanche_ntk.experiments.sweep import Sweep, load_sweep, run_sweep
+from avalanche_ntk.reproduce.registry import Scale, load_study
+from avalanche_ntk.reproduce.results import Results, read_measured
+from avalanche_ntk.reproduce.study import Context, Place, Plan
+from avalanche_ntk.reproduce.verdicts import Claim
+from avalanche_ntk.reproduce.writing import Setting, write_results
+
+FORMAT = 1  # of the files of `measured/`: another number makes them anew
+TINY_SEEDS, SEEDS = 2, 5
+
+Progress = Callable[[str, int, int], None]
+
+
+class StudyError(NTKError):
+    """Runs or measurements of a study failed, so that nothing can be judged."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to.
+
+    Attributes:
+        claims: Its statements with what was found.
+        out: Its folder.
+        files: What was written: `results.json`, `results.md`, the figures.
+    """
+
+    claims: tuple[Claim, ...]
+    out: Path
+    files: tuple[Path, ...]
+
+
+def reproduce(
+    name: str,
+    out: str | Path | None = None,
+    *,
+    scale: str = "small",
+    data: str = "digits",
+    data_root: str | None = None,
+    seeds: int | None = None,
+    jobs: int = 1,
+    device: str = "cpu",
+    on_progress: Progress = lambda what, done, total: None,
+) -> Outcome:
+    """Make a published result anew, or answer an open question, and write down what was found.
+
+    What is complete in the folder is kept: called again, it goes on where it was stopped.
+
+    Args:
+        name: A key of `STUDIES`.
+        out: Its folder; `reproduced/NAME-SCALE` when None.
+        scale: "tiny" (seconds), "small" (minutes on two cores; one study up to an hour and a half) or "paper" (the
+            published setting, for a GPU).
+        data: What `benchmarks.load_data` takes; the digits, which need no download, by default.
+        data_root: Folder of torchvision's datasets.
+        seeds: Number of seeds; 5, or 2 at the scale "tiny", when None.
+        jobs: Runs and measurements at the same time, each on one core.
+        device: Where to train and measure.
+        on_progress: Called with what is made, how many of it are done, and how many there are.
+
+    Returns:
+        The claims with their verdicts, and the files.
+
+    Raises:
+        ArgumentError: There is no such study or scale, or a number is out of range.
+        StudyError: Runs or measurements failed; the message names the first.
+    """  # noqa: DOC502
+    study = load_study(name)
+    if scale not in [s.value for s in Scale]:
+        raise ArgumentError(f"scale must be one of {', '.join(repr(s.value) for s in Scale)}, found {scale!r}.")
+    at = Scale(scale)
+    count = (TINY_SEEDS if at is Scale.TINY else SEEDS) if seeds is None else seeds
+    for what, number in (("seeds", count), ("jobs", jobs)):
+        if number < 1:
+            raise ArgumentError(f"{what} must be 1 or more, found {number}.")
+    context = Context(at, data, data_root, tuple(range(count)), device)
+    place = Place(Path(out) if out is not None else Path("reproduced") / f"{name}-{scale}")
+    begin = time.perf_counter()
+    sweeps = _run_plans(study.plans(context), context, place, jobs, on_progress)
+    parts = study.parts(context)
+    _measure_parts(name, parts, context, place, jobs, on_progress)
+    results = Results(context, place, sweeps)
+    claims = tuple(study.judge(results))
+    setting = Setting(name, context, jobs, time.perf_counter() - begin, results.seconds(parts))
+    files = write_results(place.out, setting, claims, study.draw(results))
+    return Outcome(claims, place.out, tuple(files))
+
+
+def _run_plans(
+    plans: Mapping[str, Plan], context: Context, place: Place, jobs: int, on_progress: Progress
+) -> dict[str, Sweep]:
+    made = {plan: load_sweep({**keys, "seeds": list(context.seeds)}, name=plan) for plan, keys in plans.items()}
+    failures: list[str] = []
+    for plan, sweep in made.items():
+
+        def tell(outcomes: Sequence[RunOutcome], plan: str = plan) -> None:
+            on_progress(plan, sum(o.state in ("done", "skipped", "failed") for o in outcomes), len(outcomes))
+
+        done = run_sweep(sweep, place.sweep(plan), jobs=jobs, on_change=tell)
+        failures += [f"{plan}: {o.planned.name}: {o.error}" for o in done.failures]
+    _refuse(failures, "runs", sum(len(sweep.runs) for sweep in made.values()))
+    return made
+
+
+def _measure_parts(
+    name: str,
+    parts: Mapping[str, Mapping[str, Any]],
+    context: Context,
+    place: Place,
+    jobs: int,
+    on_progress: Progress,
+) -> None:
+    units = [(part, seed) for part in parts for seed in context.seeds]
+    todo = [(part, seed) for part, seed in units if not _is_there(place.measured(part, seed), parts[part], context)]
+    if not todo:
+        return
+    done = len(units) - len(todo)
+    failures: list[str] = []
+    on_progress("measurements", done, len(units))
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running: dict[Future[None], str] = {
+            pool.submit(_measure, name, context, part, dict(parts[part]), seed, place.measured(part, seed)): (
+                f"{part}, seed {seed}"
+            )
+            for part, seed in todo
+        }
+        for future in as_completed(running):
+            try:
+                future.result()
+            except BrokenProcessPool:
+                failures.append(f"{running[future]}: its process was ended from outside")
+            except Exception as error:  # noqa: BLE001  (told below; the others are made all the same)
+                failures.append(f"{running[future]}: {type(error).__name__}: {' '.join(str(error).split())}")
+            done += 1
+            on_progress("measurements", done, len(units))
+    _refuse(failures, "measurements", len(units))
+
+
+def _refuse(failures: Sequence[str], what: str, total: int) -> None:
+    if failures:
+        raise StudyError(
+            f"{len(failures)} of {total} {what} failed, the first: {failures[0]}. Mend the cause and call it again: "
+            "what is complete is kept."
+        )
+
+
+def _measure(name: str, context: Context, part: str, arguments: dict[str, Any], seed: int, path: Path) -> None:
+    """Measure one part with one seed, in a process of its own."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
+
+    # On a GPU one thread feeds the device; on the CPU sums depend on the number of threads.
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    begin = time.perf_counter()
+    with threadpool_limits(1), without_avalanches_own_warnings():
+        values = load_study(name).measure(context, arguments, seed)
+    record = {**_identity(arguments, context), "seed": seed, "values": values, "seconds": time.perf_counter() - begin}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _identity(arguments: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    return {"format": FORMAT, "data": context.data, "scale": str(context.scale), "arguments": dict(arguments)}
+
+
+def _is_there(path: Path, arguments: Mapping[str, Any], context: Context) -> bool:
+    try:
+        found = read_measured(path)
+    except (OSError, ValueError):
+        return False
+    expected = json.loads(json.dumps(_identity(arguments, context)))
+    return {key: found.get(key) for key in expected} == expected

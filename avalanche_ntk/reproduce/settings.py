@@ -1,0 +1,69 @@
+"""The setting that studies share: data, sizes and measurements by scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche_ntk.reproduce.study import Context
+
+CLASSES = 5  # of each of two tasks of ten classes
+
+
+def run_settings(context: Context) -> dict[str, Any]:
+    """Return the keys that the runs of a study share: two tasks of five classes, a probe of the first.
+
+    At the scale "small" a task has 100 samples of each class (60 of the digits, of which there are fewer), minibatches
+    of 50 (30) and 30 epochs: 300 iterations, a measurement each 10, as in the Reactivation paper.
+
+    Args:
+        context: In which setting the study is made.
+
+    Returns:
+        Keys of a run's configuration, of which a plan replaces what it varies.
+    """
+    per_class = context.pick(12, 60 if context.is_digits else 100, None)
+    return {
+        "strategy": "Naive",
+        "benchmark": {
+            "name": "class_overlap",
+            "data": context.data,
+            "data_root": context.data_root,
+            "standardise": True,
+            "similarity": 0,
+            "classes_per_task": CLASSES,
+            "per_class": per_class,
+        },
+        "model": {"name": "mlp", "width": context.pick(16, 256, 1024), "depth": 2},
+        "optimizer": {"name": "SGD", "lr": 0.05},
+        "epochs": context.pick(4, 30, 50),
+        "mb_size": context.pick(10, 30 if context.is_digits else 50, 128),
+        "probe": {"size": context.pick(20, 64, 256), "from_experience": 0},
+        "schedule": f"every_iterations:{context.pick(2, 10, 10)}",
+        "spot_check_every": 0,
+        "threads": 1,
+        "device": context.device,
+    }
+
+
+NO_SHIFT = {"benchmark.name": "no_shift", "benchmark.similarity": None}
+"""What makes the control of a run of `run_settings`: the same first task, then fresh samples of the same classes."""
+
+
+def with_changes(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return settings with other values; a section that is given as a mapping is changed, not replaced.
+
+    Args:
+        settings: The settings.
+        **changes: Values by key.
+
+    Returns:
+        New settings.
+
+    >>> with_changes({"model": {"name": "mlp", "width": 8}, "epochs": 1}, model={"width": 16})
+    {'model': {'name': 'mlp', 'width': 16}, 'epochs': 1}
+    """
+    made = dict(settings)
+    for key, value in changes.items():
+        old = made.get(key)
+        made[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return made

@@ -1,0 +1,189 @@
+"""What a study came to, on disk: `results.json`, `results.md` and `figures/`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avalanche_ntk.report.style import to_bytes
+from avalanche_ntk.reproduce.registry import OPEN, STUDIES, Scale
+from avalanche_ntk.reproduce.study import Context
+from avalanche_ntk.reproduce.verdicts import Claim, Finding
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "png", "pdf")
+LIBRARIES = ("avalanche-ntk", "avalanche-lib", "torch", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a study was made.
+
+    Attributes:
+        name: Its name.
+        context: Scale, data, seeds, device.
+        jobs: How many processes.
+        wall_seconds: How long this call took; what was there already took no time.
+        core_seconds: How long all runs and measurements took, one after the other.
+    """
+
+    name: str
+    context: Context
+    jobs: int
+    wall_seconds: float
+    core_seconds: float
+
+    @property
+    def command(self) -> str:
+        """The command line that makes it."""
+        c = self.context
+        words = ["avalanche-ntk", "reproduce", self.name, "--scale", str(c.scale), "--data", c.data]
+        words += ["--data-root", c.data_root] if c.data_root else []
+        words += ["--seeds", str(len(c.seeds)), "--jobs", str(self.jobs)]
+        return shlex.join([*words, *(["--device", c.device] if c.device != "cpu" else [])])
+
+
+def write_results(out: Path, setting: Setting, claims: Sequence[Claim], figures: Mapping[str, Figure]) -> list[Path]:
+    """Write the results of a study.
+
+    Args:
+        out: Its folder.
+        setting: How it was made.
+        claims: What it came to.
+        figures: Its figures by name.
+
+    Returns:
+        The files.
+    """
+    files: list[Path] = []
+
+    def write(name: str, content: bytes) -> None:
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+        files.append(path)
+
+    write("results.json", (json.dumps(_as_json(setting, claims), indent=1) + "\n").encode())
+    write("results.md", as_markdown(setting, claims, list(figures)).encode())
+    for name, figure in figures.items():
+        for kind in FORMATS:
+            write(f"figures/{name}.{kind}", to_bytes(figure, kind))
+    return files
+
+
+def _as_json(setting: Setting, claims: Sequence[Claim]) -> dict[str, Any]:
+    context = setting.context
+    entry = STUDIES[setting.name]
+    return {
+        "study": setting.name,
+        "title": entry.title,
+        "source": entry.source,
+        "scale": str(context.scale),
+        "data": context.data,
+        "seeds": list(context.seeds),
+        "device": context.device,
+        "command": setting.command,
+        "wall_seconds": setting.wall_seconds,
+        "core_seconds": setting.core_seconds,
+        "versions": {name: version(name) for name in LIBRARIES},
+        "claims": [
+            {
+                "key": claim.key,
+                "text": claim.text,
+                "verdict": str(claim.verdict),
+                "told": claim.told,
+                "remark": claim.remark,
+                "findings": [_without_nan(asdict(finding)) for finding in claim.findings],
+            }
+            for claim in claims
+        ],
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: what is undefined is null."""
+    if isinstance(value, Mapping):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_markdown(setting: Setting, claims: Sequence[Claim], figures: Sequence[str]) -> str:
+    """Return the results as a page in Markdown.
+
+    Args:
+        setting: How they were made.
+        claims: What they are.
+        figures: Names of the figures, which lie in `figures/`.
+
+    Returns:
+        The text.
+    """
+    context = setting.context
+    entry = STUDIES[setting.name]
+    source = "an open question" if entry.source == OPEN else entry.source
+    lines = [f"# {entry.title}", "", f"{_capital(source)}; {len(context.seeds)} seeds, scale {context.scale}.", ""]
+    lines += ["```sh", setting.command, "```", ""]
+    if context.scale is Scale.TINY:
+        lines += ["The scale `tiny` shows that the command works; its numbers say nothing.", ""]
+    lines += [f"All runs and measurements together: {minutes(setting.core_seconds)} of one core.", ""]
+    lines += ["| statement | verdict |", "|---|---|"]
+    lines += [f"| {_cell(claim.text)} | {_cell(claim.told)} |" for claim in claims]
+    for claim in claims:
+        lines += ["", f"## {claim.text}", "", f"**{_capital(claim.told)}.** {claim.remark}".rstrip(), ""]
+        lines += ["| case | statistic | mean and 95 % interval | expected | verdict |", "|---|---|---|---|---|"]
+        lines += [_row(finding) for finding in claim.findings]
+        lines += [line for note in _notes(claim.findings) for line in ("", note)]
+    for name in figures:
+        lines += ["", f"![{name}](figures/{name}.svg)"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(finding: Finding) -> str:
+    expected = "" if finding.verdict is None else f"{'>' if finding.above else '<'} {number(finding.threshold)}"
+    verdict = "" if finding.verdict is None else str(finding.verdict)
+    cells = (finding.case, finding.statistic, with_interval(finding), expected, verdict)
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _notes(findings: Sequence[Finding]) -> list[str]:
+    return [f"{_capital(f.case)}, {f.statistic}: {f.note}." for f in findings if f.note]
+
+
+def with_interval(finding: Finding) -> str:
+    """Return a finding's mean with its interval, as in "0.12 [0.05, 0.19]"."""
+    if math.isnan(finding.mean):
+        return "undefined"
+    if math.isnan(finding.low):
+        return number(finding.mean)
+    return f"{number(finding.mean)} [{number(finding.low)}, {number(finding.high)}]"
+
+
+def number(value: float) -> str:
+    """Return a number with three significant digits."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def minutes(seconds: float) -> str:
+    """Return a duration in words."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
