@@ -42,6 +42,10 @@ OPEN = "open question"
 # The study `a-name` is the `STUDY` of the module `studies.a_name`.
 STUDIES: dict[str, Entry] = {
     "reactivation": Entry("The kernel of the first task moves abruptly when the task changes", "arXiv 2507.16039"),
+    "fort2020": Entry(
+        "The kernel learns in the first epochs, when the choice among basins is still open",
+        "Fort et al. 2020 (arXiv 2010.15110)",
+    ),
 }
 
 
