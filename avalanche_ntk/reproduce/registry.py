@@ -46,6 +46,9 @@ STUDIES: dict[str, Entry] = {
         "The kernel learns in the first epochs, when the choice among basins is still open",
         "Fort et al. 2020 (arXiv 2010.15110)",
     ),
+    "strategies": Entry("Do methods that forget less move the kernel of the first task less?", OPEN),
+    "layers": Entry("Which layers' kernels move at a task boundary", OPEN),
+    "starvation": Entry("A feature that is learnt first starves the others", "Pezeshki et al. 2021 (arXiv 2011.09468)"),
 }
 
 
