@@ -1,0 +1,27 @@
+"""Numbers of run folders, worked out from their CSV files alone."""
+
+import csv
+import statistics
+
+
+def run_of(plan, start, seed):
+    """The one run folder of a plan whose name begins so and has that seed."""
+    (found,) = (plan / "runs").glob(f"{start}*seed={seed}-*")
+    return found
+
+
+def series_of(folder, column):
+    """The iterations of all boundaries, and `(iteration, number)` where the column has one."""
+    with (folder / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    boundaries = [int(row["iteration"]) for row in rows if row["event"] == "experience_start"]
+    return boundaries, [(int(row["iteration"]), float(row[column])) for row in rows if row[column]]
+
+
+def spike_of(folder, column="velocity_per_iteration", experience=1):
+    """The largest of the first three velocities after a boundary minus the median of the last ten before it."""
+    boundaries, series = series_of(folder, column)
+    start, boundary, end = (*boundaries, float("inf"))[experience - 1 : experience + 2]
+    before = [v for t, v in series if start < t <= boundary][-10:]
+    after = [v for t, v in series if boundary < t <= end][:3]
+    return max(after) - statistics.median(before)
