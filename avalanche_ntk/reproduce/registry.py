@@ -49,6 +49,10 @@ STUDIES: dict[str, Entry] = {
     "strategies": Entry("Do methods that forget less move the kernel of the first task less?", OPEN),
     "layers": Entry("Which layers' kernels move at a task boundary", OPEN),
     "starvation": Entry("A feature that is learnt first starves the others", "Pezeshki et al. 2021 (arXiv 2011.09468)"),
+    "eos": Entry(
+        "At the edge of stability larger steps align the kernel's leading eigenvectors with the labels",
+        "Jiang, Cohen & Li 2025 (arXiv 2507.12837)",
+    ),
 }
 
 
