@@ -53,6 +53,11 @@ STUDIES: dict[str, Entry] = {
         "At the edge of stability larger steps align the kernel's leading eigenvectors with the labels",
         "Jiang, Cohen & Li 2025 (arXiv 2507.12837)",
     ),
+    "chaos": Entry(
+        "At large step sizes training begins chaotically: perturbed twins move apart exponentially",
+        "Fort et al. 2020 (arXiv 2010.15110); Jiménez-González et al. 2025 (arXiv 2506.08523)",
+    ),
+    "doan2021": Entry("The overlap of two tasks' kernels and forgetting", "Doan et al. 2021 (arXiv 2010.04003)"),
 }
 
 
