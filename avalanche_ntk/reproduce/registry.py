@@ -58,6 +58,11 @@ STUDIES: dict[str, Entry] = {
         "Fort et al. 2020 (arXiv 2010.15110); Jiménez-González et al. 2025 (arXiv 2506.08523)",
     ),
     "doan2021": Entry("The overlap of two tasks' kernels and forgetting", "Doan et al. 2021 (arXiv 2010.04003)"),
+    "pi-nets": Entry("Networks of products learn high frequencies sooner", "Choraria et al. 2022 (arXiv 2202.13473)"),
+    "linearisation": Entry("Whether the linearisation error jumps where the kernel's velocity does", OPEN),
+    "architectures": Entry("Reactivation beside the MLP: a CNN, a small vision transformer and a recurrent network", OPEN),
+    "sequences": Entry("Reactivation of recurrent classifiers of token sequences", OPEN),
+    "reactive": Entry("Whether strategies that act on reactivation help", OPEN),
 }
 
 
