@@ -63,7 +63,6 @@ STUDIES: dict[str, Entry] = {
     "architectures": Entry("Reactivation beside the MLP: a CNN, a small vision transformer and a recurrent network", OPEN),
     "sequences": Entry("Reactivation of recurrent classifiers of token sequences", OPEN),
     "reactive": Entry("Whether strategies that act on reactivation help", OPEN),
-Study of the edge of stability: larger steps to the same loss, eigenvectors and whole kernel against the labels; figures of Fort et al. in logarithms
 }
 
 
