@@ -63,6 +63,11 @@ STUDIES: dict[str, Entry] = {
     "architectures": Entry("Reactivation beside the MLP: a CNN, a small vision transformer and a recurrent network", OPEN),
     "sequences": Entry("Reactivation of recurrent classifiers of token sequences", OPEN),
     "reactive": Entry("Whether strategies that act on reactivation help", OPEN),
+    "drift-at-rest": Entry("The kernel drifts when the loss has come to rest", "Avidan et al. 2023 (arXiv 2309.04522)"),
+    "adversarial": Entry(
+        "Adversarial training finds another, more robust kernel",
+        "Loo et al. 2022 (arXiv 2210.12030); Tsilivis & Kempe 2022 (arXiv 2210.05577)",
+    ),
 }
 
 
