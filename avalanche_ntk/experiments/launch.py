@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,14 @@ class Launcher(ABC):
         return
 
 
-def launcher(executor: str, folder: Path, parameters: Mapping[str, Any]) -> Launcher:
+def launcher(executor: str, folder: Path, parameters: Mapping[str, Any], workers: Workers | None = None) -> Launcher:
     """Return what starts runs.
 
     Args:
         executor: A word of `EXECUTORS`.
         folder: The sweep's folder.
         parameters: What submitit's executor is told.
+        workers: Processes to use, which the caller ends; own ones when None.
 
     Returns:
         The launcher.
@@ -98,46 +99,38 @@ def launcher(executor: str, folder: Path, parameters: Mapping[str, Any]) -> Laun
                 f"parameters are for submitit's executors, found {', '.join(map(repr, parameters))} with executor "
                 "'processes'. Leave them out, or give executor 'slurm'."
             )
-        return _Processes(folder)
+        return _Processes(folder, workers)
     return _Submitit(executor, folder, parameters)
 
 
-class _Processes(Launcher):
-    """Worker processes that take one run after the other, so that torch and Avalanche are imported once for many.
+class Workers:
+    """Processes that take one run after the other, so that torch and Avalanche are imported once for many.
 
-    A run that fails, or whose process dies, takes its worker along: the next one begins in a new process.
+    A run that fails, or whose process dies, takes its worker along: the next one begins in a new process. To be used as
+    a context, at whose end the workers end.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self.idle: dict[str, list[subprocess.Popen[bytes]]] = {}
 
-    def start(self, name: str, job: dict[str, Any]) -> Handle:
-        for part in ("jobs", "logs"):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
-        file, log = self.folder / "jobs" / f"{name}.json", self.folder / "logs" / f"{name}.log"
-        reply = file.with_suffix(".reply.json")
-        reply.unlink(missing_ok=True)
-        log.write_bytes(b"")
-        job = {**job, "log": str(log), "reply": str(reply)}
-        file.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
-        threads = str(job["config"]["threads"])
-        process = self._worker(threads)
-        assert process.stdin is not None
-        try:
-            process.stdin.write(f"{file}\n".encode())
-            process.stdin.flush()
-        except OSError:
-            process.wait()  # it is gone: its handle says so
-        return _Process(process, log, reply, self.idle.setdefault(threads, []))
+    def __enter__(self) -> Workers:
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         for workers in self.idle.values():
             for process in workers:
                 process.communicate()  # the end of its input ends it
         self.idle.clear()
 
-    def _worker(self, threads: str) -> subprocess.Popen[bytes]:
+    def take(self, threads: str) -> subprocess.Popen[bytes]:
+        """Return a worker that waits, or a new one.
+
+        Args:
+            threads: How many threads its libraries may use.
+
+        Returns:
+            The process; whoever is done with it puts it back.
+        """
         while workers := self.idle.get(threads):
             process = workers.pop()
             if process.poll() is None:
@@ -151,12 +144,44 @@ class _Processes(Launcher):
             env=environment,
         )
 
+    def put_back(self, threads: str, process: subprocess.Popen[bytes]) -> None:
+        """Let a worker wait for its next run."""
+        self.idle.setdefault(threads, []).append(process)
+
+
+class _Processes(Launcher):
+    def __init__(self, folder: Path, workers: Workers | None) -> None:
+        self.folder = folder
+        self.workers = workers or Workers()
+        self.own = workers is None
+
+    def start(self, name: str, job: dict[str, Any]) -> Handle:
+        for part in ("jobs", "logs"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        file, log = self.folder / "jobs" / f"{name}.json", self.folder / "logs" / f"{name}.log"
+        reply = file.with_suffix(".reply.json")
+        reply.unlink(missing_ok=True)
+        log.write_bytes(b"")
+        job = {**job, "log": str(log), "reply": str(reply)}
+        file.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
+        threads = str(job["config"]["threads"])
+        process = self.workers.take(threads)
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"{file}\n".encode())
+            process.stdin.flush()
+        except OSError:
+            process.wait()  # it is gone: its handle says so
+        return _Process(process, log, reply, lambda: self.workers.put_back(threads, process))
+
+    def close(self) -> None:
+        if self.own:
+            self.workers.__exit__()
+
 
 class _Process(Handle):
-    def __init__(
-        self, process: subprocess.Popen[bytes], log: Path, reply: Path, idle: list[subprocess.Popen[bytes]]
-    ) -> None:
-        self.process, self.log, self.reply, self.idle = process, log, reply, idle
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, reply: Path, put_back: Callable[[], None]) -> None:
+        self.process, self.log, self.reply, self.put_back = process, log, reply, put_back
 
     def is_done(self) -> bool:
         return self.reply.exists() or self.process.poll() is not None
@@ -170,7 +195,7 @@ class _Process(Handle):
                 return f"its process was ended by {signal.Signals(-code).name}"
             return f"its process ended with exit code {code}"
         if told is None:
-            self.idle.append(self.process)
+            self.put_back()
         else:
             self.stop()
         return told

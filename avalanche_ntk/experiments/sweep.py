@@ -22,7 +22,7 @@ from typing import Any
 
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments.config import SHORTHANDS, RunConfig, ready_path, resolve
-from avalanche_ntk.experiments.launch import Handle, Launcher, launcher
+from avalanche_ntk.experiments.launch import Handle, Launcher, Workers, launcher
 from avalanche_ntk.experiments.schema import ConfigError, Document, as_plain, build, option, read_document
 from avalanche_ntk.runfolder import RunFolder
 
@@ -225,6 +225,7 @@ def run_sweep(
     parameters: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     on_change: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
+    workers: Workers | None = None,
 ) -> SweepResult:
     """Make every run of a sweep that is not complete yet; one that fails does not stop the others.
 
@@ -236,6 +237,7 @@ def run_sweep(
         parameters: What submitit's executor is told, such as `timeout_min` and `slurm_partition`.
         overwrite: Whether runs that are complete are made anew.
         on_change: Called with the outcomes so far, again and again.
+        workers: Processes for the runs, kept from one sweep to the next; own ones when None.
 
     Returns:
         What became of each run.
@@ -248,7 +250,7 @@ def run_sweep(
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs must be at least 1, found {jobs}. Give 1 to make one run after the other.")
     folder = Path(out).absolute()
-    launch = launcher(executor, folder, dict(parameters or {}))
+    launch = launcher(executor, folder, dict(parameters or {}), workers)
     outcomes = [Outcome(p, folder / "runs" / p.name) for p in sweep.runs]
     _write_plan(sweep, folder)
     for outcome in outcomes:

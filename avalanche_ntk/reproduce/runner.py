@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_ntk.errors import ArgumentError, NTKError
+from avalanche_ntk.experiments.launch import Workers
 from avalanche_ntk.experiments.sweep import Outcome as RunOutcome
 from avalanche_ntk.experiments.sweep import Sweep, load_sweep, run_sweep
 from avalanche_ntk.reproduce.registry import Scale, load_study
@@ -108,13 +109,14 @@ def _run_plans(
 ) -> dict[str, Sweep]:
     made = {plan: load_sweep({**keys, "seeds": list(context.seeds)}, name=plan) for plan, keys in plans.items()}
     failures: list[str] = []
-    for plan, sweep in made.items():
+    with Workers() as workers:
+        for plan, sweep in made.items():
 
-        def tell(outcomes: Sequence[RunOutcome], plan: str = plan) -> None:
-            on_progress(plan, sum(o.state in ("done", "skipped", "failed") for o in outcomes), len(outcomes))
+            def tell(outcomes: Sequence[RunOutcome], plan: str = plan) -> None:
+                on_progress(plan, sum(o.state in ("done", "skipped", "failed") for o in outcomes), len(outcomes))
 
-        done = run_sweep(sweep, place.sweep(plan), jobs=jobs, on_change=tell)
-        failures += [f"{plan}: {o.planned.name}: {o.error}" for o in done.failures]
+            done = run_sweep(sweep, place.sweep(plan), jobs=jobs, on_change=tell, workers=workers)
+            failures += [f"{plan}: {o.planned.name}: {o.error}" for o in done.failures]
     _refuse(failures, "runs", sum(len(sweep.runs) for sweep in made.values()))
     return made
 

@@ -33,7 +33,7 @@ class Finding:
         case: The case: which width, which regime.
         statistic: What was computed for each seed, in words or as a formula.
         values: A number a seed; NaN where it is undefined.
-        threshold: What the claim says the mean exceeds (`above`) or stays below; NaN for a number that is only reported.
+        threshold: What the claim says the mean exceeds (`above`) or stays below; NaN for a number that is only told.
         above: Which of the two.
         mean: Mean of the defined values.
         low: Lower end of the mean's 95 % interval.
@@ -91,8 +91,8 @@ class Claim:
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of n numbers and Student's 95 % interval of it.
 
-    `mean ± t_{n−1}(0.975) · s/√n`, with s the sample's standard deviation. A percentile bootstrap of five numbers covers
-    its mean in about 83 of 100 cases only; this one in 95 where they are normal.
+    `mean ± t_{n−1}(0.975) · s/√n`, with s the sample's standard deviation. A percentile bootstrap of five numbers
+    covers its mean in about 83 of 100 cases only; this one in 95 where they are normal.
 
     Args:
         values: n numbers, all finite.

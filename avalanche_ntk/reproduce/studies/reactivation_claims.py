@@ -1,0 +1,412 @@
+"""The Reactivation paper's statements, judged from the runs of `reactivation`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from avalanche_ntk import measures
+from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
+
+DROP = 0.9  # λ_max falls "sharply" where it loses a tenth
+RECOVERED = 0.5  # it "recovers" where it regains half of what it lost
+MONOTONE = -0.8  # of six levels; two neighbours that change places leave −0.94
+SMOOTH = 0.1  # a frequency shift is "smooth" where it adds less than a tenth of a class shift's spike
+FIRST = 3  # measurements of "the first steps", the window of the peak
+
+At = Mapping[str, Any]
+
+
+def cells(results: Results, plan: str, control: bool, at: At = {}) -> list[DoneRun]:  # noqa: B006  (never changed)
+    """Return the runs of a plan with these values by dotted key."""
+    return results.runs(
+        plan, lambda run: run.control == control and all(run.value(key) == value for key, value in at.items())
+    )
+
+
+def levels(results: Results, plan: str, key: str) -> list[Any]:
+    """Return the values that a key has in the shifted runs of a plan, in order."""
+    return sorted({run.value(key) for run in results.runs(plan, lambda run: not run.control)})
+
+
+def numbers(
+    results: Results, plan: str, number: Callable[[DoneRun], float], at: At, *, control: bool = False
+) -> list[float]:
+    """Return a number a seed."""
+    return per_seed(cells(results, plan, control, at), number, results.context.seeds)
+
+
+def excess(
+    results: Results, plan: str, number: Callable[[DoneRun], float], at: At, control_at: At | None = None
+) -> list[float]:
+    """Return a number of the shifted run minus that of its control, a seed each."""
+    shifted = numbers(results, plan, number, at)
+    control = numbers(results, plan, number, at if control_at is None else control_at, control=True)
+    return minus(shifted, control)
+
+
+def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """Return the differences of two series over the same seeds."""
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def at_boundary(name: str, boundary: int = 1) -> Callable[[DoneRun], float]:
+    """Return the function that reads a number of `measures.Reactivation`."""
+    return lambda run: run.reactivation(name, boundary)
+
+
+# --- series behind a boundary ------------------------------------------------------------------------------------
+
+
+def around(run: DoneRun, column: str, boundary: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return iterations relative to a boundary, and a column, from the start of the task before it to the task's end.
+
+    The value at 0 is that of the last measurement before the first step of the new task.
+
+    Args:
+        run: The run.
+        column: A column of `Trajectory.to_pandas()`.
+        boundary: The experience that begins at the boundary.
+
+    Returns:
+        Two arrays of shape `(n,)`.
+    """
+    what = run.trajectory().reactivations[boundary]
+    begin = run.trajectory().reactivations[boundary - 1].boundary
+    rows = {
+        m.clock.iteration - what.boundary: m.values.get(column, math.nan)
+        for m in run.trajectory()
+        if m.failure is None
+        and begin <= m.clock.iteration <= what.end
+        # A velocity belongs to the task in which its interval lies: at a boundary that is the earlier one.
+        and not (column.startswith("velocity") and m.clock.event == "experience_start")
+    }
+    return np.array(list(rows)), np.array(list(rows.values()))
+
+
+def norm_change(run: DoneRun) -> float:
+    """Return `max |λ_max/λ_max(b) − 1|` over the measurements behind the first boundary."""
+    times, norms = around(run, "spectral_norm")
+    return float(np.max(np.abs(norms[times > 0] / norms[times == 0] - 1)))
+
+
+def recovered_share(run: DoneRun) -> float:
+    """Return `(λ_max(end) − min λ_max)/(λ_max(b) − min λ_max)`; NaN where λ_max never fell below λ_max(b)."""
+    dip, end = run.reactivation("norm_dip"), run.reactivation("norm_recovery")
+    return (end - dip) / (1 - dip) if dip < 1 else math.nan
+
+
+def recovery_time(run: DoneRun) -> float:
+    """Return the iterations from the boundary until λ_max, after its minimum, is at λ_max(b) again.
+
+    0 where it never fell; the length of the task where it does not come back in it.
+    """
+    times, norms = around(run, "spectral_norm")
+    after, ratio = times[times > 0], norms[times > 0] / norms[times == 0]
+    if ratio.min() >= 1:
+        return 0.0
+    back = np.flatnonzero((np.arange(len(ratio)) > ratio.argmin()) & (ratio >= 1))
+    return float(after[back[0]] if len(back) else after[-1])
+
+
+def early_share(run: DoneRun) -> float:
+    """Return the share of the path `Σ v Δt` behind the boundary that lies in its first three measurements."""
+    times, velocities = around(run, "velocity_per_iteration")
+    after = times > 0
+    steps = velocities[after] * np.diff(times[times >= 0])
+    return float(np.sum(steps[:FIRST]) / np.sum(steps))
+
+
+def uncentred(name: str) -> Callable[[DoneRun], float]:
+    """Return the function that reads a number of the reactivation of uncentred distances."""
+
+    def number(run: DoneRun) -> float:
+        times, velocities = around(run, "velocity_per_iteration_uncentred")
+        found_ = measures.reactivation(times, velocities, 0.0)
+        value = getattr(found_, name)
+        return math.nan if value is None else float(value)
+
+    return number
+
+
+# --- the statements ----------------------------------------------------------------------------------------------
+
+
+def judge(results: Results) -> list[Claim]:
+    """Judge the seven statements, and show what the first depends on.
+
+    Args:
+        results: The runs.
+
+    Returns:
+        The claims.
+    """
+    return [
+        _spikes(results),
+        _richer(results),
+        _drops(results),
+        _recovers(results),
+        _deflects(results),
+        _monotone(results),
+        _first_class(results),
+        _smooth(results),
+        *_rates(results),
+        _every_boundary(results),
+        _depends(results),
+    ]
+
+
+def _networks(results: Results) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return name, plan and values of every network and regime."""
+    return [
+        (f"{name}, width {width}, {regime}", plan, {"model.width": width, "regime.name": regime})
+        for name, plan in (("MLP", "widths"), ("CNN", "convolutional"))
+        for regime in ("lazy", "rich")
+        for width in levels(results, plan, "model.width")
+    ]
+
+
+def _spikes(results: Results) -> Claim:
+    findings: list[Finding] = []
+    for case, plan, at in _networks(results):
+        spike = excess(results, plan, at_boundary("spike"), at)
+        findings.append(found(case, "spike − control's spike", spike, 0.0))
+        findings.append(reported(case, "ratio peak/base", numbers(results, plan, at_boundary("ratio"), at)))
+        findings.append(
+            reported(case, "control's ratio", numbers(results, plan, at_boundary("ratio"), at, control=True))
+        )
+    return Claim("1a", "Kernel velocity spikes at the switch, in the lazy and in the rich regime.", tuple(findings))
+
+
+def _richer(results: Results) -> Claim:
+    findings = []
+    for case, plan, at in _networks(results):
+        if at["regime.name"] == "rich":
+            lazy = numbers(results, plan, at_boundary("spike"), {**at, "regime.name": "lazy"})
+            rich = numbers(results, plan, at_boundary("spike"), at)
+            findings.append(found(case, "spike(rich) − spike(lazy)", minus(rich, lazy), 0.0))
+    remark = (
+        "The lazy learning rate falls as 1/width from the base width on, as in the paper, and is the larger one below: "
+        "the regimes differ in learning rate and initialisation, not in initialisation alone."
+    )
+    return Claim("1b", "The spike is larger in the rich regime than in the lazy one.", tuple(findings), remark)
+
+
+def _varied(results: Results) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return every network, learning rate and duration."""
+    others = [
+        (f"MLP, width {_width(results, plan)}, rich, {called} {value:g}", plan, {key: value})
+        for plan, key, called in (("learning-rates", "optimizer.lr", "η"), ("durations", "epochs", "epochs"))
+        for value in levels(results, plan, key)
+    ]
+    return [*_networks(results), *others]
+
+
+def _width(results: Results, plan: str) -> Any:
+    return levels(results, plan, "model.width")[0]
+
+
+def _drops(results: Results) -> Claim:
+    findings = []
+    for case, plan, at in _varied(results):
+        dip = numbers(results, plan, at_boundary("norm_dip"), at)
+        findings.append(found(case, "min λ_max/λ_max(b)", dip, DROP, above=False))
+        control = numbers(results, plan, at_boundary("norm_dip"), at, control=True)
+        findings.append(reported(case, "control's min λ_max/λ_max(b)", control))
+    return Claim(
+        "2a",
+        "λ_max drops sharply at the switch, at all widths, learning rates and durations.",
+        tuple(findings),
+        "“Sharply” is taken as at least a tenth. Above 1, λ_max never fell below its value at the switch.",
+    )
+
+
+def _recovers(results: Results) -> Claim:
+    findings = [
+        found(
+            case,
+            "share of the drop that is regained by the end",
+            numbers(results, plan, recovered_share, at),
+            RECOVERED,
+        )
+        for case, plan, at in _varied(results)
+    ]
+    return Claim(
+        "2b",
+        "After its drop λ_max recovers, at all widths, learning rates and durations.",
+        tuple(findings),
+        "“Recovers” is taken as regaining half of what was lost; undefined where nothing was lost.",
+    )
+
+
+def _deflects(results: Results) -> Claim:
+    findings = [
+        found(case, "alignment drop − control's", excess(results, plan, at_boundary("alignment_drop"), at), 0.0)
+        for case, plan, at in _networks(results)
+    ]
+    return Claim("3", "The kernel's alignment with the first task's labels deflects sharply.", tuple(findings))
+
+
+def _by_overlap(results: Results, number: Callable[[DoneRun], float], regime: str) -> dict[float, list[float]]:
+    """Return the numbers at each class overlap; at 1, where all classes stay, they are the control's."""
+    at = {"regime.name": regime}
+    key = "benchmark.similarity"
+    shifted = {
+        float(level): numbers(results, "overlaps", number, {**at, key: level})
+        for level in levels(results, "overlaps", key)
+    }
+    return {**shifted, 1.0: numbers(results, "overlaps", number, at, control=True)}
+
+
+def _monotone(results: Results) -> Claim:
+    findings = []
+    for regime in ("lazy", "rich"):
+        for called, number in (("spike", at_boundary("spike")), ("max |λ_max/λ_max(b) − 1|", norm_change)):
+            ranks = trend(_by_overlap(results, number, regime))
+            what = f"Spearman's ρ of {called} and class overlap"
+            findings.append(
+                found(f"MLP, width {_width(results, 'overlaps')}, {regime}", what, ranks, MONOTONE, above=False)
+            )
+    return Claim(
+        "4a",
+        "Spike and norm change shrink monotonically with class overlap.",
+        tuple(findings),
+        f"“Monotonically” is taken as a rank correlation below {MONOTONE:g}; the overlap 1 is the control.",
+    )
+
+
+def first_class_excess(by_overlap: Mapping[float, Sequence[float]]) -> list[float]:
+    """Return what the first new class adds, minus what each further one adds on average.
+
+    Args:
+        by_overlap: Numbers a seed by class overlap, 0 and 1 and at least one between.
+
+    Returns:
+        With the numbers s_0 … s_m from no new class (overlap 1) to m (overlap 0): `(s_1 − s_0) − (s_m − s_1)/(m−1)`.
+
+    >>> first_class_excess({0.0: [4.0], 0.5: [3.0], 1.0: [0.0]})
+    [2.0]
+    """
+    ordered = [by_overlap[level] for level in sorted(by_overlap, reverse=True)]
+    none, first, all_new = ordered[0], ordered[1], ordered[-1]
+    further = len(ordered) - 2
+    return [b - a - (c - b) / further for a, b, c in zip(none, first, all_new, strict=True)]
+
+
+def _first_class(results: Results) -> Claim:
+    findings = [
+        found(
+            f"MLP, width {_width(results, 'overlaps')}, {regime}",
+            f"{called}: what the first new class adds − what a further one adds on average",
+            first_class_excess(_by_overlap(results, number, regime)),
+            0.0,
+        )
+        for regime in ("lazy", "rich")
+        for called, number in (("spike", at_boundary("spike")), ("norm change", norm_change))
+    ]
+    return Claim("4b", "The first new class matters most.", tuple(findings))
+
+
+def _smooth(results: Results) -> Claim:
+    at = {"regime.name": "rich"}
+    classes = excess(results, "overlaps", at_boundary("spike"), {**at, "benchmark.similarity": 0}, at)
+    findings = []
+    for alpha in levels(results, "frequencies", "benchmark.alpha"):
+        added = excess(results, "frequencies", at_boundary("spike"), {"benchmark.alpha": alpha}, {})
+        shares = [a / c if c > 0 else math.nan for a, c in zip(added, classes, strict=True)]
+        case = f"MLP, width {_width(results, 'frequencies')}, rich, α = {alpha:g}"
+        what = "spike added by the frequency shift / spike added by new classes"
+        findings.append(found(case, what, shares, SMOOTH, above=False))
+    remark = (
+        "Both are differences from their own no-shift controls. The frequency shift is among all ten classes, the "
+        "other from five classes to the other five. “Smooth” is taken as less than a tenth."
+    )
+    return Claim("5", "A shift of the classes' frequencies alone stays smooth.", tuple(findings), remark)
+
+
+def _rates(results: Results) -> list[Claim]:
+    plan, key = "learning-rates", "optimizer.lr"
+    rates = levels(results, plan, key)
+    low, medium, high = rates[0], rates[len(rates) // 2], rates[-1]
+    case = f"MLP, width {_width(results, plan)}, rich"
+
+    def by_rate(number: Callable[[DoneRun], float]) -> dict[float, list[float]]:
+        return {rate: numbers(results, plan, number, {key: rate}) for rate in rates}
+
+    dips, times, shares = by_rate(at_boundary("norm_dip")), by_rate(recovery_time), by_rate(early_share)
+    told = f"η = {', '.join(f'{rate:g}' for rate in rates)}"
+    deeper = found(case, f"Spearman's ρ of min λ_max/λ_max(b) and η ({told})", trend(dips), 0.0, above=False)
+    depths = [reported(f"{case}, η = {rate:g}", "min λ_max/λ_max(b)", dips[rate]) for rate in rates]
+    what = "iterations until λ_max is back at λ_max(b)"
+    slower = [
+        found(case, f"{what}: η = {high:g} − η = {medium:g}", minus(times[high], times[medium]), 0.0),
+        found(case, f"{what}: η = {low:g} − η = {medium:g}", minus(times[low], times[medium]), 0.0),
+    ]
+    waits = [reported(f"{case}, η = {rate:g}", what, times[rate]) for rate in rates]
+    share = f"share of the path behind the switch in its first {FIRST} measurements"
+    early = found(case, f"{share}: η = {low:g} − η = {medium:g}", minus(shares[low], shares[medium]), 0.0)
+    paths = [reported(f"{case}, η = {rate:g}", share, shares[rate]) for rate in rates]
+    wait = "Where λ_max does not come back within the task, its length is taken; 0 where it never fell."
+    return [
+        Claim("6a", "The higher the learning rate, the deeper the drop of λ_max.", (deeper, *depths)),
+        Claim("6b", "λ_max recovers fastest at a medium learning rate, more slowly at a high and at a low one.",
+              (*slower, *waits), wait),
+        Claim("6c", "At a low learning rate the kernel changes in the first steps only.", (early, *paths)),
+    ]  # fmt: skip
+
+
+def _every_boundary(results: Results) -> Claim:
+    findings = [
+        found(
+            f"MLP, width {_width(results, 'boundaries')}, {regime}, boundary {boundary}",
+            "spike − control's spike",
+            excess(results, "boundaries", at_boundary("spike", boundary), {"regime.name": regime}),
+            0.0,
+        )
+        for regime in ("lazy", "rich")
+        for boundary in range(1, 5)
+    ]
+    return Claim("7", "It happens at every boundary of five tasks.", tuple(findings))
+
+
+def alternatives(
+    results: Results, regime: str
+) -> dict[str, tuple[str, At, Callable[[str], Callable[[DoneRun], float]]]]:
+    """Return, by name, the plan, the values and the reader of each way to measure that the paper leaves open."""
+    width = _width(results, "reductions")
+    usual = {"regime.name": regime, "model.width": width}
+    sizes = {
+        size: ("probes", {**usual, "probe.size": size}, at_boundary) for size in levels(results, "probes", "probe.size")
+    }
+    plan = "widths" if width in levels(results, "widths", "model.width") else "overlaps"
+    standing = usual if plan == "widths" else {**usual, "benchmark.similarity": 0}
+    return {
+        "trace, centred": (plan, standing, at_boundary),
+        "trace, uncentred": (plan, standing, uncentred),
+        "sum_logits, centred": ("reductions", usual, at_boundary),
+        "sum_logits, uncentred": ("reductions", usual, uncentred),
+        **{f"trace, centred, probe of {size}": what for size, what in sizes.items()},
+    }
+
+
+def _depends(results: Results) -> Claim:
+    findings = []
+    for regime in ("lazy", "rich"):
+        for name, (plan, at, reader) in alternatives(results, regime).items():
+            control = {k: v for k, v in at.items() if k != "benchmark.similarity"}
+            case = f"MLP, width {_width(results, 'reductions')}, {regime}, {name}"
+            spike = excess(results, plan, reader("spike"), at, control)
+            findings.append(found(case, "spike − control's spike", spike, 0.0))
+            findings.append(reported(case, "ratio peak/base", numbers(results, plan, reader("ratio"), at)))
+            if reader is at_boundary:
+                findings.append(reported(case, "min λ_max/λ_max(b)", numbers(results, plan, reader("norm_dip"), at)))
+    return Claim(
+        "open",
+        "The spike does not depend on the kernel's reduction, its centring or the size of the probe.",
+        tuple(findings),
+        "The paper names none of the three. Probes of other sizes hold other samples.",
+    )

@@ -1,0 +1,67 @@
+"""From numbers to verdicts."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from avalanche_ntk.reproduce.verdicts import Claim, Verdict, found, interval, reported, trend
+
+NAN = math.nan
+
+
+def test_the_interval_is_students():
+    values = [0.3, 0.9, 0.4, 1.1, 0.8]
+    mean, low, high = interval(values)
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert mean == pytest.approx(0.7)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_few_numbers_have_no_interval():
+    assert interval([2.0])[0] == 2.0
+    assert [math.isnan(v) for v in interval([2.0])[1:]] == [True, True]
+    assert all(math.isnan(v) for v in interval([]))
+
+
+@pytest.mark.parametrize(
+    ("values", "above", "verdict"),
+    [
+        ([1.0, 1.1, 1.2], True, Verdict.HOLDS),
+        ([1.0, 1.1, 1.2], False, Verdict.FAILS),
+        ([-1.0, -1.1, -1.2], True, Verdict.FAILS),
+        ([-1.0, 1.1, 1.2], True, Verdict.OPEN),
+        ([1.0, 1.1], True, Verdict.OPEN),  # two seeds say nothing
+        ([1.0, 1.1, NAN, 1.2], True, Verdict.HOLDS),
+        ([1.0, NAN, NAN], True, Verdict.OPEN),
+        ([0.0, 0.0, 0.0], True, Verdict.FAILS),  # equal is not above
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side(values, above, verdict):
+    assert found("case", "number", values, 0.0, above=above).verdict is verdict
+
+
+def test_undefined_seeds_are_told():
+    assert found("case", "number", [1.0, NAN], 0.0).note == "undefined for 1 of 2 seeds"
+    assert reported("case", "number", [1.0, NAN], note="why").note == "why; undefined for 1 of 2 seeds"
+    assert reported("case", "number", [1.0]).note == ""
+
+
+def test_a_claim_is_as_good_as_its_worst_finding():
+    good, bad, open_ = (found("c", "s", v, 0.0) for v in ([1.0, 1.1, 1.2], [-1.0, -1.1, -1.2], [-1.0, 1.0, 0.1]))
+    told = reported("c", "s", [5.0, 5.0, 5.0])
+    assert Claim("a", "A.", (good, told, good)).told == "holds"
+    assert Claim("a", "A.", (good, open_)).told == "cannot be told at this scale (1 of 2 cases hold)"
+    assert Claim("a", "A.", (good, open_, bad)).told == "does not hold (1 of 3 cases hold)"
+    assert Claim("a", "A.", (bad, bad)).told == "does not hold (0 of 2 cases hold)"
+    assert Claim("a", "A.", (told,)).verdict is Verdict.OPEN
+
+
+def test_trends_are_rank_correlations_by_seed():
+    assert trend({0.0: [1.0, 3.0, 1.0], 1.0: [2.0, 2.0, 1.0], 5.0: [3.0, 1.0, 1.0]})[:2] == [1.0, -1.0]
+    assert math.isnan(trend({0.0: [1.0], 1.0: [1.0]})[0])
+    assert math.isnan(trend({0.0: [1.0], 1.0: [NAN]})[0])
+    # 1, 3, 2 against 1, 2, 3: 1 − 6·(0 + 1 + 1)/(3·8)
+    assert trend([(1.0, [1.0]), (2.0, [3.0]), (3.0, [2.0])]) == pytest.approx([0.5])
+    with pytest.raises(ValueError, match="the levels have \\[1, 2\\] seeds: expected the same number at each."):
+        trend({0.0: [1.0], 1.0: [1.0, 2.0]})
