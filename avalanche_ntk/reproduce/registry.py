@@ -68,6 +68,10 @@ STUDIES: dict[str, Entry] = {
         "Adversarial training finds another, more robust kernel",
         "Loo et al. 2022 (arXiv 2210.12030); Tsilivis & Kempe 2022 (arXiv 2210.05577)",
     ),
+    "difficulty": Entry(
+        "The initial kernel's alignment with the labels orders tasks by difficulty",
+        "Ortiz-Jiménez et al. 2021 (arXiv 2106.06770)",
+    ),
 }
 
 
