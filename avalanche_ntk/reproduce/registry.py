@@ -72,6 +72,7 @@ STUDIES: dict[str, Entry] = {
         "The initial kernel's alignment with the labels orders tasks by difficulty",
         "Ortiz-Jiménez et al. 2021 (arXiv 2106.06770)",
     ),
+    "many-tasks": Entry("Twenty tasks in a row: does the kernel's movement add up, decay or settle?", OPEN),
 }
 
 
