@@ -332,7 +332,7 @@ def judge(results: Results) -> list[Claim]:
                 ),
             ),
             "Of the trace kernel of a balanced probe: a kernel of ten well separated classes has an effective rank "
-            "near 9.",
+            "near 9. The statement could not be read again in its source.",
         ),
         Claim(
             "moved",
@@ -357,7 +357,9 @@ def judge(results: Results) -> list[Claim]:
                     for way in ("standard", "adversarial")
                 ),
             ),
-            "After equally many steps. The adversarial loss stays larger, and with it the steps.",
+            "After equally many steps, at which the adversarial loss is larger. At the scale small the kernel of "
+            "adversarial training first goes as far as that of standard training, then part of the way back, while "
+            "its effective rank rises again. The statement could not be read again in its source.",
         ),
     ]
 
@@ -382,8 +384,8 @@ def draw(results: Results) -> dict[str, Figure]:
         left.set_ylim(top=left.get_ylim()[1] * 1.55)
         left.legend(loc="upper left", fontsize=6.5)
         bars = (
-            ("network\nstand.", "standard", "network"),
-            ("network\nadv.", "adversarial", "network"),
+            ("net\nstand.", "standard", "network"),
+            ("net\nadv.", "adversarial", "network"),
             ("kernel\ninitial", "initial", "machine"),
             ("kernel\nstand.", "standard", "machine"),
             ("kernel\nadv.", "adversarial", "machine"),

@@ -37,6 +37,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.errors import UndefinedMeasureWarning
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import kernel_distance
@@ -86,13 +87,15 @@ def parts(context: Context) -> dict[str, dict[str, Any]]:
 
 def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train a network and its twins at one learning rate."""
-    x, y = samples(context, range(10), arguments["per_class"], seed=seed)
-    probe, probe_labels = samples(context, range(10), arguments["probe"] // 10, seed=seed, part="test")
+    data = load_data(context.data, data_root=context.data_root)
+    classes = range(min(10, int(data.train_labels.max()) + 1))
+    x, y = samples(context, classes, arguments["per_class"], seed=seed)
+    probe, probe_labels = samples(context, classes, arguments["probe"] // len(classes), seed=seed, part="test")
     x, probe = x.double(), probe.double()
     order = torch.Generator().manual_seed(seed)
     batches = list(minibatches(len(x), arguments["batch"], arguments["steps"], order))
     torch.manual_seed(seed)
-    model = MLP(x[0].numel(), 10, width=arguments["width"], depth=2, activation="tanh").double()
+    model = MLP(x[0].numel(), len(classes), width=arguments["width"], depth=2, activation="tanh").double()
     window, lr, every = arguments["window"], arguments["lr"], arguments["every"]
     whole = perturbed(model, seed)  # lives from the start to the end
     twins: dict[int, nn.Module] = {}

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import mode_response, spectral_norm
 from avalanche_ntk.models import MLP, NTKLinear
-from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, new_figure
+from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, legend_height, new_figure
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
@@ -280,6 +280,14 @@ def judge(results: Results) -> list[Claim]:
                     for pi, mlp in PAIRS
                 ),
                 *(reported(NETWORKS[name], f"log(t_{highest}/t_1)", slow[name]) for name in NETWORKS),
+                *(
+                    reported(
+                        NETWORKS[name],
+                        "share of the first residual, Σ (u_iᵀ r)²/‖r‖², in the 10 leading modes of Θ_0",
+                        [one["top_modes"] for one in measured[name]],
+                    )
+                    for name in NETWORKS
+                ),
                 reported(
                     "all networks",
                     "share of the initial loss left at the end, largest",
@@ -297,7 +305,7 @@ def draw(results: Results) -> dict[str, Figure]:
     measured = {name: results.measured(name) for name in NETWORKS}
     frequencies = list(range(1, len(measured["mlp-1"][0]["eigenvalues"]) + 1))
     with drawing():
-        figure = new_figure(PAGE_INCHES, 2.7)
+        figure = new_figure(PAGE_INCHES, 2.8 + legend_height(list(NETWORKS.values()), PAGE_INCHES))
         left, right = figure.subplots(1, 2)
         for position, name in enumerate(NETWORKS):
             relative = [
@@ -306,7 +314,7 @@ def draw(results: Results) -> dict[str, Figure]:
             draw_points(left, frequencies, relative, position)
             times = [[one["half"][k - 1] / one["half"][0] for one in measured[name]] for k in frequencies]
             draw_points(right, frequencies, times, position)
-        for axis, label in ((left, "eigenvalue λ_k/λ_1 of Θ_0"), (right, "time to half the amplitude, t_k/t_1")):
+        for axis, label in ((left, "eigenvalue λ_k/λ_1 of Θ_0"), (right, "time to half, t_k/t_1")):
             axis.set(xscale="log", yscale="log", xlabel="frequency k", ylabel=label)
             axis.set_xticks(frequencies, [str(k) for k in frequencies])
             axis.minorticks_off()

@@ -41,6 +41,7 @@ from scipy.special import expit
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
+from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import label_signed_kernel
 from avalanche_ntk.models import MLP
@@ -131,7 +132,8 @@ def with_patch(x: Tensor, y: Tensor, strength: float) -> Tensor:
 def _data(context: Context, name: str, n: int, strength: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if name == "moons":
         return *moons(n, strength, seed), *moons(1000, 0.0, 1000 + seed)
-    pair = (3, 8)
+    data = load_data(context.data, data_root=context.data_root)
+    pair = (3, 8) if int(data.train_labels.max()) >= 8 else (0, 1)
     x, labels = samples(context, pair, n // 2, seed=seed)
     x_test, labels_test = samples(context, pair, 500, seed=seed, part="test")
     y, y_test = 2.0 * labels - 1.0, 2.0 * labels_test - 1.0
