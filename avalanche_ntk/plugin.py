@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -306,6 +306,20 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 folder.append(record)
 
             self._guarded("record of an evaluation", write)
+
+    def update_meta(self, changes: Mapping[str, Any]) -> None:
+        """Change what the run folder's `run.json` says of the run; nothing without a folder.
+
+        Args:
+            changes: The new values by key; other keys stay.
+
+        Raises:
+            RunFolderError: The folder cannot be written.
+            ArgumentError: A value cannot be stored.
+        """  # noqa: DOC502
+        if self._folder is not None:
+            self._rewind()
+            self._folder.update_meta(changes)
 
     def close(self) -> None:
         """Let go of the run folder, so that another process can write it, and of the optimizer.

@@ -152,10 +152,8 @@ class _Diary(SupervisedPlugin, supports_distributed=True):
             strategy.evaluator.loggers.append(logger)
 
     def note(self, changes: Mapping[str, Any]) -> None:
-        """Change what `run.json` says."""
-        self.ntk.close()  # gives the folder's lock up, and takes it again at its next record
-        with RunFolder.resume(self.path) as folder:
-            folder.update_meta(changes)
+        """Change what `run.json` says, through the folder that the plugin holds: its lock is never given up between."""
+        self.ntk.update_meta(changes)
 
 
 def _train(
@@ -231,12 +229,13 @@ def _train(
             place = f"{Path(where.filename).name}:{where.lineno}"
             diary.note({"status": FAILED, "error": text, "error_at": place, "wall_seconds": spent()})
         raise
+    else:
+        diary.note({"status": COMPLETE, "finished": _now(), "wall_seconds": spent()})
     finally:
         setup.ntk.close()
         for logger in setup.strategy.evaluator.loggers:
             if isinstance(logger, TensorboardLogger):
                 logger.writer.close()
-    diary.note({"status": COMPLETE, "finished": _now(), "wall_seconds": spent()})
     _remove_checkpoints(path)
 
 

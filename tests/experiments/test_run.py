@@ -127,6 +127,22 @@ def is_in_the_next_task(path):
     )
 
 
+def test_a_run_holds_its_folder_until_it_ends(tmp_path):
+    """Between two experiences too: whoever starts the same run again meanwhile is refused."""
+    met = []
+
+    def on_progress(done, total):
+        try:
+            RunFolder.resume(tmp_path / "run").close()
+            met.append("free")
+        except RunFolderError as error:
+            met.append("in use" if "process" in str(error) else str(error))
+
+    run(TINY, tmp_path / "run", on_progress=on_progress)
+    assert met == ["free", "in use", "in use", "in use"]  # at the start the plugin has not begun yet
+    RunFolder.resume(tmp_path / "run").close()
+
+
 KILLS = [
     pytest.param("in the next task", {}, id="in the next task"),
     pytest.param("at once", {}, id="at once", marks=pytest.mark.slow),
