@@ -104,7 +104,7 @@ def test_the_tasks_are_what_their_names_say():
 def test_the_study_runs_from_end_to_end(tmp_path):
     outcome = reproduce("difficulty", tmp_path, scale="tiny", jobs=1, seeds=2)
     assert [claim.key for claim in outcome.claims] == ["alignment", "order", "gap"]
-    assert [len(claim.findings) for claim in outcome.claims] == [6, 13, 3]
+    assert [len(claim.findings) for claim in outcome.claims] == [6, 19, 3]
     assert {claim.verdict for claim in outcome.claims} == {Verdict.OPEN}  # two seeds say nothing
     stored = [
         json.loads((tmp_path / "measured" / f"mlp-seed={seed}.json").read_text())["values"]["tasks"] for seed in (0, 1)
