@@ -260,8 +260,9 @@ def judge(results: Results) -> list[Claim]:
                     for pi, mlp in PAIRS
                 ),
             ),
-            "Without the constant input, points on a circle around the origin, the perceptron with one hidden layer "
-            "all but lacks the odd frequencies from 3 on. A second hidden layer lifts the higher frequencies too.",
+            "A weaker reading of the statement before, added after the exponents of one seed had been seen. Without "
+            "the constant input, points on a circle around the origin, the perceptron with one hidden layer all but "
+            "lacks the odd frequencies from 3 on. A second hidden layer lifts the higher frequencies too.",
         ),
         Claim(
             "order",
