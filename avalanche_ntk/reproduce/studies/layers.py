@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scipy import stats
@@ -129,9 +129,23 @@ def shares(run: DoneRun, at_end: bool) -> list[float]:
     return [measured.values[column(layer, "trace_share")] for layer in layers_of(series)]
 
 
+def of_model(results: Results, model: str) -> list[DoneRun]:
+    """Return the runs of an architecture, controls among them."""
+    return [run for run in results.runs("boundary") if run.value("model.name") == model]
+
+
+def share_of(number: int, at_end: bool) -> Callable[[DoneRun], float]:
+    """Return what reads the share of the trace of one layer, at the boundary or at the end."""
+
+    def read(run: DoneRun) -> float:
+        return shares(run, at_end)[number]
+
+    return read
+
+
 def _judge_model(results: Results, model: str) -> tuple[list[Finding], list[Finding], list[Finding]]:
     seeds = results.context.seeds
-    runs = results.runs("boundary", lambda r: r.value("model.name") == model)
+    runs = of_model(results, model)
     names = layers_of(runs[0].trajectory())
     name = MODELS[model]
     spikes, rises = [], []
@@ -181,14 +195,14 @@ def _judge_model(results: Results, model: str) -> tuple[list[Finding], list[Find
             reported(
                 f"{name}, {title}",
                 "share of the trace at the boundary",
-                per_seed(shifted, lambda r, n=number: shares(r, False)[n], seeds),
+                per_seed(shifted, share_of(number, False), seeds),
             )
         )
         trace.append(
             reported(
                 f"{name}, {title}",
                 "share at the end minus the control's",
-                above_control(runs, lambda r, n=number: shares(r, True)[n], seeds),
+                above_control(runs, share_of(number, True), seeds),
             )
         )
     return every, depth, trace
@@ -202,7 +216,7 @@ def judge(results: Results) -> Sequence[Claim]:
     for model in MODELS:
         for whole, part in zip((every, depth, trace), _judge_model(results, model), strict=True):
             whole += part
-        shifted = results.runs("boundary", lambda r, m=model: r.value("model.name") == m and not r.control)
+        shifted = [run for run in of_model(results, model) if not run.control]
         every.append(
             reported(
                 MODELS[model],
@@ -243,7 +257,7 @@ def draw(results: Results) -> Mapping[str, Figure]:
         figure = new_figure(PAGE_INCHES, 3.7)
         grid = figure.subplots(len(MODELS), 4, sharex=True, sharey="row", squeeze=False)
         for row, (model, name) in zip(grid, MODELS.items(), strict=True):
-            runs = results.runs("boundary", lambda r, m=model: r.value("model.name") == m)
+            runs = of_model(results, model)
             names = layers_of(runs[0].trajectory())
             for axis, layer, title in zip(row, names, called(names), strict=True):
                 axis.axvline(0, color="0.6", linewidth=0.6)
