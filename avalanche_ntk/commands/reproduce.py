@@ -54,18 +54,17 @@ def reproduce(
     list_: Annotated[bool, typer.Option("--list", help="Print what can be reproduced, and end.")] = False,
 ) -> None:
     """Make a published result anew: what was claimed, what was found, with a figure; it resumes when called again."""
-    from avalanche_ntk.errors import ArgumentError
-    from avalanche_ntk.reproduce.registry import STUDIES
+    from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
+    from avalanche_ntk.reproduce.registry import STUDIES, Scale
 
     if list_:
         _print_studies()
         return
     if name is None:
-        raise ArgumentError("reproduce needs the name of a result, found none. See reproduce --list.")
-    if name not in STUDIES:
-        from avalanche_ntk.errors import unknown_name
-
-        raise unknown_name("study", name, STUDIES)
+        raise ConfigError("reproduce needs the name of a result, found none. See reproduce --list.")
+    for what, found, known in (("result", name, list(STUDIES)), ("scale", scale, [s.value for s in Scale])):
+        if found not in known:
+            raise ConfigError(unknown_choice(what, found, known))
     from avalanche_ntk.reproduce.runner import reproduce as make
 
     console = error_console()
