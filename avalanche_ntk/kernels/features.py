@@ -24,7 +24,10 @@ def feature_kernel(
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Feature kernel `K[n,m] = <h(x_n), h(x_m)>`, h the input of the last `nn.Linear` that the forward pass calls.
+    """Feature kernel `K[n,m] = <h(x_n), h(x_m)>`, h the input of the last linear layer that the forward pass calls.
+
+    A linear layer is a `nn.Linear`, or a module whose own `weight` is a matrix with a column for each number that it
+    reads (such as `models.NTKLinear`, whose factor is no part of h).
 
     It is the tangent kernel of the last layer's weight for one output: the part of the kernel that training the head
     alone would see (the conjugate kernel of Daniely et al. 2016, at finite width).
@@ -117,10 +120,11 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     """
     last: dict[str, Tensor] = {}
 
-    def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        last["h"] = inputs[0]
+    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, nn.Linear) or _reads_rows(module, inputs):
+            last["h"] = inputs[0]
 
-    hooks = [m.register_forward_pre_hook(keep) for m in subject.model.modules() if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_pre_hook(keep) for m in subject.model.modules()]
     try:
         subject.forward(batch)
     finally:
@@ -129,13 +133,22 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     name = type(subject.model).__name__
     if "h" not in last:
         raise ModelError(
-            f"{name} calls no nn.Linear in its forward pass: expected a last linear layer, whose input is the feature"
-            " vector. Leave the feature kernel out for this model."
+            f"{name} calls no linear layer in its forward pass: expected a last one, whose input is the feature vector."
+            " Leave the feature kernel out for this model."
         )
     h = last["h"].detach()
     if h.shape[0] != len(batch):
         raise ModelError(
-            f"the last nn.Linear of {name} sees an input of shape {tuple(h.shape)}: expected {len(batch)} samples in"
+            f"the last linear layer of {name} sees an input of shape {tuple(h.shape)}: expected {len(batch)} samples in"
             " dimension 0. Leave the feature kernel out for this model."
         )
     return h.reshape(len(batch), -1).clone()
+
+
+def _reads_rows(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Tell whether a module of another class multiplies rows of its input by a matrix of its own."""
+    x = inputs[0] if inputs else None
+    weight = module._parameters.get("weight")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or weight is None:
+        return False
+    return weight.ndim == 2 and x.shape[-1] == weight.shape[1]

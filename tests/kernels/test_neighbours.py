@@ -14,6 +14,7 @@ from avalanche_ntk.kernels import (
     reference_ntk,
     spot_check,
 )
+from avalanche_ntk.models import MLP
 
 
 def small(c=3):
@@ -130,6 +131,23 @@ def test_feature_kernel_is_the_tangent_kernel_of_the_last_weight_for_one_output(
     assert torch.allclose(feature_kernel(model, x, dtype=torch.float64), want, rtol=1e-12)
     cross = reference_ntk(model, x, x[:2], params="2.weight", outputs=[1])
     assert torch.allclose(feature_kernel(model, x, x[:2], dtype=torch.float64), cross, rtol=1e-12)
+
+
+def test_features_are_what_a_linear_layer_of_another_class_reads(x):
+    model = MLP(4, 3, width=6, depth=1, parametrisation="ntk")
+    hidden = model.features(x)
+    assert hidden.shape == (5, 6)
+    assert torch.allclose(feature_kernel(model, x), hidden @ hidden.T)
+    # Its factor 1/√6·√2 is in the tangent kernel of its weight and not in the features.
+    tangent = reference_ntk(model, x, params="classifier.weight", outputs=[0])
+    assert torch.allclose(feature_kernel(model, x, dtype=torch.float64) * model.classifier.scale**2, tangent)
+
+
+def test_an_embedding_is_no_linear_layer():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2), nn.LayerNorm(2))
+    tokens = torch.tensor([[0, 1], [2, 2], [4, 0]])
+    h = model[0](tokens).flatten(1)
+    assert torch.allclose(feature_kernel(model, tokens), h @ h.T)
 
 
 def test_spot_check_finds_a_wrong_entry_and_passes_a_right_kernel(x):

@@ -331,8 +331,7 @@ def test_nearly_equal_inputs_in_float32_warn_and_float64_does_not(recwarn):
 def test_neighbours_refuse_too():
     conv = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten())
     assert refused(ModelError, lambda: feature_kernel(conv, X[:, None])) == (
-        "Sequential calls no nn.Linear in its forward pass: expected a last linear layer, whose input is the"
-        " feature vector."
+        "Sequential calls no linear layer in its forward pass: expected a last one, whose input is the feature vector."
         " Leave the feature kernel out for this model."
     )
     model = small()
