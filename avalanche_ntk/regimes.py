@@ -80,10 +80,11 @@ class CentredScaled(nn.Module):
         Raises:
             ModelError: The outputs have another shape than those at initialisation (a head that grew).
         """
-        now: Tensor = self.model(*args, **kwargs)
+        # The initial function first: the last layer that is called, which `feature_kernel` looks at, is then the model's.
         with torch.no_grad():
             initial = {name: getattr(self, f"initial_{number}") for number, name in enumerate(self._names)}
             before: Tensor = torch.func.functional_call(self.model, initial, args, kwargs)
+        now: Tensor = self.model(*args, **kwargs)
         if now.shape != before.shape:
             raise ModelError(
                 f"the outputs of {type(self.model).__name__} have shape {tuple(now.shape)} and had"

@@ -14,9 +14,9 @@ from torch import nn
 
 from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.errors import ArgumentError, ModelError
-from avalanche_ntk.kernels import empirical_ntk, reference_ntk
+from avalanche_ntk.kernels import empirical_ntk, feature_kernel, reference_ntk
 from avalanche_ntk.measures import kernel_distance
-from avalanche_ntk.models import MODELS, NTKLinear, build_model
+from avalanche_ntk.models import MLP, MODELS, NTKLinear, build_model
 from avalanche_ntk.regimes import REGIMES, CentredScaled, build_regime, kaiming_uniform_
 from tests.lines import tiny_stream
 
@@ -312,3 +312,16 @@ def test_the_examples_of_the_laboratory_run():
     assert names["prepared"].lr == pytest.approx(0.1 * 64 / 512)
     first, second = (names[n].train_stream[0].dataset for n in ("shifted", "control"))
     assert list(first.targets) == list(second.targets)
+
+
+def test_features_of_a_centred_model_are_those_of_the_model_not_of_its_start():
+    torch.manual_seed(0)
+    inner = MLP(4, 2, width=5, depth=1)
+    centred = CentredScaled(inner, alpha=2.0)
+    x = torch.randn(6, 4)
+    at_start = feature_kernel(centred, x)
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    assert torch.allclose(feature_kernel(centred, x), feature_kernel(inner, x))
+    assert not torch.allclose(feature_kernel(centred, x), at_start)
