@@ -80,7 +80,7 @@ class CentredScaled(nn.Module):
         Raises:
             ModelError: The outputs have another shape than those at initialisation (a head that grew).
         """
-        # The initial function first: the last layer that is called, which `feature_kernel` looks at, is then the model's.
+        # The initial function first: the last layer called, which `feature_kernel` looks at, is then the model's.
         with torch.no_grad():
             initial = {name: getattr(self, f"initial_{number}") for number, name in enumerate(self._names)}
             before: Tensor = torch.func.functional_call(self.model, initial, args, kwargs)

@@ -32,7 +32,8 @@ def kernel(
     data: Annotated[
         str,
         typer.Option(
-            "--data", help="digits, a name of torchvision.datasets, a folder or zip of images, or inputs .npy."
+            "--data",
+            help="digits, a name of torchvision.datasets, a folder or zip of images, markov (generated tokens), or inputs .npy.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="File ending in .safetensors or .npy.")] = Path(
