@@ -67,7 +67,8 @@ def parts(context: Context) -> Mapping[str, Mapping[str, Any]]:
     }
     mlp = {"name": "mlp", "width": context.pick(16, 256, 1024), "depth": 2}
     cnn = {"name": "cnn", "width": context.pick(4, 16, 64), "depth": 2, "flatten": True}
-    # Steps with which the training samples are learnt by heart within the epochs.
+    # Steps with which the training samples are learnt by heart within the epochs: with 0.1 the CNN learns 96 % of them,
+    # and its velocity is still high at the end.
     networks = {"mlp": (mlp, 0.1), "cnn": (cnn, context.pick(0.3, 0.3, 0.1))}
     if context.scale == "paper":
         networks["resnet"] = ({"name": "resnet18", "width": 64, "norm": "group"}, 0.1)
