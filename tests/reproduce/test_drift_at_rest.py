@@ -18,7 +18,8 @@ def test_a_tiny_run_from_end_to_end(tmp_path):
     # Two temperatures and two sizes of minibatch.
     assert {key: len(claim.findings) for key, claim in claims.items()} == {
         "loss-flat": 4,
-        "grows-with-lag": 4 + 4,
+        "grows-with-lag": 2 + 2,
+        "grows-with-lag-minibatches": 2 + 2,
         "grows-with-noise": 2 + 4,
         "no-noise-no-drift": 1 + 3,
         "boundary-exceeds": 4 * 2,

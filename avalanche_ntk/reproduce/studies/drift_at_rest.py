@@ -43,7 +43,7 @@ from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import minibatches, samples
-from avalanche_ntk.reproduce.verdicts import Claim, found, reported, trend
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -270,6 +270,21 @@ def judge(results: Results) -> list[Claim]:
     def log_ratio(a: Sequence[float], b: Sequence[float]) -> list[float]:
         return [math.log10(x / y) if x > 0 and y > 0 else math.nan for x, y in zip(a, b, strict=True)]
 
+    def over_lags(kind: str) -> tuple[Finding, ...]:
+        mine = [(level, case) for of, level, case in cases if of == kind]
+        return (
+            *(
+                found(case, "rank correlation of S with the lag", over(each(kind, level, "rest"), steps), 0.0)
+                for level, case in mine
+            ),
+            *(
+                reported(
+                    case, "exponent of S over the lag", [exponent(steps, one) for one in each(kind, level, "rest")]
+                )
+                for level, case in mine
+            ),
+        )
+
     still = each("temperatures", f"{0:.0e}", "rest")
     warm = [t for t in measured[0]["temperatures"] if float(t) > 0]
     sizes = list(measured[0]["batches"])
@@ -293,21 +308,17 @@ def judge(results: Results) -> list[Claim]:
         ),
         Claim(
             "grows-with-lag",
-            "At rest the kernel moves the further the longer one waits",
-            (
-                *(
-                    found(case, "rank correlation of S with the lag", over(each(kind, level, "rest"), steps), 0.0)
-                    for kind, level, case in cases
-                ),
-                *(
-                    reported(
-                        case, "exponent of S over the lag", [exponent(steps, one) for one in each(kind, level, "rest")]
-                    )
-                    for kind, level, case in cases
-                ),
-            ),
-            "S is quadratic in the displacement: an exponent of 1 is free diffusion, 0 an equilibrium in which "
-            "all that moves has long been forgotten.",
+            "At rest with Langevin noise, the kernel moves the further the longer one waits",
+            over_lags("temperatures"),
+            "S is quadratic in the displacement: an exponent of 1 is free diffusion, 0 an equilibrium in which all "
+            "that moves has long been forgotten.",
+        ),
+        Claim(
+            "grows-with-lag-minibatches",
+            "At rest with minibatches, the kernel moves the further the longer one waits",
+            over_lags("batches"),
+            "The noise of minibatches lies in the span of the samples' gradients, which is what the loss holds fast. "
+            "There it comes to an equilibrium; Langevin noise also pushes where no sample resists.",
         ),
         Claim(
             "grows-with-noise",
@@ -385,30 +396,38 @@ def draw(results: Results) -> dict[str, Figure]:
 
     def by_lag(kind: str, level: str, what: str = "rest") -> list[list[float]]:
         columns = zip(*(one[kind][level][what] for one in measured), strict=True)
-        return [[v if v > 0 else math.nan for v in column] for column in columns]
+        return [[math.log10(v) if v > 0 else math.nan for v in column] for column in columns]
 
     with drawing():
         figure = new_figure(PAGE_INCHES, 3.0)
         axes = figure.subplots(1, 3, sharey=True)
         for position, level in enumerate(measured[0]["temperatures"]):
-            label = f"T = {level}" if float(level) else "no noise"
+            label = f"T = {_short(level)}" if float(level) else "no noise"
             draw_points(axes[0], steps, by_lag("temperatures", level), position, label)
         for position, size in enumerate(measured[0]["batches"]):
             draw_points(axes[1], steps, by_lag("batches", size), position, f"minibatches of {size}")
         middle = list(measured[0]["temperatures"])[-2]
         size = list(measured[0]["batches"])[0]
         for position, (kind, level, told) in enumerate(
-            [("temperatures", middle, f"T = {middle}"), ("batches", size, f"minibatches of {size}")]
+            [("temperatures", middle, f"T = {_short(middle)}"), ("batches", size, f"minibatches of {size}")]
         ):
             draw_points(axes[2], steps, by_lag(kind, level), 2 * position, f"{told}, at rest")
             draw_points(axes[2], steps, by_lag(kind, level, "boundary"), 2 * position + 1, f"{told}, boundary")
         for axis, title in zip(axes, ("Langevin noise", "minibatches", "rest and boundary"), strict=True):
-            axis.set(xscale="log", yscale="log", xlabel="lag (steps)")
+            axis.set(xscale="log", xlabel="lag (steps)")
+            axis.set_xticks(steps, [f"{lag:g}" for lag in steps])
+            axis.set_xticks([], minor=True)
             axis.set_title(title)
             handles, names = axis.get_legend_handles_labels()
             axis.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.22))
-        axes[0].set_ylabel("kernel distance S")
+        axes[0].set_ylabel("log₁₀ distance S")
     return {"drift": figure}
+
+
+def _short(temperature: str) -> str:
+    """Write 1e-07 as 10⁻⁷, in the letters that the figures' font has."""
+    mantissa, power = temperature.split("e")
+    return f"$10^{{{int(power)}}}$" if mantissa == "1" else f"${mantissa}\\cdot 10^{{{int(power)}}}$"
 
 
 STUDY = Study(judge=judge, draw=draw, parts=parts, measure=measure)
