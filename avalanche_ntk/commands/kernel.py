@@ -33,7 +33,7 @@ def kernel(
         str,
         typer.Option(
             "--data",
-            help="digits, a name of torchvision.datasets, a folder or zip of images, markov (generated tokens), or inputs .npy.",
+            help="digits, markov (generated tokens), a name of torchvision.datasets, a folder or zip, or inputs .npy.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="File ending in .safetensors or .npy.")] = Path(

@@ -13,7 +13,13 @@ from avalanche_ntk.reproduce.verdicts import interval
 
 
 def draw_curve(
-    axis: Axes, x: Sequence[float], by_seed: Sequence[Sequence[float]], position: int, label: str = ""
+    axis: Axes,
+    x: Sequence[float],
+    by_seed: Sequence[Sequence[float]],
+    position: int,
+    label: str = "",
+    *,
+    geometric: bool = False,
 ) -> None:
     """Draw the mean over seeds and, as a band, its 95 % interval.
 
@@ -23,9 +29,15 @@ def draw_curve(
         by_seed: For each seed n numbers; NaN where undefined.
         position: Number of the series, which sets colour and line style.
         label: Its name in a legend.
+        geometric: Whether it is the geometric mean with the interval of the logarithms, for logarithmic axes; numbers
+            that are not positive are then left out.
     """
     columns = [[v for v in column if np.isfinite(v)] for column in zip(*by_seed, strict=True)]
+    if geometric:
+        columns = [[float(np.log(v)) for v in column if v > 0] for column in columns]
     mean, low, high = np.array([interval(column) for column in columns]).T
+    if geometric:
+        mean, low, high = np.exp([mean, low, high])
     axis.plot(x, mean, label=label or None, **look(position))
     axis.fill_between(x, low, high, color=look(position)["color"], alpha=0.18, linewidth=0)
 

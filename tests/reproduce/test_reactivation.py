@@ -92,6 +92,19 @@ def test_the_share_of_the_first_steps():
     assert claims.early_share(run) == pytest.approx(0.9)
 
 
+def test_a_run_that_died_has_no_numbers():
+    alive = FakeRun([1.0] * 8)
+    assert claims.survived(alive)
+    del alive.reactivations[1]
+    assert not claims.survived(alive)
+
+
+def test_relative_numbers():
+    assert claims.relative([3.0, 1.0], [2.0, 2.0]) == [0.5, -0.5]
+    assert claims.relative([3.0], [2.0], 0.0) == [1.5]
+    assert math.isnan(claims.relative([3.0], [-1.0])[0])
+
+
 def test_what_the_first_new_class_adds():
     # 1 → 3 with the first, then 3 → 4 → 5: 2 − 1
     by_overlap = {0.0: [5.0], 0.25: [4.0], 0.6: [3.0], 1.0: [1.0]}
@@ -118,10 +131,10 @@ def test_plans_vary_what_the_paper_varies(scale):
 def test_the_study_at_its_smallest(tmp_path):
     outcome = reproduce("reactivation", tmp_path, scale="tiny")
     assert [c.key for c in outcome.claims] == [
-        "1a", "1b", "2a", "2b", "3", "4a", "4b", "5", "6a", "6b", "6c", "7", "open",
+        "1a", "1b", "1c", "2a", "2b", "2c", "3a", "3b", "4a", "4b", "5", "6a", "6b", "6c", "7a", "7b", "open",
     ]  # fmt: skip
-    first = outcome.claims[0].findings[0]
-    assert first.case == "MLP, width 8, lazy"
+    first, beyond = outcome.claims[0].findings[0], outcome.claims[2].findings[0]
+    assert first.case == beyond.case == "MLP, width 8, lazy"
 
     def spikes(control):
         sweep = json.loads((tmp_path / "sweeps" / "widths" / "sweep.json").read_text())
@@ -135,7 +148,8 @@ def test_the_study_at_its_smallest(tmp_path):
         return found
 
     shifted, control = spikes(False), spikes(True)
-    assert first.values == pytest.approx([shifted[s] - control[s] for s in (0, 1)])
+    assert first.values == pytest.approx([shifted[s] for s in (0, 1)])
+    assert beyond.values == pytest.approx([shifted[s] - control[s] for s in (0, 1)])
     assert {p.stem for p in outcome.files if p.suffix == ".svg"} == {
         "widths", "convolutional", "overlaps", "frequencies", "learning-rates", "boundaries", "alternatives",
     }  # fmt: skip

@@ -69,7 +69,7 @@ def plans(context: Context) -> Mapping[str, Plan]:
             "base": rich,
             "grid": {
                 "optimizer.lr": context.pick(
-                    [0.02, 0.05, 0.1], [0.003, 0.01, 0.03, 0.1, 0.2], [0.001, 0.003, 0.01, 0.03, 0.1]
+                    [0.02, 0.05, 0.1], [0.003, 0.01, 0.03, 0.06, 0.1], [0.001, 0.003, 0.01, 0.03, 0.1]
                 )
             },
             "control": NO_SHIFT,

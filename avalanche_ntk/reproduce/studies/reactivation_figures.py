@@ -43,14 +43,14 @@ def _curve(
 ) -> None:
     """Draw a column around the first switch; λ_max relative to its value there."""
     by_seed, grid = [], np.array([])
-    for run in runs:
+    for run in filter(claims.survived, runs):
         times, values = claims.around(run, column)
         if column == "spectral_norm":
             values = values / values[times == 0]
         near = np.abs(times) <= shown
         grid = times[near]
         by_seed.append(values[near])
-    draw_curve(axis, grid, by_seed, position, label)
+    draw_curve(axis, grid, by_seed, position, label, geometric=column != "alignment")
 
 
 def _by_width(results: Results, plan: str) -> Figure:
