@@ -34,7 +34,7 @@ def test_a_tiny_run_from_end_to_end(tmp_path):
     outcome = reproduce("many-tasks", tmp_path / "out", scale="tiny", seeds=2)
     claims = {claim.key: claim for claim in outcome.claims}
     assert {key: len(claim.findings) for key, claim in claims.items()} == {
-        "spike-decays": 2,
+        "spike-decays": 2 * 2,
         "spike-stays": 2 * 3,
         "adds-up": 2 * 3,
         "settles": 2 * 2,
