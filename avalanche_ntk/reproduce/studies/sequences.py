@@ -123,7 +123,7 @@ def judge(results: Results) -> Sequence[Claim]:
             "alignment",
             "The alignment with the first task's labels falls at each boundary, more than without a shift",
             tuple(told["alignment_drop"]),
-            remark,
+            f"{remark} What has fallen at the first boundary is not there to fall at the second.",
         ),
         Claim(
             "forgetting",
