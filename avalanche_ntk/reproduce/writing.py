@@ -138,7 +138,8 @@ def as_markdown(setting: Setting, claims: Sequence[Claim], figures: Sequence[str
     lines += ["```sh", setting.command, "```", ""]
     if context.scale is Scale.TINY:
         lines += ["The scale `tiny` shows that the command works; its numbers say nothing.", ""]
-    lines += [f"All runs and measurements together: {minutes(setting.core_seconds)} of one core.", ""]
+    spent = minutes(setting.core_seconds)
+    lines += [f"Runs and measurements, each on one core, took {spent} in all, beside whatever else the machine did.", ""]
     lines += ["| statement | verdict |", "|---|---|"]
     lines += [f"| {_cell(claim.text)} | {_cell(claim.told)} |" for claim in claims]
     for claim in claims:
