@@ -60,7 +60,9 @@ STUDIES: dict[str, Entry] = {
     "doan2021": Entry("The overlap of two tasks' kernels and forgetting", "Doan et al. 2021 (arXiv 2010.04003)"),
     "pi-nets": Entry("Networks of products learn high frequencies sooner", "Choraria et al. 2022 (arXiv 2202.13473)"),
     "linearisation": Entry("Whether the linearisation error jumps where the kernel's velocity does", OPEN),
-    "architectures": Entry("Reactivation beside the MLP: a CNN, a small vision transformer and a recurrent network", OPEN),
+    "architectures": Entry(
+        "Reactivation beside the MLP: a CNN, a small vision transformer and a recurrent network", OPEN
+    ),
     "sequences": Entry("Reactivation of recurrent classifiers of token sequences", OPEN),
     "reactive": Entry("Whether strategies that act on reactivation help", OPEN),
     "drift-at-rest": Entry("The kernel drifts when the loss has come to rest", "Avidan et al. 2023 (arXiv 2309.04522)"),

@@ -78,7 +78,7 @@ def sgd_step(model: nn.Module, loss: Tensor, lr: float) -> None:
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                parameter -= lr * gradient
+                parameter.sub_(lr * gradient)
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:

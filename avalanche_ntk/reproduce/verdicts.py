@@ -9,6 +9,7 @@ from enum import Enum
 
 import numpy as np
 from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 FEWEST = 3  # seeds with a defined number, below which nothing is said
@@ -111,7 +112,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = float(np.mean(values))
     if n == 1:
         return mean, math.nan, math.nan
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / math.sqrt(n))
     return mean, mean - half, mean + half
 
 

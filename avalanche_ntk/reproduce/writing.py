@@ -139,7 +139,10 @@ def as_markdown(setting: Setting, claims: Sequence[Claim], figures: Sequence[str
     if context.scale is Scale.TINY:
         lines += ["The scale `tiny` shows that the command works; its numbers say nothing.", ""]
     spent = minutes(setting.core_seconds)
-    lines += [f"Runs and measurements, each on one core, took {spent} in all, beside whatever else the machine did.", ""]
+    lines += [
+        f"Runs and measurements, each on one core, took {spent} in all, beside whatever else the machine did.",
+        "",
+    ]
     lines += ["| statement | verdict |", "|---|---|"]
     lines += [f"| {_cell(claim.text)} | {_cell(claim.told)} |" for claim in claims]
     for claim in claims:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
-from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
+from avalanche_ntk.reproduce.drawing import draw_curve, draw_points, plain_log
 from avalanche_ntk.reproduce.results import DoneRun, Results
 from avalanche_ntk.reproduce.studies import reactivation_claims as claims
 
@@ -42,14 +42,15 @@ def _curve(
     axis: Axes, runs: Sequence[DoneRun], column: str, position: int, label: str = "", shown: int = SHOWN
 ) -> None:
     """Draw a column around the first switch; λ_max relative to its value there."""
-    by_seed, grid = [], np.array([])
+    by_seed: list[list[float]] = []
+    grid: list[float] = []
     for run in filter(claims.survived, runs):
         times, values = claims.around(run, column)
         if column == "spectral_norm":
             values = values / values[times == 0]
         near = np.abs(times) <= shown
-        grid = times[near]
-        by_seed.append(values[near])
+        grid = times[near].tolist()
+        by_seed.append(values[near].tolist())
     draw_curve(axis, grid, by_seed, position, label, geometric=column != "alignment")
 
 
@@ -73,7 +74,9 @@ def _by_width(results: Results, plan: str) -> Figure:
             axis.axvline(0, color="0.6", linewidth=0.6, zorder=0)
             if not column:
                 axis.set_ylabel(label)
-            if name != "alignment":
+            if name == "spectral_norm":
+                plain_log(axis, "y")
+            elif name != "alignment":
                 axis.set_yscale("log")
         axes[0, column].set_title(regime)
         axes[2, column].set_xlabel("iterations since the switch")
@@ -136,8 +139,9 @@ def _rates(results: Results) -> Figure:
         runs = claims.cells(results, "learning-rates", False, {"optimizer.lr": rate})
         _curve(axes[0], runs, "velocity_per_iteration", position, f"η = {rate:g}")
         _curve(axes[1], runs, "spectral_norm", position, shown=1000)
+    axes[0].set_yscale("log")
+    plain_log(axes[1], "y")
     for axis, label in zip(axes, ("kernel velocity\n(distance per iteration)", "λ_max / λ_max(switch)"), strict=False):
-        axis.set_yscale("log")
         axis.axvline(0, color="0.6", linewidth=0.6, zorder=0)
         axis.set_xlabel("iterations since the switch")
         axis.set_ylabel(label)
@@ -186,7 +190,7 @@ def _alternatives(results: Results) -> Figure:
                 name = ("new classes", "no shift")[series] if not position else ""
                 draw_points_sideways(axis, position + 0.2 * series, ratios, series, name)
         axis.set_yticks(range(len(ways)), list(ways))
-        axis.set_xscale("log")
+        plain_log(axis, "x")
         axis.set_xlabel("ratio peak/base")
         axis.set_title(regime)
     axes[0].invert_yaxis()
