@@ -5,6 +5,7 @@ from pathlib import Path
 
 from avalanche_ntk import NTKPlugin, ntk_metrics
 from avalanche_ntk.evaluation import EvaluationRecorder
+from avalanche_ntk.reproduce.registry import STUDIES
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -20,6 +21,18 @@ def test_every_metric_is_documented_and_every_documented_metric_exists():
 
 def test_links_between_documents_lead_somewhere():
     root = DOCS.parent
-    for page in [root / "README.md", *DOCS.glob("*.md")]:
+    for page in [root / "README.md", *DOCS.rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_result_stands_in_the_documentation():
+    """With its command, its verdicts, its figures, and a page with every case."""
+    page = (DOCS / "reproduction.md").read_text()
+    for name in [*STUDIES, "reactivation@cifar10"]:
+        [part] = re.findall(rf"<!-- results: {name} -->\n(.*?)<!-- end -->", page, re.DOTALL)
+        assert part.startswith(f"```sh\navalanche-ntk reproduce {name.partition('@')[0]} --scale small --data "), name
+        assert "--seeds 5 " in part, name
+        assert "| statement | verdict |" in part, name
+        assert f"](reproduction/{name}/" in part, name
+        assert (DOCS / "reproduction" / f"{name}.md").is_file()

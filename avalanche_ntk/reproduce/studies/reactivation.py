@@ -51,7 +51,7 @@ def plans(context: Context) -> Mapping[str, Plan]:
     frequencies = with_changes(rich, benchmark={"name": "class_frequency", "similarity": None})
     frequencies["benchmark"].pop("per_class")
     frequencies["benchmark"]["classes_per_task"] = None
-    frequencies["benchmark"]["size"] = context.pick(60, 300 if context.is_digits else 500, None)
+    frequencies["benchmark"]["size"] = context.pick(60, 250 if context.is_digits else 500, None)
     return {
         "widths": {
             "base": base,
