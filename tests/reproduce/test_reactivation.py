@@ -116,6 +116,19 @@ def test_plans_vary_what_the_paper_varies(scale):
         assert (min(widths), max(widths)) == (64, 2048)
 
 
+@pytest.mark.parametrize(
+    ("data", "two", "five", "size"),
+    [("CIFAR10", 2500, 1000, None), ("CIFAR100", 250, 100, None), ("photos.zip", 650, 260, 64)],
+)
+def test_a_control_has_the_first_task_of_its_run_in_the_published_setting_too(data, two, five, size):
+    """As many samples of a class as fresh ones can be found for every task."""
+    made = plans(Context(Scale.PAPER, data))
+    for name, expected in (("widths", two), ("overlaps", two), ("boundaries", five)):
+        runs = load_sweep({**made[name], "seeds": [0]}).runs
+        assert {p.config.benchmark.per_class for p in runs} == {expected}
+        assert {p.config.benchmark.image_size for p in runs} == {size}
+
+
 @pytest.mark.slow  # some hundred runs
 def test_the_study_at_its_smallest(tmp_path):
     outcome = reproduce("reactivation", tmp_path, scale="tiny")

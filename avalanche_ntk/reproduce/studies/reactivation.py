@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from avalanche_ntk.reproduce.settings import NO_SHIFT, run_settings, with_changes
+from avalanche_ntk.reproduce.settings import NO_SHIFT, paper_per_class, run_settings, with_changes
 from avalanche_ntk.reproduce.studies.reactivation_claims import judge
 from avalanche_ntk.reproduce.studies.reactivation_figures import draw
 from avalanche_ntk.reproduce.study import Context, Plan, Study
@@ -24,6 +24,7 @@ from avalanche_ntk.reproduce.study import Context, Plan, Study
 # η at which the first task is learnt by heart; in the lazy regime at the base width, beyond which it falls as 1/width.
 RATES = {"mlp": {"rich": 0.05, "lazy": 0.2}, "cnn": {"rich": 0.1, "lazy": 0.1}}
 REGIMES = ("lazy", "rich")
+SEVERAL = 5  # tasks
 
 
 def _regimes(context: Context, model: str) -> list[dict[str, Any]]:
@@ -39,10 +40,10 @@ def plans(context: Context) -> Mapping[str, Plan]:
     cnn = with_changes(base, model={"name": "cnn", "depth": 2, "arguments": {"flatten": True}})
     rich = with_changes(base, regime={"name": "rich"})
     classes = context.pick(2, 2, 2)
-    per_class = context.pick(12, 24 if context.is_digits else 100, None)
+    per_class = context.pick(12, 24 if context.is_digits else 100, paper_per_class(context, SEVERAL))
     several = with_changes(
         base,
-        benchmark={"name": "class_incremental", "similarity": None, "classes_per_task": classes, "n_tasks": 5,
+        benchmark={"name": "class_incremental", "similarity": None, "classes_per_task": classes, "n_tasks": SEVERAL,
                    "per_class": per_class},
         epochs=context.pick(3, 30, 30),
         mb_size=context.pick(6, 12 if context.is_digits else 20, 128),
