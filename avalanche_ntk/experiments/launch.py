@@ -194,6 +194,7 @@ class _Process(Handle):
             if code < 0:
                 return f"its process was ended by {signal.Signals(-code).name}"
             return f"its process ended with exit code {code}"
+        self.reply.unlink(missing_ok=True)  # told once: the folder keeps what the job was, not how its end was told
         if told is None:
             self.put_back()
         else:
