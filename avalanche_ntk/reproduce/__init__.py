@@ -4,8 +4,9 @@ A study says what is run, what is computed from it, and what was claimed; it com
 statistic, its interval over seeds and a verdict, and to figures.
 
     from avalanche_ntk.reproduce import reproduce
-    outcome = reproduce("reactivation", "reproduced/reactivation", scale="small", data="cifar10-subset.zip")
-    print(outcome.claims[0].verdict)
+    if __name__ == "__main__":  # its processes import this script
+        outcome = reproduce("reactivation", "reproduced/reactivation", scale="small", data="cifar10-subset.zip")
+        print(outcome.claims[0].verdict)
 
 Names are imported when they are first used: `--help` and `--list` load no torch.
 """

@@ -62,7 +62,8 @@ def reproduce(
 ) -> Outcome:
     """Make a published result anew, or answer an open question, and write down what was found.
 
-    What is complete in the folder is kept: called again, it goes on where it was stopped.
+    What is complete in the folder is kept: called again, it goes on where it was stopped. Measurements are made in
+    processes that import the calling script: there, call it below `if __name__ == "__main__":`.
 
     Args:
         name: A key of `STUDIES`.
