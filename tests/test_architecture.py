@@ -13,7 +13,7 @@ ROOT = Path(avalanche_ntk.__file__).parent
 
 # Layers of docs/design.md, lowest first; a module may import its own layer and those below.
 LAYERS = {
-    **dict.fromkeys(["errors", "randomness", "clock", "_lock"], 0),
+    **dict.fromkeys(["errors", "files", "randomness", "clock", "_lock"], 0),
     **dict.fromkeys(["kernels", "measures", "schedule", "runfolder"], 1),
     **dict.fromkeys(
         [

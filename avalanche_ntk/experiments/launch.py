@@ -117,6 +117,10 @@ class Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers that wait."""
         for workers in self.idle.values():
             for process in workers:
                 process.communicate()  # the end of its input ends it
@@ -176,7 +180,7 @@ class _Processes(Launcher):
 
     def close(self) -> None:
         if self.own:
-            self.workers.__exit__()
+            self.workers.close()
 
 
 class _Process(Handle):

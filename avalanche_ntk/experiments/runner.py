@@ -27,6 +27,7 @@ from avalanche_ntk.experiments import checkpoint
 from avalanche_ntk.experiments.assemble import Setup, make_setup
 from avalanche_ntk.experiments.config import RunConfig, content_hash, default_folder, load_config
 from avalanche_ntk.experiments.schema import ConfigError
+from avalanche_ntk.files import write_whole
 from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.resume import is_run
@@ -263,9 +264,7 @@ def _begin(path: Path, config: RunConfig, meta: dict[str, Any], replace: bool) -
     """
     RunFolder.create(path, meta, overwrite=replace).close()
     _remove_checkpoints(path)
-    temporary = path / f"{CONFIG}.tmp"
-    temporary.write_text(yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path / CONFIG)
+    write_whole(path / CONFIG, yaml.safe_dump(config.as_dict(), sort_keys=False, allow_unicode=True))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments.config import SHORTHANDS, RunConfig, ready_path, resolve
 from avalanche_ntk.experiments.launch import Handle, Launcher, Workers, launcher
 from avalanche_ntk.experiments.schema import ConfigError, Document, as_plain, build, option, read_document
+from avalanche_ntk.files import write_whole
 from avalanche_ntk.runfolder import RunFolder
 
 COMPLETE = "complete"  # the word of `runner`, which imports torch
@@ -350,9 +350,7 @@ def _write_plan(sweep: Sweep, folder: Path) -> None:
                 for p in sweep.runs
             ],
         }
-        temporary = folder / "sweep.json.tmp"
-        temporary.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / "sweep.json")
+        write_whole(folder / "sweep.json", json.dumps(plan, indent=1) + "\n")
     except OSError as error:
         raise RunFolderError(
             f"{folder} cannot hold a sweep ({error.strerror or error}): expected a folder that can be written. "

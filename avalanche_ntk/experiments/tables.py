@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments.comparison import COLUMNS, KERNEL, LEARNING, Comparison
+from avalanche_ntk.files import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -198,10 +198,8 @@ def write(path: Path, text: str) -> None:
     Raises:
         RunFolderError: It cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, text)
     except OSError as error:
         raise RunFolderError(
             f"{path} cannot be written ({error.strerror or error}): expected a file in a folder that exists. "

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from avalanche_ntk.files import write_whole
+
 PROGRESS = "progress "
 
 
@@ -81,10 +83,7 @@ def serve(job: Mapping[str, Any]) -> None:
     failure = attempt(job)
     sys.stdout.flush()
     sys.stderr.flush()
-    reply = Path(job["reply"])
-    temporary = reply.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"failure": failure}), encoding="utf-8")
-    os.replace(temporary, reply)
+    write_whole(Path(job["reply"]), json.dumps({"failure": failure}))
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from avalanche_ntk import __version__
 from avalanche_ntk.errors import RunFolderError, unknown_name
+from avalanche_ntk.files import write_whole
 from avalanche_ntk.report.boundaries import boundary_rows, measurement_rows
 from avalanche_ntk.report.page import GENERATOR, Page, paragraph
 from avalanche_ntk.report.runs import RUN_FILE, Runs, StrPath, read_runs
@@ -104,12 +105,12 @@ def write_report(
         for name, drawn in report.figures.items():
             for kind in formats:
                 path = figures / f"{names[name]}.{kind}"
-                _replace(path, to_bytes(drawn, kind))
+                write_whole(path, to_bytes(drawn, kind))
                 written.append(path)
         made = {"boundaries.csv": boundary_rows(measured), "measurements.csv": measurement_rows(measured)}
         for name, frame in made.items():
-            _replace(tables / name, frame.to_csv(index=False).encode("utf-8", "backslashreplace"))
-        _replace(target / PAGE, page.html().encode("utf-8", "backslashreplace"))
+            write_whole(tables / name, frame.to_csv(index=False).encode("utf-8", "backslashreplace"))
+        write_whole(target / PAGE, page.html().encode("utf-8", "backslashreplace"))
     return Written(target / PAGE, tuple(written), tuple(tables / name for name in made), tuple(unreadable))
 
 
@@ -174,10 +175,3 @@ def _writing(target: Path) -> Generator[None]:
             f"the report could not be written to {target}: {error.strerror or error}. Make room or allow writing "
             "there, or choose another --out."
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is there as before or complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -17,6 +16,7 @@ from avalanche_ntk.errors import ArgumentError, NTKError
 from avalanche_ntk.experiments.launch import Workers
 from avalanche_ntk.experiments.sweep import Outcome as RunOutcome
 from avalanche_ntk.experiments.sweep import Sweep, load_sweep, run_sweep
+from avalanche_ntk.files import write_whole
 from avalanche_ntk.reproduce.registry import Scale, load_study
 from avalanche_ntk.reproduce.results import Results, read_measured
 from avalanche_ntk.reproduce.study import Context, Place, Plan
@@ -179,9 +179,7 @@ def _measure(name: str, context: Context, part: str, arguments: dict[str, Any], 
         values = load_study(name).measure(context, arguments, seed)
     record = {**_identity(arguments, context), "seed": seed, "values": values, "seconds": time.perf_counter() - begin}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(record))
 
 
 def _identity(arguments: Mapping[str, Any], context: Context) -> dict[str, Any]:

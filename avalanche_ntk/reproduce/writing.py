@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avalanche_ntk.files import write_whole
 from avalanche_ntk.report.style import to_bytes
 from avalanche_ntk.reproduce.registry import OPEN, STUDIES, Scale
 from avalanche_ntk.reproduce.study import Context
@@ -66,16 +66,14 @@ def write_results(out: Path, setting: Setting, claims: Sequence[Claim], figures:
     """
     files: list[Path] = []
 
-    def write(name: str, content: bytes) -> None:
+    def write(name: str, content: str | bytes) -> None:
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, content)
         files.append(path)
 
-    write("results.json", (json.dumps(_as_json(setting, claims), indent=1) + "\n").encode())
-    write("results.md", as_markdown(setting, claims, list(figures)).encode())
+    write("results.json", json.dumps(_as_json(setting, claims), indent=1) + "\n")
+    write("results.md", as_markdown(setting, claims, list(figures)))
     for name, figure in figures.items():
         for kind in FORMATS:
             write(f"figures/{name}.{kind}", to_bytes(figure, kind))
