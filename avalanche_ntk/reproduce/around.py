@@ -10,7 +10,7 @@ import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.reproduce.results import DoneRun, per_seed
-from avalanche_ntk.reproduce.verdicts import interval
+from avalanche_ntk.reproduce.verdicts import minus
 from avalanche_ntk.trajectory import EXPERIENCE_START, Trajectory
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def above_control(runs: Iterable[DoneRun], number: Callable[[DoneRun], float], s
     both = list(runs)
     shifted = per_seed([run for run in both if not run.control], number, seeds)
     control = per_seed([run for run in both if run.control], number, seeds)
-    return [a - b for a, b in zip(shifted, control, strict=True)]
+    return minus(shifted, control)
 
 
 def curves(
@@ -155,32 +155,12 @@ def draw_around(
         log: Whether to draw on a logarithmic axis: mean and interval are then those of the logarithm.
         experience: Number of the experience.
     """
-    from avalanche_ntk.report.style import look
     from avalanche_ntk.reproduce.drawing import draw_curve
 
     x, values = curves(runs, column, experience=experience, before=before, after=after)
-    if not log:
-        draw_curve(axis, x, values, position)
-        return
-    mean, low, high = log_intervals(values)
-    axis.plot(x, mean, **look(position))
-    axis.fill_between(x, low, high, color=look(position)["color"], alpha=0.18, linewidth=0)
-    axis.set_yscale("log")
-
-
-def log_intervals(by_seed: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
-    """Return the geometric means over seeds and the 95 % intervals of the logarithm's mean.
-
-    Args:
-        by_seed: For each seed n numbers; what is undefined or not positive is left out.
-
-    Returns:
-        n means, n lower and n upper ends; NaN where there are too few numbers.
-    """
-    columns = [[math.log(v) for v in column if math.isfinite(v) and v > 0] for column in zip(*by_seed, strict=True)]
-    told = [[math.exp(v) for v in interval(column)] for column in columns]
-    mean, low, high = (list(one) for one in zip(*told, strict=True))
-    return mean, low, high
+    draw_curve(axis, x, values, position, geometric=log)
+    if log:
+        axis.set_yscale("log")
 
 
 def learnt(run: DoneRun, experience: int = 0) -> float:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from avalanche_ntk.report.style import MARKERS, look
-from avalanche_ntk.reproduce.verdicts import interval
+from avalanche_ntk.reproduce.verdicts import interval, log_intervals
 
 
 def draw_curve(
@@ -33,12 +33,11 @@ def draw_curve(
         geometric: Whether it is the geometric mean with the interval of the logarithms, for logarithmic axes; numbers
             that are not positive are then left out.
     """
-    columns = [[v for v in column if np.isfinite(v)] for column in zip(*by_seed, strict=True)]
     if geometric:
-        columns = [[float(np.log(v)) for v in column if v > 0] for column in columns]
-    mean, low, high = np.array([interval(column) for column in columns]).T
-    if geometric:
-        mean, low, high = np.exp([mean, low, high])
+        mean, low, high = np.array(log_intervals(by_seed))
+    else:
+        columns = [[v for v in column if np.isfinite(v)] for column in zip(*by_seed, strict=True)]
+        mean, low, high = np.array([interval(column) for column in columns]).T
     axis.plot(x, mean, label=label or None, **look(position))
     axis.fill_between(x, low, high, color=look(position)["color"], alpha=0.18, linewidth=0)
 

@@ -40,9 +40,14 @@ class DoneRun:
         """Whether no task changes in it."""
         return self.planned.control
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its configuration as plain values."""
+        return self.planned.config.as_dict()
+
     def value(self, key: str) -> Any:
         """Return what its configuration says at a dotted key, such as `model.width`."""
-        found: Any = self.planned.config.as_dict()
+        found: Any = self.config
         for part in key.split("."):
             found = found[part] if isinstance(found, Mapping) else None
         return found
@@ -82,20 +87,27 @@ class Results:
     place: Place
     sweeps: Mapping[str, Sweep] = field(default_factory=dict)
 
-    def runs(self, plan: str, where: Callable[[DoneRun], bool] = lambda run: True) -> list[DoneRun]:
+    def runs(self, plan: str, at: Mapping[str, Any] | None = None, *, control: bool | None = None) -> list[DoneRun]:
         """Return the runs of a plan, seeds in order.
 
         Args:
             plan: Its name.
-            where: Which of them.
+            at: Their values by dotted key of the configuration; any where None.
+            control: Whether controls or the others; both where None.
 
         Returns:
             The runs.
         """
-        known = self._cache.setdefault(
-            plan, [DoneRun(p, self.place.sweep(plan) / "runs" / p.name) for p in self.sweeps[plan].runs]
-        )
-        return sorted(filter(where, known), key=lambda run: run.seed)
+        if plan not in self._cache:
+            folder = self.place.sweep(plan) / "runs"
+            made = [DoneRun(planned, folder / planned.name) for planned in self.sweeps[plan].runs]
+            self._cache[plan] = sorted(made, key=lambda run: run.seed)
+        return [
+            run
+            for run in self._cache[plan]
+            if (control is None or run.control == control)
+            and all(run.value(key) == value for key, value in (at or {}).items())
+        ]
 
     def seconds(self, parts: Iterable[str]) -> float:
         """Return how long all runs and measurements took, one after the other: seconds of one core."""

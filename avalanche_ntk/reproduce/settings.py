@@ -31,6 +31,28 @@ def paper_per_class(context: Context, tasks: int = 2) -> int:
     return PAPER_SAMPLES.get(context.data, 1300) // tasks
 
 
+def stream(context: Context, name: str, **keys: Any) -> dict[str, Any]:
+    """Return the section `benchmark` of a run on the study's data, each channel standardised.
+
+    Args:
+        context: Which data.
+        name: Name of the benchmark.
+        **keys: Its arguments.
+
+    Returns:
+        The section.
+    """
+    is_path = context.data not in PAPER_SAMPLES
+    return {
+        "name": name,
+        "data": context.data,
+        "data_root": context.data_root,
+        "image_size": context.pick(None, None, PAPER_IMAGE_SIZE if is_path else None),
+        "standardise": True,
+        **keys,
+    }
+
+
 def run_settings(context: Context) -> dict[str, Any]:
     """Return the keys that the runs of a study share: two tasks of five classes, a probe of the first.
 
@@ -44,19 +66,9 @@ def run_settings(context: Context) -> dict[str, Any]:
         Keys of a run's configuration, of which a plan replaces what it varies.
     """
     per_class = context.pick(12, 60 if context.is_digits else 100, paper_per_class(context))
-    is_path = context.data not in PAPER_SAMPLES
     return {
         "strategy": "Naive",
-        "benchmark": {
-            "name": "class_overlap",
-            "data": context.data,
-            "data_root": context.data_root,
-            "image_size": context.pick(None, None, PAPER_IMAGE_SIZE if is_path else None),
-            "standardise": True,
-            "similarity": 0,
-            "classes_per_task": CLASSES,
-            "per_class": per_class,
-        },
+        "benchmark": stream(context, "class_overlap", similarity=0, classes_per_task=CLASSES, per_class=per_class),
         "model": {"name": "mlp", "width": context.pick(16, 256, 1024), "depth": 2},
         "optimizer": {"name": "SGD", "lr": 0.05},
         "epochs": context.pick(4, 30, 50),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.benchmarks import load_data
+from avalanche_ntk.benchmarks import LabelledData, load_data
 from avalanche_ntk.reproduce.study import Context
 
 
@@ -31,7 +32,7 @@ def samples(
     Raises:
         ValueError: A class has too few samples in the training part.
     """
-    data = load_data(context.data, data_root=context.data_root, standardise=True, seed=0)
+    data = _load(context)
     found, labels = (data.train, data.train_labels) if part == "train" else (data.test, data.test_labels)
     inputs, numbers = [], []
     for number, label in enumerate(classes):
@@ -42,6 +43,17 @@ def samples(
         inputs += [found[int(index)][0] for index in order]
         numbers += [number] * len(order)
     return torch.stack(inputs), torch.tensor(numbers)
+
+
+@lru_cache(maxsize=1)
+def _load(context: Context) -> LabelledData:
+    # A measurement asks for several sets of samples: files are read, and means taken, once.
+    return load_data(context.data, data_root=context.data_root, standardise=True, seed=0)
+
+
+def class_labels(context: Context, most: int = 10) -> range:
+    """Return the labels of the data's classes, at most so many."""
+    return range(min(most, _load(context).n_classes))
 
 
 def minibatches(n: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -116,6 +116,21 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def log_intervals(by_seed: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
+    """Return the geometric means over seeds and the 95 % intervals of the logarithm's mean.
+
+    Args:
+        by_seed: For each seed n numbers; what is undefined or not positive is left out.
+
+    Returns:
+        n means, n lower and n upper ends; NaN where there are too few numbers.
+    """
+    columns = [[math.log(v) for v in column if math.isfinite(v) and v > 0] for column in zip(*by_seed, strict=True)]
+    told = [[math.exp(v) for v in interval(column)] for column in columns]
+    mean, low, high = (list(one) for one in zip(*told, strict=True))
+    return mean, low, high
+
+
 def found(
     case: str, statistic: str, values: Sequence[float], threshold: float, *, above: bool = True, note: str = ""
 ) -> Finding:
@@ -202,10 +217,46 @@ def trend(levels: Mapping[float, Sequence[float]] | Sequence[tuple[float, Sequen
         raise ValueError(
             f"the levels have {[len(values) for _, values in pairs]} seeds: expected the same number at each."
         )
-    ranked = []
-    for numbers in zip(*(values for _, values in pairs), strict=True):
-        if not np.all(np.isfinite(numbers)) or len(set(numbers)) == 1:
-            ranked.append(math.nan)
-        else:
-            ranked.append(float(stats.spearmanr([level for level, _ in pairs], numbers).statistic))
-    return ranked
+    at = [level for level, _ in pairs]
+    return [rank_correlation(at, numbers) for numbers in zip(*(values for _, values in pairs), strict=True)]
+
+
+def trend_by_seed(levels: Iterable[float], by_seed: Iterable[Sequence[float]]) -> list[float]:
+    """Return `trend` of numbers that are given seed by seed.
+
+    Args:
+        levels: n levels.
+        by_seed: For each seed n numbers.
+
+    Returns:
+        A correlation a seed.
+
+    >>> trend_by_seed([1.0, 2.0, 4.0], [[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
+    [1.0, -1.0]
+    """
+    return trend(list(zip(levels, zip(*by_seed, strict=True), strict=True)))
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two series.
+
+    Args:
+        a: n numbers.
+        b: n numbers.
+
+    Returns:
+        The correlation; NaN where a number is undefined or all of one series are equal.
+
+    Source: Spearman 1904.
+
+    >>> rank_correlation([1.0, 2.0, 5.0], [9.0, 3.0, 1.0])
+    -1.0
+    """
+    if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))) or min(len(set(a)), len(set(b))) < 2:
+        return math.nan
+    return float(stats.spearmanr(a, b).statistic)
+
+
+def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """Return the differences of two series of one number a seed."""
+    return [x - y for x, y in zip(a, b, strict=True)]

@@ -6,6 +6,7 @@ import pytest
 
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.reproduce import around
+from avalanche_ntk.reproduce.verdicts import log_intervals
 from avalanche_ntk.trajectory import Measurement, Trajectory
 
 
@@ -79,7 +80,7 @@ def test_the_mean_leaves_out_what_is_undefined():
 
 
 def test_intervals_of_velocities_are_those_of_their_logarithm():
-    mean, low, high = around.log_intervals([[1.0, 0.0], [100.0, 5.0], [10.0, math.nan]])
+    mean, low, high = log_intervals([[1.0, 0.0], [100.0, 5.0], [10.0, math.nan]])
     # Student's t of two degrees of freedom is 4.303 and the logarithms' standard error log(10)/√3.
     assert mean == pytest.approx([10.0, 5.0])
     assert high[0] == pytest.approx(10 ** (1 + 4.302653 / math.sqrt(3)))

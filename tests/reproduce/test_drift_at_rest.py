@@ -10,6 +10,7 @@ from torch import nn
 
 from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import drift_at_rest
+from avalanche_ntk.reproduce.verdicts import trend_by_seed
 
 
 def test_a_tiny_run_from_end_to_end(tmp_path):
@@ -65,7 +66,7 @@ def test_an_exponent_needs_positive_numbers():
 
 
 def test_orders_are_compared_seed_by_seed():
-    assert drift_at_rest.over([[1.0, 2.0, 3.0], [9.0, 5.0, 1.0]], [16.0, 32.0, 64.0]) == [1.0, -1.0]
+    assert trend_by_seed([16.0, 32.0, 64.0], [[1.0, 2.0, 3.0], [9.0, 5.0, 1.0]]) == [1.0, -1.0]
 
 
 def _linear() -> nn.Linear:

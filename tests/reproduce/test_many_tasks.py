@@ -70,8 +70,8 @@ def test_a_trend_is_that_of_each_seed():
 
 
 def test_means_leave_out_what_is_undefined():
-    assert many_tasks.mean([[1.0, math.nan, 3.0], [5.0]]) == [2.0, 5.0]
-    assert math.isnan(many_tasks.mean([[math.nan]])[0])
+    assert many_tasks.means([[1.0, math.nan, 3.0], [5.0]]) == [2.0, 5.0]
+    assert math.isnan(many_tasks.means([[math.nan]])[0])
 
 
 def test_late_is_the_last_quarter():

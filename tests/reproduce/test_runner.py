@@ -18,10 +18,7 @@ from avalanche_ntk.reproduce.verdicts import Claim, found, reported
 
 
 def judge(results):
-    widths = {
-        width: results.runs("widths", lambda run, w=width: run.value("model.width") == w and not run.control)
-        for width in (3, 4)
-    }
+    widths = {width: results.runs("widths", {"model.width": width}, control=False) for width in (3, 4)}
     moved = per_seed(widths[3], lambda run: run.reactivation("moved"), results.context.seeds)
     return [
         Claim("moves", "The kernel moves.", (found("width 3", "moved", moved, 0.0),), "Two seeds say nothing."),

@@ -5,7 +5,17 @@ import math
 import pytest
 from scipy import stats
 
-from avalanche_ntk.reproduce.verdicts import Claim, Verdict, found, interval, reported, trend
+from avalanche_ntk.reproduce.verdicts import (
+    Claim,
+    Verdict,
+    found,
+    interval,
+    minus,
+    rank_correlation,
+    reported,
+    trend,
+    trend_by_seed,
+)
 
 NAN = math.nan
 
@@ -65,3 +75,12 @@ def test_trends_are_rank_correlations_by_seed():
     assert trend([(1.0, [1.0]), (2.0, [3.0]), (3.0, [2.0])]) == pytest.approx([0.5])
     with pytest.raises(ValueError, match="the levels have \\[1, 2\\] seeds: expected the same number at each."):
         trend({0.0: [1.0], 1.0: [1.0, 2.0]})
+
+
+def test_one_rank_correlation_serves_all():
+    assert rank_correlation([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]) == pytest.approx(0.5)  # 1 − 6·2/(3·8)
+    for undefined in ([NAN, 1.0, 2.0], [4.0, 4.0, 4.0], [math.inf, 1.0, 2.0]):
+        assert math.isnan(rank_correlation([1.0, 2.0, 3.0], undefined))
+        assert math.isnan(rank_correlation(undefined, [1.0, 2.0, 3.0]))
+    assert trend_by_seed([1.0, 2.0, 3.0], [[5.0, 6.0, 7.0], [1.0, 1.0, 1.0]])[0] == 1.0
+    assert minus([3.0, 1.0], [1.0, 2.0]) == [2.0, -1.0]

@@ -38,7 +38,6 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import (
     as_matrix,
@@ -53,7 +52,7 @@ from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import minibatches, samples, sgd_step
+from avalanche_ntk.reproduce.training import class_labels, minibatches, samples, sgd_step
 from avalanche_ntk.reproduce.verdicts import Claim, found, reported
 
 WAYS = ("standard", "again", "adversarial")
@@ -85,8 +84,7 @@ def parts(context: Context) -> dict[str, dict[str, Any]]:
 
 def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train in every way, watch the kernels, and attack networks and kernel machines."""
-    data = load_data(context.data, data_root=context.data_root)
-    classes = range(min(10, int(data.train_labels.max()) + 1))
+    classes = class_labels(context)
     x, y = samples(context, classes, arguments["per_class"], seed=seed)
     x_test, y_test = samples(context, classes, arguments["test_per_class"], seed=seed, part="test")
     probe, probe_labels = samples(context, classes, arguments["probe_per_class"], seed=seed, part="test")

@@ -27,7 +27,7 @@ from avalanche_ntk.reproduce.around import VELOCITY, above_control, draw_around,
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import NO_SHIFT, run_settings, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,9 +59,9 @@ def plans(context: Context) -> Mapping[str, Plan]:
     return {"boundary": {"base": base, "runs": models, "control": NO_SHIFT}}
 
 
-def of_model(results: Results, model: str) -> list[DoneRun]:
-    """Return the runs of an architecture, controls among them."""
-    return [run for run in results.runs("boundary") if run.value("model.name") == model]
+def of_model(results: Results, model: str, control: bool | None = None) -> list[DoneRun]:
+    """Return the runs of an architecture; controls among them where None."""
+    return results.runs("boundary", {"model.name": model}, control=control)
 
 
 def log_ratio(run: DoneRun) -> float:
@@ -82,7 +82,7 @@ def judge(results: Results) -> Sequence[Claim]:
     rises: dict[str, list[float]] = {}
     for model, title in MODELS.items():
         runs = of_model(results, model)
-        shifted = [run for run in runs if not run.control]
+        shifted = of_model(results, model, control=False)
         for name, (statistic, above) in numbers.items():
 
             def number(run: DoneRun, name: str = name) -> float:
@@ -98,7 +98,7 @@ def judge(results: Results) -> Sequence[Claim]:
         rises[model] = above_control(runs, log_ratio, seeds)
     size = [found(title, "log(ratio / ratio of the control)", rises[model], 0.0) for model, title in MODELS.items()]
     size += [
-        reported(title, "the same minus the MLP's", [a - b for a, b in zip(rises[model], rises["mlp"], strict=True)])
+        reported(title, "the same minus the MLP's", minus(rises[model], rises["mlp"]))
         for model, title in MODELS.items()
         if model != "mlp"
     ]
@@ -147,9 +147,8 @@ def draw(results: Results) -> Mapping[str, Figure]:
         for row, (column, label) in zip(grid, labels.items(), strict=True):
             for axis, (model, title) in zip(row, MODELS.items(), strict=True):
                 axis.axvline(0, color="0.6", linewidth=0.6)
-                runs = of_model(results, model)
                 for position, control in enumerate((False, True)):
-                    chosen = [run for run in runs if run.control is control]
+                    chosen = of_model(results, model, control)
                     log = column != "alignment"
                     draw_around(axis, chosen, column, position, before=span, after=2 * span, log=log)
                 if column == VELOCITY:

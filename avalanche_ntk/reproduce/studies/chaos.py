@@ -37,7 +37,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.errors import UndefinedMeasureWarning
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import kernel_distance
@@ -46,8 +45,8 @@ from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import accuracy, minibatches, samples, sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, found, reported, trend
+from avalanche_ntk.reproduce.training import accuracy, class_labels, minibatches, samples, sgd_step
+from avalanche_ntk.reproduce.verdicts import Claim, found, minus, reported, trend
 
 SIZE = 1e-8  # of the perturbation, relative to the norm of the weights: in no window may it grow to order 1
 RATES = (0.05, 0.1, 0.2, 0.5, 0.7, 1.0, 1.4, 2.0)
@@ -87,8 +86,7 @@ def parts(context: Context) -> dict[str, dict[str, Any]]:
 
 def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Train a network and its twins at one learning rate."""
-    data = load_data(context.data, data_root=context.data_root)
-    classes = range(min(10, int(data.train_labels.max()) + 1))
+    classes = class_labels(context)
     x, y = samples(context, classes, arguments["per_class"], seed=seed)
     probe, probe_labels = samples(context, classes, arguments["probe"] // len(classes), seed=seed, part="test")
     x, probe = x.double(), probe.double()
@@ -256,7 +254,7 @@ def judge(results: Results) -> list[Claim]:
                     found(
                         "largest stable η",
                         f"λ of the {what} from iteration {first} − from {last}",
-                        [a - b for a, b in zip(early[what], late[what], strict=True)],
+                        minus(early[what], late[what]),
                         0.0,
                     )
                     for what in DISTANCES

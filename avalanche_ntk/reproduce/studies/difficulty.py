@@ -20,25 +20,22 @@ layer, full-batch descent; alignment is the centred one that the package calls k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor, nn
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import KernelView, kernel_alignment
 from avalanche_ntk.models import build_model
 from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import samples, sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported
+from avalanche_ntk.reproduce.training import class_labels, samples, sgd_step
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, rank_correlation, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,9 +66,9 @@ def parts(context: Context) -> Mapping[str, Mapping[str, Any]]:
 def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
     """Learn every task with the network and with its linearisation."""
     a = arguments
-    count = min(10, load_data(context.data, data_root=context.data_root).n_classes)
-    x, classes = samples(context, range(count), a["per_class"], seed=seed)
-    held_out = samples(context, range(count), a["held_out_per_class"], seed=seed, part="test")
+    labelled = class_labels(context)
+    x, classes = samples(context, labelled, a["per_class"], seed=seed)
+    held_out = samples(context, labelled, a["held_out_per_class"], seed=seed, part="test")
     x, x_test = x.to(context.device), held_out[0].to(context.device)
     n = len(x)
 
@@ -212,10 +209,7 @@ Task = Mapping[str, Any]
 
 def tied(done: Sequence[Task], first: str, second: str) -> float:
     """Return Spearman's rank correlation, over tasks, of two of their numbers; NaN where one is the same for all."""
-    one, other = [task[first] for task in done], [task[second] for task in done]
-    if min(len(set(one)), len(set(other))) < 2:
-        return math.nan
-    return float(stats.spearmanr(one, other).statistic)
+    return rank_correlation([task[first] for task in done], [task[second] for task in done])
 
 
 def mean_difference(done: Sequence[Task], kind: str, more: str, less: str) -> float:

@@ -43,7 +43,7 @@ from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import accuracy, minibatches, samples
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, rank_correlation, reported
 from avalanche_ntk.strategies.directions import orthonormal, outside
 from avalanche_ntk.strategies.orthogonal import PCAOGDPlugin, logit_gradients
 
@@ -197,12 +197,12 @@ def shared_order(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> 
         b: The same for the other number.
 
     Returns:
-        A correlation a seed, as `verdicts.trend` defines it.
+        A correlation a seed, as `verdicts.rank_correlation` defines it.
 
     >>> shared_order([[0.9, 0.5, 0.1]], [[3.0, 2.0, 1.0]])
     [1.0]
     """
-    return [trend([(x, [y]) for x, y in zip(*pair, strict=True)])[0] for pair in zip(a, b, strict=True)]
+    return [rank_correlation(*pair) for pair in zip(a, b, strict=True)]
 
 
 def judge(results: Results) -> list[Claim]:

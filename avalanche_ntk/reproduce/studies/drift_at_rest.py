@@ -43,7 +43,7 @@ from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import minibatches, samples
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend_by_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -250,11 +250,6 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def over(values: Sequence[Sequence[float]], levels: Sequence[float]) -> list[float]:
-    """Return, for each seed, the rank correlation of its numbers with their levels, as `verdicts.trend` does."""
-    return trend(list(zip(levels, zip(*values, strict=True), strict=True)))
-
-
 def judge(results: Results) -> list[Claim]:
     """Compare drift over lags and noises, and with what the boundary does."""
     measured = results.measured("rest")
@@ -274,7 +269,7 @@ def judge(results: Results) -> list[Claim]:
         mine = [(level, case) for of, level, case in cases if of == kind]
         return (
             *(
-                found(case, "rank correlation of S with the lag", over(each(kind, level, "rest"), steps), 0.0)
+                found(case, "rank correlation of S with the lag", trend_by_seed(steps, each(kind, level, "rest")), 0.0)
                 for level, case in mine
             ),
             *(
@@ -327,13 +322,13 @@ def judge(results: Results) -> list[Claim]:
                 found(
                     "Langevin noise",
                     f"rank correlation of {furthest} with the temperature",
-                    over(_across(measured, "temperatures", warm), [float(t) for t in warm]),
+                    trend_by_seed([float(t) for t in warm], _across(measured, "temperatures", warm)),
                     0.0,
                 ),
                 found(
                     "minibatches",
                     f"rank correlation of {furthest} with one over their size",
-                    over(_across(measured, "batches", sizes), [1 / float(b) for b in sizes]),
+                    trend_by_seed([1 / float(b) for b in sizes], _across(measured, "batches", sizes)),
                     0.0,
                 ),
                 *(

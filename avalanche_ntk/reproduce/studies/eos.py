@@ -28,7 +28,6 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk, ntk_operator
 from avalanche_ntk.measures import (
     KernelView,
@@ -42,7 +41,7 @@ from avalanche_ntk.report.style import PAGE_INCHES, drawing, look, new_figure
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import samples, sgd_step
+from avalanche_ntk.reproduce.training import class_labels, samples, sgd_step
 from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def parts(context: Context) -> Mapping[str, Mapping[str, Any]]:
 def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
     """Train one network with each step size to the same loss."""
     a = arguments
-    classes = range(min(10, load_data(context.data, data_root=context.data_root).n_classes))
+    classes = class_labels(context)
     x, y = (t.to(context.device) for t in samples(context, classes, a["per_class"], seed=seed))
     size: dict[str, Any] = {"input_shape": x.shape[1:], "n_classes": len(classes)}
     runs = []

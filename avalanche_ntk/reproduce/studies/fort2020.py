@@ -25,11 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import kernel_distance, kernel_regression
 from avalanche_ntk.models import build_model
@@ -37,8 +35,8 @@ from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import accuracy, minibatches, samples, sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
+from avalanche_ntk.reproduce.training import accuracy, class_labels, minibatches, samples, sgd_step
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, rank_correlation, reported, trend_by_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +88,7 @@ class Training:
 def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> Mapping[str, Any]:
     """Train a parent and its children, and measure kernels, regressions with them, and barriers."""
     a = arguments
-    classes = range(min(10, load_data(context.data, data_root=context.data_root).n_classes))
+    classes = class_labels(context)
     x, y = (t.to(context.device) for t in samples(context, classes, a["per_class"], seed=seed))
     held_out = samples(context, classes, a["held_out_per_class"], seed=seed, part="test")
     x_test, y_test = (t.to(context.device) for t in held_out)
@@ -181,9 +179,7 @@ def high_early(velocity: Sequence[float]) -> float:
 
 def follows(barriers: Sequence[float], velocity: Sequence[float], spawned: Sequence[int]) -> float:
     """Return the rank correlation of the barrier with the velocity in the epoch that follows the parting."""
-    if len(set(barriers)) == 1:
-        return math.nan
-    return float(stats.spearmanr(barriers, [velocity[epoch] for epoch in spawned]).statistic)
+    return rank_correlation(barriers, [velocity[epoch] for epoch in spawned])
 
 
 def judge(results: Results) -> Sequence[Claim]:
@@ -306,7 +302,7 @@ def _parting(case: str, a: Mapping[str, Any], measured: Measured) -> list[Findin
         found(
             case,
             "rank correlation of the barrier in the held-out loss with the epoch of parting",
-            _trend(spawned, losses),
+            trend_by_seed(spawned, losses),
             0,
             above=False,
         ),
@@ -316,13 +312,9 @@ def _parting(case: str, a: Mapping[str, Any], measured: Measured) -> list[Findin
         reported(
             case,
             "rank correlation of the distance of the children's kernels with the epoch of parting",
-            _trend(spawned, apart),
+            trend_by_seed(spawned, apart),
         ),
     ]
-
-
-def _trend(levels: Sequence[int], by_seed: Sequence[Sequence[float]]) -> list[float]:
-    return trend([(level, [seed[i] for seed in by_seed]) for i, level in enumerate(levels)])
 
 
 def draw(results: Results) -> Mapping[str, Figure]:

@@ -24,13 +24,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scipy import stats
-
 from avalanche_ntk.reproduce.around import VELOCITY, above_control, draw_around, learnt, number_of, reactivation_of
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import NO_SHIFT, run_settings, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
 from avalanche_ntk.trajectory import EXPERIENCE_START, Trajectory
 
 if TYPE_CHECKING:
@@ -83,11 +81,7 @@ def rises_with_depth(by_layer: Sequence[Sequence[float]]) -> list[float]:
     >>> rises_with_depth([[1.0, 3.0], [2.0, 2.0], [5.0, 1.0]])
     [1.0, -1.0]
     """
-    told = []
-    for numbers in zip(*by_layer, strict=True):
-        defined = all(math.isfinite(v) for v in numbers) and len(set(numbers)) > 1
-        told.append(float(stats.spearmanr(range(len(numbers)), numbers).statistic) if defined else math.nan)
-    return told
+    return trend(list(enumerate(by_layer)))
 
 
 def head_apart(by_layer: Sequence[Sequence[float]]) -> list[float]:
@@ -129,9 +123,9 @@ def shares(run: DoneRun, at_end: bool) -> list[float]:
     return [measured.values[column(layer, "trace_share")] for layer in layers_of(series)]
 
 
-def of_model(results: Results, model: str) -> list[DoneRun]:
-    """Return the runs of an architecture, controls among them."""
-    return [run for run in results.runs("boundary") if run.value("model.name") == model]
+def of_model(results: Results, model: str, control: bool | None = None) -> list[DoneRun]:
+    """Return the runs of an architecture; controls among them where None."""
+    return results.runs("boundary", {"model.name": model}, control=control)
 
 
 def share_of(number: int, at_end: bool) -> Callable[[DoneRun], float]:
@@ -187,7 +181,7 @@ def _judge_model(results: Results, model: str) -> tuple[list[Finding], list[Find
             name, "log(ratio / ratio of the control) of the head minus the mean of the other layers", head_apart(rises)
         )
     )
-    shifted = [run for run in runs if not run.control]
+    shifted = of_model(results, model, control=False)
     moved = above_control(runs, lambda run: redistribution(shares(run, False), shares(run, True)), seeds)
     trace = [found(name, "redistribution of the trace from the boundary to the end minus the control's", moved, 0.0)]
     for number, title in enumerate(called(names)):
@@ -216,7 +210,7 @@ def judge(results: Results) -> Sequence[Claim]:
     for model in MODELS:
         for whole, part in zip((every, depth, trace), _judge_model(results, model), strict=True):
             whole += part
-        shifted = [run for run in of_model(results, model) if not run.control]
+        shifted = of_model(results, model, control=False)
         every.append(
             reported(
                 MODELS[model],
@@ -257,12 +251,11 @@ def draw(results: Results) -> Mapping[str, Figure]:
         figure = new_figure(PAGE_INCHES, 3.7)
         grid = figure.subplots(len(MODELS), 4, sharex=True, sharey="row", squeeze=False)
         for row, (model, name) in zip(grid, MODELS.items(), strict=True):
-            runs = of_model(results, model)
-            names = layers_of(runs[0].trajectory())
+            names = layers_of(of_model(results, model)[0].trajectory())
             for axis, layer, title in zip(row, names, called(names), strict=True):
                 axis.axvline(0, color="0.6", linewidth=0.6)
                 for position, control in enumerate((False, True)):
-                    chosen = [run for run in runs if run.control is control]
+                    chosen = of_model(results, model, control)
                     draw_around(axis, chosen, column(layer), position, before=10 * every, after=20 * every, log=True)
                 axis.set_title(f"{name}, {title}")
             row[0].set_ylabel("velocity\n(distance per iteration)")

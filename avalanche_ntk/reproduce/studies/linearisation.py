@@ -25,9 +25,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scipy import stats
-
 from avalanche_ntk import measures
+from avalanche_ntk.reproduce import verdicts
 from avalanche_ntk.reproduce.around import (
     VELOCITY,
     above_control,
@@ -40,7 +39,7 @@ from avalanche_ntk.reproduce.around import (
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import NO_SHIFT, run_settings, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, found, reported
+from avalanche_ntk.reproduce.verdicts import Claim, found, minus, reported
 from avalanche_ntk.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -123,16 +122,11 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     Returns:
         The correlation; NaN for fewer than three pairs, or where one of the two is constant.
 
-    Source: Spearman 1904.
-
     >>> rank_correlation([1.0, 2.0, math.nan, 5.0], [2.0, 3.0, 0.0, 9.0])
     1.0
     """
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if math.isfinite(x) and math.isfinite(y)]
-    if len(pairs) < 3 or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
-        return math.nan
-    xs, ys = zip(*pairs, strict=True)
-    return float(stats.spearmanr(xs, ys).statistic)
+    return verdicts.rank_correlation(*zip(*pairs, strict=True)) if len(pairs) >= 3 else math.nan
 
 
 def jump(trajectory: Trajectory) -> float:
@@ -173,7 +167,7 @@ def judge(results: Results) -> Sequence[Claim]:
         for width in widths(context):
             case = f"{regime}, width {width}"
             runs = runs_of(results, regime, width)
-            shifted, control = _split(runs)
+            shifted = runs_of(results, regime, width, control=False)
             after[regime, width] = per_seed(shifted, error, seeds)
             both += [
                 found(
@@ -253,22 +247,9 @@ def judge(results: Results) -> Sequence[Claim]:
     )
 
 
-def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """Return the differences within each seed."""
-    return [x - y for x, y in zip(a, b, strict=True)]
-
-
-def runs_of(results: Results, regime: str, width: int) -> list[DoneRun]:
-    """Return the runs of a regime and a width, controls among them."""
-    return [
-        run
-        for run in results.runs("boundary")
-        if (run.value("regime.name"), run.value("model.width")) == (regime, width)
-    ]
-
-
-def _split(runs: Sequence[DoneRun]) -> tuple[list[DoneRun], list[DoneRun]]:
-    return [run for run in runs if not run.control], [run for run in runs if run.control]
+def runs_of(results: Results, regime: str, width: int, control: bool | None = None) -> list[DoneRun]:
+    """Return the runs of a regime and a width; controls among them where None."""
+    return results.runs("boundary", {"regime.name": regime, "model.width": width}, control=control)
 
 
 def draw(results: Results) -> Mapping[str, Figure]:
@@ -288,7 +269,8 @@ def draw(results: Results) -> Mapping[str, Figure]:
         for row, (column, label) in zip(grid, labels.items(), strict=True):
             for axis, (regime, width) in zip(row, cases, strict=True):
                 axis.axvline(0, color="0.6", linewidth=0.6)
-                for position, runs in enumerate(_split(runs_of(results, regime, width))):
+                for position, control in enumerate((False, True)):
+                    runs = runs_of(results, regime, width, control)
                     log = column == VELOCITY
                     # Across the boundary the error to it has two anchors, which no line should join.
                     for before, after in (

@@ -24,10 +24,12 @@ import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import DoneRun, Results
+from avalanche_ntk.reproduce.settings import run_settings, stream, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, found, reported, trend
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported, trend_by_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,27 +41,20 @@ PLAN = "tasks"
 
 def plans(context: Context) -> Mapping[str, Plan]:
     """Return one plan: both regimes, and the first task repeated."""
-    base = {
-        "strategy": "Naive",
-        "benchmark": {
-            "name": "permuted",
-            "data": context.data,
-            "data_root": context.data_root,
-            "standardise": True,
-            "n_tasks": context.pick(5, 20, 20),
-            "classes_per_task": context.pick(5, 5, None),
-            "per_class": context.pick(5, 20, None),
-            "fresh": False,
-        },
-        "model": {"name": "mlp", "width": context.pick(16, 256, 1024), "depth": 2},
-        "epochs": context.pick(3, 12, 5),
-        "mb_size": context.pick(12, 20, 128),
-        "probe": {"size": context.pick(10, 30, 256), "from_experience": 0},
-        "schedule": f"every_iterations:{context.pick(2, 10, 10)}",
-        "spot_check_every": 0,
-        "threads": 1,
-        "device": context.device,
-    }
+    base = with_changes(
+        run_settings(context),
+        epochs=context.pick(3, 12, 5),
+        mb_size=context.pick(12, 20, 128),
+        probe={"size": context.pick(10, 30, 256)},
+    )
+    base["benchmark"] = stream(
+        context,
+        "permuted",
+        n_tasks=context.pick(5, 20, 20),
+        classes_per_task=context.pick(5, 5, None),
+        per_class=context.pick(5, 20, None),
+        fresh=False,
+    )
     # `lazy` divides its rate by width/64: at width 256 both begin with steps that are neither too long nor idle.
     runs = [
         {"regime.name": "rich", "optimizer.lr": context.pick(0.05, 0.1, 0.1)},
@@ -109,7 +104,7 @@ def over_time(series: Sequence[Sequence[float]]) -> list[float]:
     >>> over_time([[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
     [1.0, -1.0]
     """
-    return trend(list(enumerate(zip(*series, strict=True))))
+    return trend_by_seed(range(len(series[0])), series)
 
 
 def late(series: Sequence[float]) -> list[float]:
@@ -144,20 +139,24 @@ def gained_late(series: Sequence[float]) -> float:
     return slope * len(series) / 4 / float(last.mean())
 
 
-def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """Return the differences of two series of one number a seed."""
-    return [x - y for x, y in zip(a, b, strict=True)]
-
-
-def mean(series: Sequence[Sequence[float]]) -> list[float]:
+def means(series: Sequence[Sequence[float]]) -> list[float]:
     """Return each series' mean over its defined numbers; NaN where there is none."""
-    defined = [[v for v in one if math.isfinite(v)] for one in series]
-    return [sum(one) / len(one) if one else math.nan for one in defined]
+    return [mean(one) for one in series]
 
 
 def _series(results: Results, of: Callable[[DoneRun], list[float]], regime: str, control: bool) -> list[list[float]]:
-    runs = results.runs(PLAN, lambda run: run.value("regime.name") == regime and run.control == control)
-    return [of(run) for run in runs]
+    return [of(run) for run in results.runs(PLAN, {"regime.name": regime}, control=control)]
+
+
+def _grows(
+    regime: str, what: str, shifted: Sequence[Sequence[float]], still: Sequence[Sequence[float]]
+) -> list[Finding]:
+    """Return whether a number grows with time, and whether it ends above the control's."""
+    ends = minus([one[-1] for one in shifted], [one[-1] for one in still])
+    return [
+        found(regime, f"rank correlation of the {what} with time", over_time(shifted), 0.0),
+        found(regime, f"{what} at the end − the control's", ends, 0.0),
+    ]
 
 
 def judge(results: Results) -> list[Claim]:
@@ -205,11 +204,11 @@ def judge(results: Results) -> list[Claim]:
                     found(
                         regime,
                         "mean spike of the last quarter of boundaries − the control's",
-                        minus(mean([late(s) for s in spike[regime][0]]), mean([late(s) for s in spike[regime][1]])),
+                        minus(means([late(s) for s in spike[regime][0]]), means([late(s) for s in spike[regime][1]])),
                         0.0,
                     ),
-                    reported(regime, "mean spike of all boundaries", mean(spike[regime][0])),
-                    reported(regime, "mean spike of all boundaries, control", mean(spike[regime][1])),
+                    reported(regime, "mean spike of all boundaries", means(spike[regime][0])),
+                    reported(regime, "mean spike of all boundaries, control", means(spike[regime][1])),
                 )
             ),
             "The control has boundaries in name only: the same samples go on.",
@@ -221,13 +220,7 @@ def judge(results: Results) -> list[Claim]:
                 finding
                 for regime in REGIMES
                 for finding in (
-                    found(regime, "rank correlation of the distance with time", over_time(distance[regime][0]), 0.0),
-                    found(
-                        regime,
-                        "distance at the end − the control's",
-                        minus([d[-1] for d in distance[regime][0]], [d[-1] for d in distance[regime][1]]),
-                        0.0,
-                    ),
+                    *_grows(regime, "distance", *distance[regime]),
                     reported(regime, "distance at the end", [d[-1] for d in distance[regime][0]]),
                 )
             ),
@@ -281,13 +274,7 @@ def judge(results: Results) -> list[Claim]:
                 finding
                 for regime in REGIMES
                 for finding in (
-                    found(regime, "rank correlation of the effective rank with time", over_time(rank[regime][0]), 0.0),
-                    found(
-                        regime,
-                        "effective rank at the end − the control's",
-                        minus([r[-1] for r in rank[regime][0]], [r[-1] for r in rank[regime][1]]),
-                        0.0,
-                    ),
+                    *_grows(regime, "effective rank", *rank[regime]),
                     reported(regime, "accuracy on the first task at the end", [a[-1] for a in first[regime]]),
                 )
             ),

@@ -42,7 +42,7 @@ from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, found, reported
+from avalanche_ntk.reproduce.verdicts import Claim, found, minus, reported
 
 NETWORKS = {
     "mlp-1": "MLP, 1 hidden layer",
@@ -234,7 +234,7 @@ def judge(results: Results) -> list[Claim]:
                     found(
                         f"{NETWORKS[pi]} − {NETWORKS[mlp]}",
                         "slope of log λ_k on log k, difference",
-                        [a - b for a, b in zip(exponents[pi], exponents[mlp], strict=True)],
+                        minus(exponents[pi], exponents[mlp]),
                         0.0,
                     )
                     for pi, mlp in PAIRS
@@ -253,7 +253,7 @@ def judge(results: Results) -> list[Claim]:
                     found(
                         f"{NETWORKS[pi]} − {NETWORKS[mlp]}, {words}",
                         f"mean of log(λ_k/λ_1) over k = 2 … {highest}, difference",
-                        [a - b for a, b in zip(relative[pi, key], relative[mlp, key], strict=True)],
+                        minus(relative[pi, key], relative[mlp, key]),
                         0.0,
                     )
                     for key, words in INPUTS.items()
@@ -272,7 +272,7 @@ def judge(results: Results) -> list[Claim]:
                     found(
                         f"{NETWORKS[mlp]} − {NETWORKS[pi]}",
                         f"log(t_{highest}/t_1), difference",
-                        [a - b for a, b in zip(slow[mlp], slow[pi], strict=True)],
+                        minus(slow[mlp], slow[pi]),
                         0.0,
                         note=f"{missed[mlp]} perceptrons had not reached t_{highest}: lower bounds"
                         if missed[mlp]

@@ -39,11 +39,10 @@ def plans(context: Context) -> Mapping[str, Plan]:
     base = run_settings(context)
     cnn = with_changes(base, model={"name": "cnn", "depth": 2, "arguments": {"flatten": True}})
     rich = with_changes(base, regime={"name": "rich"})
-    classes = context.pick(2, 2, 2)
     per_class = context.pick(12, 24 if context.is_digits else 100, paper_per_class(context, SEVERAL))
     several = with_changes(
         base,
-        benchmark={"name": "class_incremental", "similarity": None, "classes_per_task": classes, "n_tasks": SEVERAL,
+        benchmark={"name": "class_incremental", "similarity": None, "classes_per_task": 2, "n_tasks": SEVERAL,
                    "per_class": per_class},
         epochs=context.pick(3, 30, 30),
         mb_size=context.pick(6, 12 if context.is_digits else 20, 128),

@@ -10,7 +10,7 @@ import numpy as np
 
 from avalanche_ntk.reproduce.around import VELOCITY, learnt, number_of, reactivation_of, series_around
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported, trend
 
 DROP = 0.9  # λ_max falls "sharply" where it loses a tenth
 DEFLECTION = 0.02  # the alignment deflects "sharply" where it falls by a fiftieth of its scale
@@ -24,14 +24,12 @@ At = Mapping[str, Any]
 
 def cells(results: Results, plan: str, control: bool, at: At = {}) -> list[DoneRun]:  # noqa: B006  (never changed)
     """Return the runs of a plan with these values by dotted key."""
-    return results.runs(
-        plan, lambda run: run.control == control and all(run.value(key) == value for key, value in at.items())
-    )
+    return results.runs(plan, at, control=control)
 
 
 def levels(results: Results, plan: str, key: str) -> list[Any]:
     """Return the values that a key has in the shifted runs of a plan, in order."""
-    return sorted({run.value(key) for run in results.runs(plan, lambda run: not run.control)})
+    return sorted({run.value(key) for run in results.runs(plan, control=False)})
 
 
 def numbers(
@@ -55,11 +53,6 @@ def excess(
     shifted = numbers(results, plan, number, at)
     control = numbers(results, plan, number, at if control_at is None else control_at, control=True)
     return minus(shifted, control)
-
-
-def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """Return the differences of two series over the same seeds."""
-    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def at_boundary(name: str, boundary: int = 1) -> Callable[[DoneRun], float]:
@@ -390,10 +383,15 @@ def _rates(results: Results) -> list[Claim]:
     ]  # fmt: skip
 
 
+def boundaries_of(results: Results) -> range:
+    """Return the boundaries of the plan with several tasks."""
+    return range(1, results.runs("boundaries")[0].value("benchmark.n_tasks"))
+
+
 def _every_boundary(results: Results) -> list[Claim]:
     as_published, beyond = [], []
     for regime in ("lazy", "rich"):
-        for boundary in range(1, 5):
+        for boundary in boundaries_of(results):
             case = f"MLP, width {_width(results, 'boundaries')}, {regime}, boundary {boundary}"
             spike, at = at_boundary("spike", boundary), {"regime.name": regime}
             as_published.append(found(case, "spike", numbers(results, "boundaries", spike, at), 0.0))

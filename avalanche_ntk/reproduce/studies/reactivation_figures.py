@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points, plain_log
 from avalanche_ntk.reproduce.results import DoneRun, Results
 from avalanche_ntk.reproduce.studies import reactivation_claims as claims
@@ -159,7 +159,7 @@ def _rates(results: Results) -> Figure:
 def _boundaries(results: Results) -> Figure:
     figure = new_figure(PAGE_INCHES, 2.6)
     axes = figure.subplots(1, 2)
-    boundaries = range(1, 5)
+    boundaries = claims.boundaries_of(results)
     for axis, regime in zip(axes, REGIMES, strict=True):
         for position, (control, name) in enumerate(((False, "new classes"), (True, "no shift"))):
             spikes = [
@@ -200,8 +200,6 @@ def _alternatives(results: Results) -> Figure:
 
 def draw_points_sideways(axis: Axes, y: float, values: Sequence[float], position: int, label: str = "") -> None:
     """Draw every seed at a height, and their mean."""
-    from avalanche_ntk.report.style import COLOURS, MARKERS
-
     finite = [v for v in values if np.isfinite(v)]
     colour = COLOURS[position]
     axis.plot(finite, [y] * len(finite), ".", color=colour, markersize=3, alpha=0.5)

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from avalanche_ntk.reproduce.around import above_control
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
-from avalanche_ntk.reproduce.settings import run_settings, with_changes
+from avalanche_ntk.reproduce.settings import run_settings, stream, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, interval, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, interval, minus, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,23 +65,16 @@ def plans(context: Context) -> Mapping[str, Plan]:
         schedule=f"every_iterations:{context.pick(1, 5, 10)}",
         keep_kernels=False,
     )
-    base["benchmark"] = {
-        "name": "class_incremental",
-        "data": context.data,
-        "data_root": context.data_root,
-        "standardise": True,
-        "n_tasks": TASKS,
-        "classes_per_task": 2,
-        # Five tasks of the same classes must find as many fresh samples; the strategies watch 16 of the first task.
-        "per_class": context.pick(8, 25, 500),
-    }
+    # Five tasks of the same classes must find as many fresh samples; the strategies watch 16 of the first task.
+    each = context.pick(8, 25, 500)
+    base["benchmark"] = stream(context, "class_incremental", n_tasks=TASKS, classes_per_task=2, per_class=each)
     runs = [{"strategy.name": name, "strategy.arguments": arguments[name]} for name in STRATEGIES]
     return {"tasks": {"base": base, "runs": runs, "control": {"benchmark.name": "no_shift"}}}
 
 
-def of_strategy(results: Results, name: str) -> list[DoneRun]:
-    """Return the runs of a strategy, controls among them."""
-    return [run for run in results.runs("tasks") if run.value("strategy.name") == name]
+def of_strategy(results: Results, name: str, control: bool | None = None) -> list[DoneRun]:
+    """Return the runs of a strategy; controls among them where None."""
+    return results.runs("tasks", {"strategy.name": name}, control=control)
 
 
 def number(name: str) -> Callable[[DoneRun], float]:
@@ -122,7 +115,7 @@ def judge(results: Results) -> Sequence[Claim]:
         "forgetting": ("forgetting", False),
         "spike": ("spike of the velocity, mean over the boundaries", False),
     }
-    by_strategy = {name: [run for run in of_strategy(results, name) if not run.control] for name in STRATEGIES}
+    by_strategy = {name: of_strategy(results, name, control=False) for name in STRATEGIES}
     told: dict[str, list[Finding]] = {}
     for key, (statistic, above) in statistics.items():
         values = {name: per_seed(runs, number(key), seeds) for name, runs in by_strategy.items()}
@@ -130,7 +123,7 @@ def judge(results: Results) -> Sequence[Claim]:
             found(
                 f"{ours} minus {plain}",
                 statistic,
-                [a - b for a, b in zip(values[ours], values[plain], strict=True)],
+                minus(values[ours], values[plain]),
                 0.0,
                 above=above,
             )
@@ -191,7 +184,7 @@ def draw(results: Results) -> Mapping[str, Figure]:
         for axis, (key, label) in zip(axes, labels.items(), strict=True):
             for place, name in enumerate(STRATEGIES):
                 for position, control in enumerate((False, True) if key == "spike" else (False,)):
-                    runs = [run for run in of_strategy(results, name) if run.control is control]
+                    runs = of_strategy(results, name, control)
                     values = [v for v in per_seed(runs, number(key), seeds) if math.isfinite(v)]
                     mean, low, high = interval(values)
                     y = place + 0.25 * position

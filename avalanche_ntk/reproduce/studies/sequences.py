@@ -61,9 +61,9 @@ def plans(context: Context) -> Mapping[str, Plan]:
     return {"boundaries": {"base": base, "runs": cells, "control": {"benchmark.name": "no_shift"}}}
 
 
-def of_cell(results: Results, cell: str) -> list[DoneRun]:
-    """Return the runs of a kind of cell, controls among them."""
-    return [run for run in results.runs("boundaries") if run.value("model.name") == cell]
+def of_cell(results: Results, cell: str, control: bool | None = None) -> list[DoneRun]:
+    """Return the runs of a kind of cell; controls among them where None."""
+    return results.runs("boundaries", {"model.name": cell}, control=control)
 
 
 def forgetting(run: DoneRun) -> float:
@@ -83,7 +83,7 @@ def judge(results: Results) -> Sequence[Claim]:
     forgotten: list[Finding] = []
     for cell, title in CELLS.items():
         runs = of_cell(results, cell)
-        shifted = [run for run in runs if not run.control]
+        shifted = of_cell(results, cell, control=False)
         for boundary in range(1, TASKS):
             case = f"{title}, boundary {boundary}"
             for name, (statistic, above) in numbers.items():
@@ -147,14 +147,13 @@ def draw(results: Results) -> Mapping[str, Figure]:
         figure = new_figure(PAGE_INCHES, 3.9)
         grid = figure.subplots(len(CELLS), len(labels), sharex=True, squeeze=False)
         for row, (cell, title) in zip(grid, CELLS.items(), strict=True):
-            runs = of_cell(results, cell)
-            series = runs[0].trajectory()
+            series = of_cell(results, cell)[0].trajectory()
             first = boundary_at(series)
             for axis, (column, label) in zip(row, labels.items(), strict=True):
                 for boundary in range(1, TASKS):
                     axis.axvline(boundary_at(series, boundary) - first, color="0.6", linewidth=0.6)
                 for position, control in enumerate((False, True)):
-                    chosen = [run for run in runs if run.control is control]
+                    chosen = of_cell(results, cell, control)
                     log = column != "alignment"
                     draw_around(axis, chosen, column, position, before=first, after=(TASKS - 1) * first, log=log)
                 axis.set_title(title)

@@ -41,7 +41,6 @@ from scipy.special import expit
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import label_signed_kernel
 from avalanche_ntk.models import MLP
@@ -49,8 +48,8 @@ from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import samples, sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
+from avalanche_ntk.reproduce.training import class_labels, samples, sgd_step
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported, trend
 
 LOSSES = {"cross-entropy": 0.0, "decoupled": 0.1}  # λ of the penalty on the logits
 STRENGTHS = {"moons": (0.0, 0.25, 0.5), "images": (0.0, 0.5, 2.0)}  # a; of the images in standard deviations of a pixel
@@ -132,8 +131,7 @@ def with_patch(x: Tensor, y: Tensor, strength: float) -> Tensor:
 def _data(context: Context, name: str, n: int, strength: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if name == "moons":
         return *moons(n, strength, seed), *moons(1000, 0.0, 1000 + seed)
-    data = load_data(context.data, data_root=context.data_root)
-    pair = (3, 8) if int(data.train_labels.max()) >= 8 else (0, 1)
+    pair = (3, 8) if 8 in class_labels(context) else (0, 1)
     x, labels = samples(context, pair, n // 2, seed=seed)
     x_test, labels_test = samples(context, pair, 500, seed=seed, part="test")
     y, y_test = 2.0 * labels - 1.0, 2.0 * labels_test - 1.0
@@ -253,7 +251,7 @@ def judge(results: Results) -> list[Claim]:
         loss: trend([(k, [one["weak"][loss][i] for one in modes]) for i, k in enumerate(FACTORS)]) for loss in losses
     }
     spreads = {loss: [spread(one["weak"][loss]) for one in modes] for loss in losses}
-    difference = [a - b for a, b in zip(spreads["cross-entropy"], spreads["decoupled"], strict=True)]
+    difference = minus(spreads["cross-entropy"], spreads["decoupled"])
     return [
         Claim(
             "suppressed",
@@ -343,7 +341,7 @@ def _remedy(words: str, by_seed: Sequence[Mapping[str, Any]]) -> list[Finding]:
         found(
             words,
             "share of the response lost, cross-entropy − decoupled",
-            [a - b for a, b in zip(lost["cross-entropy"], lost["decoupled"], strict=True)],
+            minus(lost["cross-entropy"], lost["decoupled"]),
             0.0,
         ),
         found(

@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from avalanche.models.packnet import PackNetModel
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from avalanche_ntk.models import MLP
 from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
+from avalanche_ntk.reproduce.settings import run_settings, stream, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, rank_correlation, reported
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,27 +95,16 @@ def plans(context: Context) -> Mapping[str, Plan]:
         for name in names(context)
         if name != "PackNet"
     ]
-    base = {
-        "benchmark": {
-            "name": "permuted",
-            "data": context.data,
-            "data_root": context.data_root,
-            "standardise": True,
-            "n_tasks": tasks,
-            "per_class": context.pick(6, 30, None),
-            "fresh": False,
-            "task_labels": True,
-        },
-        "model": {"name": "mlp", "width": context.pick(16, 128, 1024), "depth": 2},
-        "optimizer": {"name": "SGD", "lr": 0.1},
-        "epochs": epochs,
-        "mb_size": context.pick(12, 30, 128),
-        "probe": {"size": context.pick(10, 30, 256), "from_experience": 0},
-        "schedule": f"every_iterations:{context.pick(2, 10, 10)}",
-        "spot_check_every": 0,
-        "threads": 1,
-        "device": context.device,
-    }
+    base = with_changes(
+        run_settings(context),
+        model={"width": context.pick(16, 128, 1024)},
+        optimizer={"lr": 0.1},
+        epochs=epochs,
+        mb_size=context.pick(12, 30, 128),
+        probe={"size": context.pick(10, 30, 256)},
+    )
+    each = context.pick(6, 30, None)
+    base["benchmark"] = stream(context, "permuted", n_tasks=tasks, per_class=each, fresh=False, task_labels=True)
     packed = {
         **base,
         "strategy": {"name": "PackNet", "arguments": arguments["PackNet"]},
@@ -128,9 +118,7 @@ def plans(context: Context) -> Mapping[str, Plan]:
 
 def at_boundaries(run: DoneRun, name: str) -> float:
     """Return the mean over a run's boundaries of a number of `measures.Reactivation`; NaN where none is defined."""
-    values = [run.reactivation(name, boundary) for boundary in sorted(run.trajectory().reactivations)[1:]]
-    defined = [value for value in values if math.isfinite(value)]
-    return sum(defined) / len(defined) if defined else math.nan
+    return mean(run.reactivation(name, boundary) for boundary in sorted(run.trajectory().reactivations)[1:])
 
 
 def order_shared(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> list[float]:
@@ -141,24 +129,12 @@ def order_shared(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> 
         b: The same for the other number.
 
     Returns:
-        A correlation a seed; NaN where a number is undefined or one of the two is the same for all strategies.
-
-    Source: Spearman 1904.
+        A correlation a seed, as `verdicts.rank_correlation` defines it.
 
     >>> order_shared([[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]], [[1.0, 3.0], [4.0, 2.0], [9.0, 1.0]])
     [1.0, -1.0]
     """
-    shared = []
-    for first, second in zip(np.transpose(a), np.transpose(b), strict=True):
-        one_value = len(set(first)) == 1 or len(set(second)) == 1
-        undefined = one_value or not np.all(np.isfinite([first, second]))
-        shared.append(math.nan if undefined else float(stats.spearmanr(first, second).statistic))
-    return shared
-
-
-def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """Return the differences of two series of one number a seed."""
-    return [x - y for x, y in zip(a, b, strict=True)]
+    return [rank_correlation(*pair) for pair in zip(np.transpose(a), np.transpose(b), strict=True)]
 
 
 Table = Mapping[str, Mapping[str, Sequence[float]]]
@@ -166,11 +142,11 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 
 def _table(results: Results, control: bool = False) -> Table:
     """Numbers by strategy and name, a number a seed."""
-    runs = results.runs("strategies", lambda run: run.control == control)
-    runs += [] if control else results.runs("packnet")
     table: dict[str, dict[str, list[float]]] = {}
     for name in names(results.context):
-        mine = [run for run in runs if run.value("strategy.name") == name]
+        mine = results.runs("strategies", {"strategy.name": name}, control=control)
+        if name == "PackNet" and not control:
+            mine = results.runs("packnet")
 
         def number(of: Callable[[DoneRun], float], mine: Sequence[DoneRun] = mine) -> list[float]:
             return per_seed(mine, of, results.context.seeds)
