@@ -12,18 +12,21 @@ traffic for elementwise work) chooses; all intermediate blocks stay below `works
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Patches, Piece, all_rows, some_rows
+from avalanche_ntk.kernels.ghost import ELEMENTWISE, PAIRS, blocks, ghost, left_cost, share
+from avalanche_ntk.kernels.patches import Patches
+from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece, all_rows, some_rows
 
 CHUNK = 8192  # products in one running sum
 TILE = 2**23  # numbers of a tile of explicit gradients: written and read again before it leaves the cache, page by page
-PAIRS = 2**20  # pairs of positions in one block of a ghost product
 HALVED = 48  # samples from which on two products for one triangle cost less than one for the square
-_ELEMENTWISE = 12.0  # cost of one elementwise multiply-and-sum in multiply-adds of a matrix product
+_TRAFFIC = 28.0  # cost of writing an entry of an explicit gradient and reading it again, in multiply-adds
+_PATCHES = 30.0  # cost of making an entry of a patch, in multiply-adds
 
 
 @dataclass
@@ -108,59 +111,74 @@ def inner(j: Tensor, k: Tensor) -> Tensor:
     return total
 
 
-def costs(
-    n: int, m: int, t: int, s: int, a: int, b: int, r: int, same: bool, full: bool, again: int = 1
-) -> tuple[float, float]:
-    """Multiply-adds of the two forms.
+@dataclass(frozen=True)
+class Cost:
+    """What a form takes: multiply-adds of matrix products, and all its time in these."""
+
+    flops: float
+    time: float
+
+
+def costs(p: Outer, q: Outer, full: bool, workspace: int, again: int = 1) -> tuple[Cost, Cost]:
+    """Return what the explicit and the ghost form of two pieces take.
 
     Args:
-        n: Samples of the first batch.
-        m: Samples of the second.
-        t: Positions of each sample of the first batch.
-        s: Positions of each sample of the second.
-        a: Width of the side that does not depend on the outputs.
-        b: Width of the signals.
-        r: Outputs.
-        same: Self-kernel, of which a triangle is enough.
+        p: Piece of the first batch.
+        q: Piece of the second batch (the same object for a self-kernel).
         full: Output pairs are kept apart.
-        again: How often a Gram matrix of inputs will be used, for other outputs too.
-
-    Returns:
-        `(explicit, ghost)`.
+        workspace: Bytes that blocks may take.
+        again: How often a Gram matrix of the sides without outputs will be used, for other outputs too.
     """
-    products = n * m * (r if full else 1) * (0.75 if same and n >= HALVED and not full else 1)
-    explicit = float(a * b * r) * (n * t + (0 if same else m * s) + products)
-    pairs = n * m * t * s * (0.6 if same and n > 4 else 1.0)
-    ghost = pairs * (a / again + b * r * (r if full else 1) + _ELEMENTWISE * (r * r if full else 1))
-    return explicit, ghost
+    n, t, a = p.a.shape
+    m, s, _ = q.a.shape
+    r, b = p.g.shape[0], p.g.shape[3]
+    same = p is q
+    item = p.g.element_size()
+    columns = r if full else 1
+    products = n * m * columns * (0.75 if same and n >= HALVED and not full else 1)
+    made, rows = n + (0 if same else m), n * t + (0 if same else m * s)
+    flops = float(a * b * r) * (rows + products)
+    time = flops + _TRAFFIC * float(a * b * r) * made
+    if isinstance(p.a, Patches):
+        one = made * a
+        spare = workspace // 2 // item
+        tiles = 1 if rows * a <= spare else ceil(one * r * b / max(1, min(spare, workspace)))
+        time += _PATCHES * rows * a * tiles
+    explicit = Cost(flops, time)
+    side, _ = blocks(n, m, t, s, same, min(workspace // max(1, 4 * item), PAIRS) // columns**2)
+    pairs = float(n * m * t * s) * (share(n, side) if same else 1.0)
+    left = left_cost(p.a, q.a) / again
+    flops = pairs * (left + b * r * columns)
+    return explicit, Cost(flops, flops + pairs * ELEMENTWISE * columns**2)
 
 
 def _outer(
     p: Outer, q: Outer, full: bool, workspace: int, tally: Tally, force: str | None, name: str
 ) -> tuple[Tensor, str]:
-    n, t, a = p.a.shape
+    n, t, _ = p.a.shape
     m, s, _ = q.a.shape
-    r, b = p.g.shape[0], p.g.shape[3]
     same = p is q
     if t == 1 and s == 1 and force != "explicit":
         return _rank_one(p, q, full, tally, name), "gram"
     keeping = tally.lefts if name and not full else None
     if keeping is not None and name not in keeping and n * t * m * s > tally.room:
         keeping = None
-    explicit, ghost = costs(n, m, t, s, a, b, r, same, full, 1 if keeping is None else tally.steps)
-    form = force or ("explicit" if explicit <= ghost else "ghost")
+    explicit, hidden = costs(p, q, full, workspace, 1 if keeping is None else tally.steps)
+    form = force or ("explicit" if explicit.time <= hidden.time else "ghost")
     if form == "explicit":
-        tally.flops += explicit
+        tally.flops += explicit.flops
         return _explicit(p, q, same, full, workspace, tally), form
-    tally.flops += ghost
-    left = None
+    tally.flops += hidden.flops
+    known, fill = None, False
     if keeping is not None:
-        left = keeping.get(name)
-        if left is None:
-            keeping[name] = left = p.g.new_empty(n, t, m, s)
-            tally.room -= left.numel()
-            _fill(left, p.a, q.a, same, workspace)
-    return _ghost(p, q, same, full, workspace, tally, left), form
+        fill = name not in keeping
+        if fill:
+            keeping[name] = p.g.new_empty(t, n, s, m)
+            tally.room -= n * t * m * s
+        known = keeping[name]
+    out, peak = ghost(p, q, full, workspace, known, fill)
+    tally.peak = max(tally.peak, peak)
+    return mirror(out) if same else out, form
 
 
 def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor:
@@ -293,63 +311,6 @@ def _gradients(a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, m
     return j.view(n, -1)
 
 
-def _fill(out: Tensor, pa: Tensor | Patches, qa: Tensor | Patches, same: bool, workspace: int) -> None:
-    """Write the Gram matrix of all pairs of positions into `out`, `(N, T, M, S)`."""
-    n, t, m, s = out.shape
-    step = max(1, workspace // 4 // (t * pa.shape[2] * out.element_size()))
-    for i in range(0, n, step):
-        a = some_rows(pa, slice(i, min(i + step, n))).reshape(-1, pa.shape[2])
-        for k in range(0, m, step):
-            b = a if same and k == i else some_rows(qa, slice(k, min(k + step, m))).reshape(-1, pa.shape[2])
-            out[i : i + step, :, k : k + step] = (a @ b.T).view(-1, t, b.shape[0] // s, s)
-
-
-def _ghost(
-    p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally, known: Tensor | None = None
-) -> Tensor:
-    """Grams over pairs of positions, in blocks of samples; one triangle only for a self-kernel.
-
-    Returns:
-        `(N, M)` or `(N, M, R, R)`.
-    """
-    n, t, a = p.a.shape
-    m, s, _ = q.a.shape
-    r = p.g.shape[0]
-    item = p.g.element_size()
-    out = p.g.new_zeros((n, m, r, r) if full else (n, m))
-    held = p.a if known is not None else _held(p.a, workspace // (2 if same else 4) // item)
-    other = held if same else _held(q.a, workspace // 4 // item)
-    pg = _rows(p, full)
-    qg = pg if same else _rows(q, full)
-    pairs = t * s * (r * r if full else 1)
-    room = max(1, min(workspace // max(1, 3 * item), PAIRS) // pairs)  # sample pairs in one block
-    rows = max(1, min(n, int(room**0.5) if room < n * m else 16))
-    cols = max(1, min(m, room // rows))
-    for i in range(0, n, rows):
-        ni = min(rows, n - i)
-        first = i if same else 0
-        pa = None if known is not None else some_rows(held, slice(i, i + ni)).reshape(ni * t, a)
-        for k in range(first, m, cols):
-            mk = min(cols, m - k)
-            if pa is None:
-                assert known is not None
-                left = known[i : i + ni, :, k : k + mk]
-            else:
-                qa = pa if same and k == i and mk == ni else some_rows(other, slice(k, k + mk)).reshape(mk * s, a)
-                left = (pa @ qa.T).view(ni, t, mk, s)
-            if full:
-                left = left.reshape(ni, t, 1, mk, s, 1)
-                g = pg[i * t * r : (i + ni) * t * r] @ qg[k * s * r : (k + mk) * s * r].T
-                right = g.reshape(ni, t, r, mk, s, r)
-                block = (left * right).sum((1, 4)).transpose(1, 2)
-            else:
-                right = pg[i * t : (i + ni) * t] @ qg[k * s : (k + mk) * s].T
-                block = right.view(ni, t, mk, s).mul_(left).sum((1, 3))
-            tally.block(left, right)
-            out[i : i + ni, k : k + mk] = block
-    return mirror(out) if same else out
-
-
 def mirror(out: Tensor) -> Tensor:
     """Complete a self-kernel of which only blocks on and above the diagonal were computed.
 
@@ -361,19 +322,6 @@ def mirror(out: Tensor) -> Tensor:
     if out.dim() == 2:
         return torch.where(upper, out, out.T)
     return torch.where(upper[:, :, None, None], out, out.permute(1, 0, 3, 2))
-
-
-def _rows(p: Outer, full: bool) -> Tensor:
-    """Signals with a row per (sample, position), outputs beside each other (or as further rows).
-
-    Returns:
-        `(N·T, R·B)`, or `(N·T·R, B)` when output pairs are kept apart.
-    """
-    r, n, t, b = p.g.shape
-    if r == 1:
-        return p.g.reshape(n * t, b)
-    g = p.g.permute(1, 2, 0, 3)
-    return g.reshape(n * t * r, b) if full else g.reshape(n * t, r * b)
 
 
 def _lookup(p: Lookup, q: Lookup, full: bool, workspace: int, tally: Tally) -> Tensor:

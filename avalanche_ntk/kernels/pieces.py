@@ -9,12 +9,13 @@ For cotangents r = 1…R and samples n = 1…N the gradient of a used tensor W i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 
 import torch
 from torch import Tensor
+
+from avalanche_ntk.kernels.patches import Patches
 
 
 @dataclass
@@ -35,19 +36,6 @@ class Dense:
     def kind(self) -> str:
         """Name of the form in reports."""
         return "dense"
-
-
-@dataclass
-class Patches:
-    """`(N, T, A)` rows that are much larger than what they are made of: made for some samples at a time.
-
-    Attributes:
-        make: Samples as a slice → their `(n, T, A)` rows.
-        shape: `(N, T, A)`.
-    """
-
-    make: Callable[[slice], Tensor]
-    shape: tuple[int, int, int]
 
 
 def some_rows(a: Tensor | Patches, samples: slice) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from avalanche_ntk.kernels.layout import Layout
-from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Patches, Piece
+from avalanche_ntk.kernels.patches import Patches, unfolded
+from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece
 
 
 class NoRule(Exception):
@@ -144,30 +145,6 @@ def mv(s: Site) -> Piece:
     return Outer(s.positions(s.node._saved_self[None], 1)[0], s.positions(s.g[..., None], 1), a_first=True)
 
 
-def patches(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], out: list[int]
-) -> Tensor:
-    """Patches of `(batch, channels, *size)` that a convolution reads at each of `out` positions, as a view.
-
-    Returns:
-        `(batch, channels, *kernel, *out)`.
-    """
-    nd = len(kernel)
-    extent = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(out, stride, kernel, dilation, strict=True)]
-    pad: list[int] = []
-    for size, p, e in reversed(list(zip(x.shape[2:], padding, extent, strict=True))):
-        pad += [p, max(0, e - size - p)]
-    if any(pad):
-        x = torch.nn.functional.pad(x, pad)
-    st = x.stride()
-    view = x.as_strided(
-        (x.shape[0], x.shape[1], *kernel, *out),
-        (st[0], st[1], *(st[2 + i] * dilation[i] for i in range(nd)), *(st[2 + i] * stride[i] for i in range(nd))),
-        x.storage_offset(),
-    )
-    return view
-
-
 @rule("ConvolutionBackward0")
 def convolution(s: Site) -> Piece:
     """Convolutions of 1–3 dimensions, strided, padded, dilated, grouped, transposed."""
@@ -187,24 +164,18 @@ def convolution(s: Site) -> Piece:
         # y = Wᵀ-convolution of x: the weight's gradient pairs every input pixel with the patch of the signal it feeds
         a = x.reshape(batch, groups, x.shape[1] // groups, -1).transpose(2, 3)
         flat = s.g.reshape(r * batch, *s.g.shape[2:])
-        p = patches(flat, kernel, stride, padding, dilation, list(x.shape[2:]))
+        p = unfolded(flat, kernel, stride, padding, dilation, list(x.shape[2:]))
         g = p.reshape(r, batch, groups, -1, a.shape[2]).transpose(3, 4)
         a_first = True
     else:
         out = list(s.g.shape[3:])
         if groups == 1 and s.layout == Layout(0) and batch == s.n:
-            features, places = prod(s.shape[1:]), prod(out)
-
-            def make(samples: slice) -> Tensor:
-                p = patches(x[samples], kernel, stride, padding, dilation, out)
-                return p.reshape(p.shape[0], features, places).transpose(1, 2)
-
             g = s.g.flatten(3).transpose(2, 3)
-            return Outer(Patches(make, (s.n, places, features)), g, a_first=False)
+            return Outer(Patches(x, kernel, stride, padding, dilation, out), g, a_first=False)
         if all(k == 1 for k in kernel) and all(v == 1 for v in stride) and not any(padding):
             p = x
         else:
-            p = patches(x, kernel, stride, padding, dilation, out)
+            p = unfolded(x, kernel, stride, padding, dilation, out)
         a = p.reshape(batch, groups, -1, s.g[0, 0, 0].numel()).transpose(2, 3)
         g = s.g.reshape(r, batch, groups, s.g.shape[2] // groups, -1).transpose(3, 4)
         a_first = False

@@ -1,0 +1,165 @@
+"""What a convolution reads at each of its output positions, with and without making it.
+
+Row `(n, p)` of a convolution's patches is `[x[n, c, s·p + o]]` over channels c and kernel offsets o. The rows are
+`kernel size` times larger than x. Their Gram matrix does not need them: with the Gram matrix of pixels
+`Q[u, v] = Σ_c x[n, c, u]·x'[m, c, v]`, the patches' is `Σ_o Q[s·p + o, s·q + o]`, a sum over diagonal shifts, which is
+made one dimension after the other. For a stride s, offsets with the same remainder read the same sub-lattice of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+SHIFT = 6.0  # cost of adding one shifted copy, in multiply-adds of a matrix product
+
+
+def unfolded(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], out: list[int]
+) -> Tensor:
+    """Patches of `(batch, channels, *size)` that a convolution reads at each of `out` positions, as a view.
+
+    Returns:
+        `(batch, channels, *kernel, *out)`.
+    """
+    nd = len(kernel)
+    extent = [(o - 1) * s + (k - 1) * d + 1 for o, s, k, d in zip(out, stride, kernel, dilation, strict=True)]
+    pad: list[int] = []
+    for size, p, e in reversed(list(zip(x.shape[2:], padding, extent, strict=True))):
+        pad += [p, max(0, e - size - p)]
+    if any(pad):
+        x = torch.nn.functional.pad(x, pad)
+    st = x.stride()
+    view = x.as_strided(
+        (x.shape[0], x.shape[1], *kernel, *out),
+        (st[0], st[1], *(st[2 + i] * dilation[i] for i in range(nd)), *(st[2 + i] * stride[i] for i in range(nd))),
+        x.storage_offset(),
+    )
+    return view
+
+
+@dataclass
+class Patches:
+    """Rows `(N, T, A)` of a convolution's patches, T output positions, A = channels × kernel entries.
+
+    Attributes:
+        x: `(N, channels, *size)` input of the convolution.
+        kernel: Its size, and so on, one number a dimension.
+        stride: Steps between positions.
+        padding: Zeros before the first pixel.
+        dilation: Steps between kernel entries.
+        out: Size of the output.
+    """
+
+    x: Tensor
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    out: list[int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows: `(N, T, A)`."""
+        return self.x.shape[0], prod(self.out), self.x.shape[1] * prod(self.kernel)
+
+    def make(self, samples: slice) -> Tensor:
+        """Return the rows of some samples, `(n, T, A)`."""
+        p = unfolded(self.x[samples], self.kernel, self.stride, self.padding, self.dilation, self.out)
+        return p.reshape(p.shape[0], self.shape[2], self.shape[1]).transpose(1, 2)
+
+    def some(self, samples: slice) -> Patches:
+        """Return those of some samples."""
+        return replace(self, x=self.x[samples])
+
+    def positions_first(self) -> Patches:
+        """Return the same with pixels before samples in memory, as `gram` reads them."""
+        nd = len(self.kernel)
+        x = self.x.permute(*range(2, 2 + nd), 0, 1).contiguous().permute(nd, nd + 1, *range(nd))
+        return replace(self, x=x)
+
+    def lattices(self) -> Iterator[tuple[tuple[int, ...], tuple[list[int], ...]]]:
+        """Return the sub-lattices of pixels that are read: their first pixels, and the shifts of positions on them."""
+        by_dimension = []
+        for k, s, p, d in zip(self.kernel, self.stride, self.padding, self.dilation, strict=True):
+            shifts: dict[int, list[int]] = {}
+            for i in range(k):
+                shifts.setdefault((i * d - p) % s, []).append((i * d - p) // s)
+            by_dimension.append(list(shifts.items()))
+        for chosen in product(*by_dimension):
+            yield tuple(first for first, _ in chosen), tuple(shifts for _, shifts in chosen)
+
+    def pixels(self, first: tuple[int, ...]) -> Tensor:
+        """Return the pixels of a sub-lattice, positions before samples, `(*size, N, channels)`."""
+        index = (slice(f, None, s) for f, s in zip(first, self.stride, strict=True))
+        nd = len(self.kernel)
+        return self.x[(slice(None), slice(None), *index)].permute(*range(2, 2 + nd), 0, 1)
+
+
+def gram_cost(a: Patches, b: Patches) -> float:
+    """Multiply-adds (and what shifted sums cost, in these) of one entry of `gram`."""
+    total = 0.0
+    channels = a.x.shape[1]
+    pairs = prod(a.out) * prod(b.out)
+    for first, shifts in a.lattices():
+        u = prod(-(-(size - f) // s) for size, f, s in zip(a.x.shape[2:], first, a.stride, strict=True))
+        v = prod(-(-(size - f) // s) for size, f, s in zip(b.x.shape[2:], first, b.stride, strict=True))
+        total += channels * u * v / pairs + SHIFT * sum(1 + len(found) for found in shifts)
+    return total
+
+
+def gram(a: Patches, b: Patches) -> Tensor:
+    """Gram matrix of the patches of two batches, which are not made.
+
+    Args:
+        a: Patches of the first batch.
+        b: Patches of the second batch, of the same convolution.
+
+    Returns:
+        `(T, N, S, M)`: positions before samples.
+    """
+    total: Tensor | None = None
+    nd = len(a.kernel)
+    for first, shifts in a.lattices():
+        pa, pb = a.pixels(first), b.pixels(first)
+        if not pa.numel() or not pb.numel():  # only padding is read there
+            continue
+        q = pa.reshape(-1, pa.shape[-1]) @ pb.reshape(-1, pb.shape[-1]).T
+        q = q.view(*pa.shape[:-1], *pb.shape[:-1])
+        for d, found in enumerate(shifts):
+            q = _diagonal(q, d, nd + 1 + d, found, a.out[d], b.out[d])
+        total = q if total is None else total.add_(q)
+    size = (a.shape[1], a.shape[0], b.shape[1], b.shape[0])
+    return a.x.new_zeros(size) if total is None else total.view(size)
+
+
+def _diagonal(q: Tensor, d: int, e: int, shifts: list[int], rows: int, columns: int) -> Tensor:
+    """`Σ_k q[…, i + k, …, j + k, …]` over shifts k of the dimensions d and e; outside of q there are zeros.
+
+    Returns:
+        A tensor whose dimensions d and e have the sizes `rows` and `columns`.
+    """
+    if shifts == [0] and q.shape[d] == rows and q.shape[e] == columns:
+        return q
+    shape = list(q.shape)
+    shape[d], shape[e] = rows, columns
+    out: Tensor | None = None
+    # the shift that covers most comes first: where it covers all, no zeros have to be written
+    for k in sorted(shifts, key=abs):
+        i, j = range(max(0, -k), min(rows, q.shape[d] - k)), range(max(0, -k), min(columns, q.shape[e] - k))
+        whole = len(i) == rows and len(j) == columns
+        if not i or not j:
+            continue
+        part = q.narrow(d, i.start + k, len(i)).narrow(e, j.start + k, len(j))
+        if out is None:
+            if whole:
+                out = part.clone(memory_format=torch.contiguous_format)
+                continue
+            out = q.new_zeros(shape)
+        out.narrow(d, i.start, len(i)).narrow(e, j.start, len(j)).add_(part)
+    return q.new_zeros(shape) if out is None else out
