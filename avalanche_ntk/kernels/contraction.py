@@ -23,9 +23,10 @@ from avalanche_ntk.kernels.patches import Patches
 from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece, all_rows, some_rows
 
 CHUNK = 8192  # products in one running sum
-TILE = 2**23  # numbers of a tile of explicit gradients: written and read again before it leaves the cache, page by page
+TILE = 2**23 - 2**16  # numbers of a tile of explicit gradients: below 32 MiB, where the C library would fetch new pages
 HALVED = 48  # samples from which on two products for one triangle cost less than one for the square
 _TRAFFIC = 28.0  # cost of writing an entry of an explicit gradient and reading it again, in multiply-adds
+_HOLD = 4  # tiles from which on patches are kept from tile to tile
 _PATCHES = 30.0  # cost of making an entry of a patch, in multiply-adds
 
 
@@ -40,10 +41,20 @@ class Tally:
     lefts: dict[str, Tensor] | None = None
     room: float = 0.0  # numbers that `lefts` may still take
     steps: int = 1  # how often the same parameters come again, with other outputs
+    scratch: dict[str, Tensor] = field(default_factory=dict)
 
     def block(self, *tensors: Tensor) -> None:
         """Note the size of blocks that live at the same time."""
         self.peak = max(self.peak, sum(t.numel() * t.element_size() for t in tensors))
+
+    def memory(self, role: str, numbers: int, like: Tensor) -> Tensor:
+        """Flat memory that is used again by the next parameter: what is fetched anew is paid for page by page."""
+        held = self.scratch.get(role)
+        if held is None or held.numel() < numbers or held.dtype != like.dtype or held.device != like.device:
+            self.scratch.pop(role, None)
+            del held
+            self.scratch[role] = held = like.new_empty(numbers)
+        return held[:numbers]
 
 
 def contract(
@@ -247,27 +258,29 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     r, b = p.g.shape[0], p.g.shape[3]
     item = p.g.element_size()
     one = (n + (0 if same else m)) * a  # numbers of one column of one output
+    spare = workspace // (4 if same else 8) // item  # numbers of patches that may be held, on each side
     left, right = p.a, q.a
-    if one * r * b > min(workspace // 2 // item, 2 * TILE):  # rows are used again for the next tile
-        left = _held(p.a, workspace // (2 if same else 4) // item)
-        right = left if same else _held(q.a, workspace // 4 // item)
+    if one * r * b > _HOLD * min(workspace // 2 // item, TILE):  # rows are used again for the next tile
+        left = _held(p.a, spare, tally, "left")
+        right = left if same else _held(q.a, spare, tally, "right")
     held = isinstance(left, Tensor) and isinstance(right, Tensor)
     # patches that have to be made again for every tile ask for large tiles
-    room = max(1, min(workspace // 2 // item, TILE if held else workspace) // one)
+    room = max(1, min(workspace // 2 // item, TILE if held or one * r * b <= _HOLD * TILE else workspace) // one)
     if full:
         outputs, width = r, max(1, min(b, room // r))
     else:
         outputs, width = max(1, min(r, room // b)), min(b, room)
-    j = p.g.new_empty(n * outputs * width * a)
-    k = j if same else p.g.new_empty(m * outputs * width * a)
+    width = ceil(b / ceil(b / width))  # even tiles: a narrow last one is slow
+    j = tally.memory("j", n * outputs * width * a, p.g)
+    k = j if same else tally.memory("k", m * outputs * width * a, p.g)
     tally.block(j, *(() if same else (k,)))
     total = p.g.new_zeros((n * r, m * r) if full else (n, m))
     for first in range(0, r, outputs):
         some = slice(first, min(first + outputs, r))
         for start in range(0, b, width):
             columns = slice(start, min(start + width, b))
-            gradients = _gradients(left, p.g, some, columns, j, workspace // 4 // item)
-            others = gradients if same else _gradients(right, q.g, some, columns, k, workspace // 4 // item)
+            gradients = _gradients(left, p.g, some, columns, j, spare, tally)
+            others = gradients if same else _gradients(right, q.g, some, columns, k, spare, tally)
             if full:
                 total += inner(gradients.reshape(n * r, -1), others.reshape(m * r, -1))
             elif same and n >= HALVED:
@@ -281,12 +294,17 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     return mirror(total) if same and n >= HALVED else total
 
 
-def _held(a: Tensor | Patches, room: int) -> Tensor | Patches:
+def _held(a: Tensor | Patches, room: int, tally: Tally, role: str) -> Tensor | Patches:
     """Return all rows where they take at most `room` numbers, else what makes them."""
-    return all_rows(a) if a.shape[0] * a.shape[1] * a.shape[2] <= room else a
+    size = a.shape[0] * a.shape[1] * a.shape[2]
+    if isinstance(a, Tensor) or size > room:
+        return a
+    return a.make_fast(slice(0, a.shape[0]), tally.memory(role, size, a.x))
 
 
-def _gradients(a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, memory: Tensor, room: int) -> Tensor:
+def _gradients(
+    a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, memory: Tensor, room: int, tally: Tally
+) -> Tensor:
     """Explicit gradients of some outputs for some columns of g, written into `memory`.
 
     Returns:
@@ -296,8 +314,12 @@ def _gradients(a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, m
     r, w = outputs.stop - outputs.start, columns.stop - columns.start
     j = memory[: n * r * w * size].view(n, r * w, size)
     step = n
-    if r > 1 or not isinstance(a, Tensor):
-        step = max(1, min(n, min(room, TILE // 4) // max(1, t * max(size if not isinstance(a, Tensor) else 1, r * w))))
+    rows = None
+    if isinstance(a, Patches):
+        step = max(1, min(n, min(room, TILE // 4) // (t * max(size, r * w))))
+        rows = tally.memory("rows", step * t * size, g)
+    elif r > 1:
+        step = max(1, min(n, min(room, TILE // 4) // max(1, t * r * w)))
     for i in range(0, n, step):
         samples = slice(i, min(i + step, n))
         part = g[outputs, samples, :, columns]  # (r, n, T, w)
@@ -307,7 +329,7 @@ def _gradients(a: Tensor | Patches, g: Tensor, outputs: slice, columns: slice, m
             left = part.permute(1, 2, 0, 3).reshape(-1, t, r * w).transpose(1, 2)
         else:
             left = part.permute(1, 0, 3, 2).reshape(-1, r * w, t)
-        torch.bmm(left, some_rows(a, samples), out=j[samples])
+        torch.bmm(left, some_rows(a, samples, rows), out=j[samples])
     return j.view(n, -1)
 
 

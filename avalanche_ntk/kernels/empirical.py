@@ -378,8 +378,8 @@ class _Run:
         if ahead is not None:
             engine.keep_if_true(subject, ahead, self.first)
         if rng_fingerprint() != before:
-            again = subject.forward(batch.take(slice(0, 1)) if alone else batch)
-            if not torch.equal(self.first.out, again):
+            again = engine.forward(subject, batch.take(slice(0, 1)) if alone else batch)
+            if not torch.equal(self.first.out, again.out):
                 raise checks.stochastic(subject, batch.take(slice(0, 1)))
 
     def all_blocks(self, b1: Batch, b2: Batch | None, rows: Tensor, block: int | None) -> dict[str, Tensor]:

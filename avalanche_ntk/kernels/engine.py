@@ -6,8 +6,6 @@ on a `Subject` inside `subject.standing_in()` and inside `state.measuring`.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -24,7 +22,9 @@ from avalanche_ntk.kernels import layout as lay
 from avalanche_ntk.kernels import signals
 from avalanche_ntk.kernels.contraction import Tally, contract
 from avalanche_ntk.kernels.graph import Edge, Graph
+from avalanche_ntk.kernels.heap import free_bytes, release
 from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.order import agree, channels_last_pays, never_again, ordered
 from avalanche_ntk.kernels.pieces import Dense, Piece, merge
 from avalanche_ntk.kernels.plan import ROUTING, Handle, Plan, Use, chain, pure_nodes
 from avalanche_ntk.kernels.rules import Site, piece_of
@@ -51,7 +51,7 @@ class Pass:
     n: int
 
 
-def forward(subject: Subject, batch: Batch, graph: bool = True) -> Pass:
+def forward(subject: Subject, batch: Batch) -> Pass:
     """Run the model with probe inputs marked as such in the graph.
 
     Inputs require a gradient (through a copy, so that in-place operations on them stay legal): only then does the graph
@@ -59,19 +59,34 @@ def forward(subject: Subject, batch: Batch, graph: bool = True) -> Pass:
 
     Returns:
         The pass.
+
+    Raises:
+        ModelError: The model fails, or its output is not as expected.
     """
     batch = batch.cast(subject.dtype)
-    marked = batch.with_tensors(
-        [
-            t.detach().requires_grad_().clone() if t.is_floating_point() and i < batch.n_inputs else t
-            for i, t in enumerate(batch.tensors())
-        ]
-    )
+    last = channels_last_pays(subject, batch)
+    marked = _marked(batch, torch.channels_last if last else torch.preserve_format)
     with plain_operators(subject.model):
-        out = subject.forward(marked)
+        try:
+            out = subject.forward(marked)
+        except ModelError:
+            if not last:
+                raise
+            # the model has changed since it was asked
+            never_again(subject, batch)
+            out = subject.forward(_marked(batch, torch.preserve_format))
     require_graph(out, subject)
     own = {id(p): n for n, p in subject.everything().items()}
     return Pass(out, Graph.of(out, own), len(batch))
+
+
+def _marked(batch: Batch, order: torch.memory_format) -> Batch:
+    return batch.with_tensors(
+        [
+            ordered(t.detach().requires_grad_(), order) if t.is_floating_point() and i < batch.n_inputs else t
+            for i, t in enumerate(batch.tensors())
+        ]
+    )
 
 
 @contextmanager
@@ -143,16 +158,9 @@ def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | N
     return out
 
 
-def release() -> None:
-    """Give freed memory back to the system where the C library (glibc) would keep it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
 def keep_if_true(subject: Subject, ahead: Tensor, at: Pass) -> None:
     """Forget the plan made ahead where its samples have other outputs in the whole batch."""
-    if not _agree(at.out[: len(ahead)], ahead):
+    if not agree(at.out[: len(ahead)], ahead):
         _PLANS.pop(subject.model, None)
 
 
@@ -172,8 +180,8 @@ def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = Non
     alone = _alone(subject, few)
     names = list(subject.leaves)
     same_shape = large.graph.signature == small.graph.signature == at.graph.signature
-    separate = _agree(large.out[:SMALL], small.out) and _agree(at.out[: len(batch)][index], large.out)
-    separate = separate and (alone is None or _agree(large.out[:1], alone.out))
+    separate = agree(large.out[:SMALL], small.out) and agree(at.out[: len(batch)][index], large.out)
+    separate = separate and (alone is None or agree(large.out[:1], alone.out))
     if not separate:
         flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
         if _mixes(large) or not flow:
@@ -225,7 +233,7 @@ def each_alone(subject: Subject, batch: Batch, at: Pass) -> bool:
     """
     with torch.no_grad(), plain_operators(subject.model):
         for n in range(len(batch)):
-            if not _agree(subject.forward(batch.take(slice(n, n + 1))), at.out[n : n + 1]):
+            if not agree(subject.forward(batch.take(slice(n, n + 1))), at.out[n : n + 1]):
                 return False
     return True
 
@@ -240,14 +248,6 @@ def _alone(subject: Subject, few: Batch) -> Pass | None:
         return forward(subject, few.take(slice(0, 1)))
     except ModelError:
         return None
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    a, b = a.detach(), b.detach()
-    tol = 1e-4 if a.dtype == torch.float32 else 1e-9
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return True  # a non-finite output is reported as a non-finite kernel
-    return bool((a - b).abs().max() <= tol * max(float(a.abs().max()), 1e-30))
 
 
 def _mixes(at: Pass) -> bool:
@@ -322,7 +322,7 @@ def _first_coupled_module(subject: Subject, few: Batch) -> tuple[str, str] | Non
     modules = dict(subject.model.named_modules())
     for name in order:
         a, b = seen[0].get(name), seen[1].get(name)
-        if a is not None and b is not None and a.shape == b.shape and not _agree(a, b):
+        if a is not None and b is not None and a.shape == b.shape and not agree(a, b):
             return (name or "model", type(modules[name]).__name__)
     return None
 
@@ -616,12 +616,16 @@ def kernels(
     # Gram matrices of inputs do not depend on the outputs: kept from step to step where they are small
     small = p.n * q.n * len(plan.native) <= 0.15 * total
     tally.lefts = {} if step < r and small else None
-    tally.room, tally.steps = (0.1 * total, -(-r // step)) if step < r else (0.0, 1)
+    tally.room, tally.steps = (0.3 * total, -(-r // step)) if step < r else (0.0, 1)
+    # freed signals that the C library keeps would add up to as much again as is allowed
+    spare = budget // 4 if budget is not None and p.out.device.type == "cpu" else None
     for start in range(0, r, step):
         cot = cotangents[start : start + step]
+        if start and spare is not None and free_bytes() > spare:
+            release()
         left = signals.stream(p.out, p.graph, parts, cot, room, plan.batched)
         right = left if same else signals.stream(q.out, q.graph, parts, cot, room, plan.batched)
-        _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force, errors, groups)
+        _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force, errors, groups, spare)
     tally.lefts = None
     return result
 
@@ -762,6 +766,7 @@ def _consume(
     force: str | None,
     errors: dict[str, str] | None,
     groups: dict[str, list[str]] | None,
+    spare: int | None,
 ) -> None:
     """Contract each parameter as soon as its signals have arrived, and let them go."""
     same = p is q
@@ -795,6 +800,8 @@ def _consume(
                     two.signals[e] = None
         arrived.clear()
         tally.last = None
+        if spare is not None and waiting and free_bytes() > spare:
+            release()
 
 
 def _parameter(

@@ -11,7 +11,7 @@ from math import ceil
 from torch import Tensor
 
 from avalanche_ntk.kernels.patches import Patches, gram, gram_cost
-from avalanche_ntk.kernels.pieces import Outer, all_rows, some_rows
+from avalanche_ntk.kernels.pieces import Outer, some_rows
 
 PAIRS = 2**18  # pairs of positions in one block: some copies of it stay in the cache
 LEAST = 128  # rows of a block below which products get slow
@@ -55,8 +55,8 @@ def _spread(a: Tensor | Patches, b: Tensor | Patches, numbers: int) -> tuple[Ten
     sizes = [x.shape[0] * x.shape[1] * x.shape[2] for x in ((a,) if same else (a, b))]
     if sum(sizes) > numbers:
         return a, b
-    left = all_rows(a).contiguous()
-    return left, left if same else all_rows(b).contiguous()
+    left = some_rows(a, slice(0, a.shape[0])).contiguous()
+    return left, left if same else some_rows(b, slice(0, b.shape[0])).contiguous()
 
 
 def _block(a: Tensor | Patches, samples: slice, by_pixels: bool) -> Tensor | Patches:

@@ -38,13 +38,13 @@ class Dense:
         return "dense"
 
 
-def some_rows(a: Tensor | Patches, samples: slice) -> Tensor:
-    """Return the rows `(n, T, A)` of some samples."""
-    return a[samples] if isinstance(a, Tensor) else a.make(samples)
+def some_rows(a: Tensor | Patches, samples: slice, memory: Tensor | None = None) -> Tensor:
+    """Return the rows `(n, T, A)` of some samples; entries of patches stand in the order that is made fastest."""
+    return a[samples] if isinstance(a, Tensor) else a.make_fast(samples, memory)
 
 
 def all_rows(a: Tensor | Patches) -> Tensor:
-    """Return the rows `(N, T, A)` of all samples."""
+    """Return the rows `(N, T, A)` of all samples, with entries ordered as in the weight."""
     return a if isinstance(a, Tensor) else a.make(slice(0, a.shape[0]))
 
 

@@ -297,7 +297,9 @@ def batch_norm(s: Site) -> Piece:
     _need(s.slot == 1 and not bool(node._saved_training))
     view = (1, -1) + (1,) * (x.dim() - 2)
     invstd = (node._saved_running_var + float(node._saved_eps if hasattr(node, "_saved_eps") else 0)).rsqrt()
-    return broadcast(s, (x - node._saved_running_mean.view(view)).mul_(invstd.view(view)), dims=(1,))
+    piece = broadcast(s, x - node._saved_running_mean.view(view), dims=(1,))
+    assert isinstance(piece, Dense)
+    return Dense(piece.j * invstd.view(s.shape))  # after the sum over positions: one pass over x less
 
 
 @rule("NativeLayerNormBackward0")

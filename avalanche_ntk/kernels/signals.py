@@ -61,7 +61,7 @@ def pull(
                     found[i] = g.unsqueeze(0)
                     continue
                 if k == 0:
-                    found[i] = g.new_empty((r, *g.shape))
+                    found[i] = _room_for(r, g)
                 held = found[i]
                 assert held is not None
                 held[k].copy_(g)
@@ -74,6 +74,14 @@ def pull(
                 outputs, inputs, list(cotangents), retain_graph=True, allow_unused=True, is_grads_batched=True
             )
         )
+
+
+def _room_for(r: int, g: Tensor) -> Tensor:
+    """Return memory for r tensors like g, in its order of dimensions."""
+    if g.dim() == 4 and not g.is_contiguous() and g.is_contiguous(memory_format=torch.channels_last):
+        n, c, h, w = g.shape
+        return g.new_empty(r, n, h, w, c).permute(0, 1, 4, 2, 3)
+    return g.new_empty((r, *g.shape))
 
 
 @dataclass(frozen=True)
