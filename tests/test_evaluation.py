@@ -285,3 +285,11 @@ def test_evaluations_are_recorded_wherever_the_metrics_stand():
     tag = "Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000"
     assert [r["values"][tag] for r in ntk.evaluations] == evaluator.get_all_metrics()[tag][1]
     assert len(ntk.evaluations) == 2
+
+
+def test_metrics_have_no_hooks_inside_an_iteration():
+    plugin = NTKPlugin(ProbeSpec(size=4))
+    inside = [f"{when}_{what}" for when in ("before", "after") for what in ("forward", "backward", "update")]
+    for metric in ntk_metrics(plugin):
+        assert not [name for name in (*inside, "before_training_iteration") if hasattr(metric, name)]
+        assert hasattr(metric, "before_training_epoch")  # the base class's hooks are there otherwise
