@@ -1,22 +1,29 @@
-"""Kernels against their peers: seconds, float32 error, ratio to the floor; one process, interleaved, best of several.
+"""Kernels against their peers: seconds, peak memory, float32 error, ratio to the floor; least of several calls.
 
-    python timings/kernels.py [--models mlp-256-64,vit-8] [--threads 1] [--repeats 5] [--out docs/timings]
+    python timings/kernels.py [--models mlp-256-64,vit-8] [--threads 1] [--repeats 5] [--jax-python jax/bin/python]
 
 Peers: torch.func `vmap(jacrev)` (whole and in chunks), torch.func NTK–vector products (`vjp` then `jvp` on unit
-    vectors),
-nngeometry (when installed). The floor is one forward pass, C signal-only backward passes, and the multiply-adds of the
-cheaper exact contraction at this machine's own float32 matrix rate, all measured in the same run. A peer that is
-expected to take more than `--limit` seconds from one smaller run is left out and said so.
+vectors), nngeometry (when installed), and neural-tangents where the Python of an environment that has it is given (see
+`neural_tangents_peer.py`). Everything of torch runs in one process, one way after the other. The floor is one forward
+pass, C signal-only backward passes, and the multiply-adds of the cheaper exact contraction at this machine's own
+float32 matrix rate, all measured in the same run. A peer that is expected to take more than `--limit` seconds from one
+smaller run is left out and said so. Peak memory is that of one call in a process of its own, over the forward pass.
 """
 
 import argparse
 import csv
-import resource
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -65,6 +72,7 @@ MODELS = {
     "mlp-256-256": (lambda: mlp(256), 256),
     "mlp-1024-64": (lambda: mlp(1024), 64),
     "resnet18-8": (resnet18, 8),
+    "resnet18-16": (resnet18, 16),
     "resnet18-64": (resnet18, 64),
     "vit-8": (ViT, 8),
     "vit-16": (ViT, 16),
@@ -149,24 +157,80 @@ def signals_only(model, x):
     return run
 
 
-def measure(name, repeats, limit):
+WAYS = {
+    "ours": empirical_ntk,
+    "ours, sum_logits": partial(empirical_ntk, reduction="sum_logits"),
+    "torch.func vmap(jacrev)": partial(by_jacrev, chunk=None),
+    "torch.func jacrev, chunks of 8": partial(by_jacrev, chunk=8),
+    "torch.func jacrev, one by one": partial(by_jacrev, chunk=1),
+    "torch.func NTK-vector products": by_vector_products,
+    "nngeometry 0.4": by_nngeometry,
+}
+NEURAL_TANGENTS = {
+    "neural-tangents, Jacobian contraction": "JACOBIAN_CONTRACTION",
+    "neural-tangents, NTK-vector products": "NTK_VECTOR_PRODUCTS",
+    "neural-tangents, structured derivatives": "STRUCTURED_DERIVATIVES",
+}
+
+
+def build(name):
+    """Return the model in eval mode and its inputs."""
     make, n = MODELS[name]
     torch.manual_seed(0)
-    model = make().eval()
-    x = torch.randn(n, 3, 32, 32)
+    return make().eval(), torch.randn(n, 3, 32, 32)
+
+
+def high_water():
+    """Return the most memory that this process had, in MiB (`ru_maxrss` would begin with its parent's)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def peak_here(name, way, threads):
+    """Print by how many MiB one call raises the peak of this process over that of a forward pass."""
+    torch.set_num_threads(threads)
+    model, x = build(name)
+    model(x)
+    before = high_water()
+    WAYS[way](model, x)
+    print(high_water() - before)
+
+
+def peak_of(name, way, threads):
+    """Return what `peak_here` finds in a process of its own, as text."""
+    command = [sys.executable, __file__, "--peak", name, way, "--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{float(done.stdout.split()[-1]):.0f}" if done.returncode == 0 else "did not fit"
+
+
+def by_neural_tangents(python, model, x, exact, implementation, threads, limit):
+    """Return what `neural_tangents_peer.py` prints."""
+    arrays = {f"p:{k}": v.detach().numpy() for k, v in model.named_parameters()}
+    arrays |= {f"b:{k}": v.numpy() for k, v in model.named_buffers()}
+    with torch.no_grad():
+        outputs = model(x[: len(exact)]).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "case.npz"
+        np.savez(path, x=x.numpy(), exact=exact.numpy(), outputs=outputs, **arrays)
+        script = str(Path(__file__).with_name("neural_tangents_peer.py"))
+        command = [python, script, str(path), implementation, str(limit), str(threads)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=5 * limit, check=False)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        raise RuntimeError(said[-1] if said else f"ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name, repeats, limit, threads, jax_python):
+    model, x = build(name)
+    n = len(x)
     few = min(n, 4)
     exact = empirical_ntk(model, x[:few], dtype=torch.float64, method="jacobian")
     start = time.perf_counter()
     _, info = empirical_ntk(model, x, return_info=True)
     cold = time.perf_counter() - start
-    rivals = {
-        "ours": lambda b: empirical_ntk(model, b),
-        "ours, sum_logits": lambda b: empirical_ntk(model, b, reduction="sum_logits"),
-        "torch.func vmap(jacrev)": lambda b: by_jacrev(model, b, None),
-        "torch.func jacrev, chunks of 8": lambda b: by_jacrev(model, b, 8),
-        "torch.func NTK-vector products": lambda b: by_vector_products(model, b),
-        "nngeometry 0.4": lambda b: by_nngeometry(model, b),
-    }
+    rivals = {way: partial(call, model) for way, call in WAYS.items()}
     rows = []
 
     def step():
@@ -202,6 +266,17 @@ def measure(name, repeats, limit):
             results[rival] = (None, float("nan"), f"refuses: {type(exc).__name__}: {str(exc)[:60]}")
     again = best(lambda: empirical_ntk(model, x), repeats, limit)  # once more at the end: the machine is shared
     ours = min(results["ours"][0], again)
+    peaks = {rival: peak_of(name, rival, threads) for rival, found in results.items() if found[0] is not None}
+    for rival, implementation in NEURAL_TANGENTS.items() if jax_python else ():
+        try:
+            found = by_neural_tangents(jax_python, model, x, exact, implementation, threads, limit)
+            note = f"compiled in {found['compiling']:.2g} s"
+            if "seconds" not in found:
+                note = f"left out: about {found['guess']:.0f} s from {few} samples"
+            results[rival] = (found.get("seconds"), found["error"], note)
+            peaks |= {rival: f"{found['peak']:.0f}"} if "peak" in found else {}
+        except (RuntimeError, subprocess.TimeoutExpired) as exc:
+            results[rival] = (None, float("nan"), f"fails: {str(exc)[:80]}")
     for rival, (seconds, error, note) in results.items():
         seconds = ours if rival == "ours" else seconds
         rows.append(
@@ -209,6 +284,7 @@ def measure(name, repeats, limit):
                 "model": name,
                 "way": rival,
                 "seconds": "" if seconds is None else f"{seconds:.4g}",
+                "peak MiB": peaks.get(rival, ""),
                 "float32 error (first samples)": "" if error != error else f"{error:.1e}",
                 "times ours": "" if seconds is None else f"{seconds / ours:.3g}",
                 "times the floor": "" if seconds is None else f"{seconds / total:.3g}",
@@ -217,8 +293,9 @@ def measure(name, repeats, limit):
         )
     parts = ", ".join(f"{k} {v:.4g}" for k, v in floor.items())
     note = f"{parts}; first call (with its plan) {cold:.3g} s; a training step {training:.4g} s"
-    rows.append({"model": name, "way": "floor", "seconds": f"{total:.4g}", "float32 error (first samples)": "",
-                 "times ours": f"{total / ours:.3g}", "times the floor": "1", "note": note})  # fmt: skip
+    blank = dict.fromkeys(rows[0], "")
+    known = {"seconds": f"{total:.4g}", "times ours": f"{total / ours:.3g}", "times the floor": "1", "note": note}
+    rows.append(blank | {"model": name, "way": "floor"} | known)
     return rows
 
 
@@ -235,14 +312,18 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit", type=float, default=60.0)
+    parser.add_argument("--jax-python", help="Python of an environment that has neural-tangents")
     parser.add_argument("--out", type=Path, default=Path("timings/results"))
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "WAY"), help="print the peak of one way (used inside)")
     args = parser.parse_args()
+    if args.peak:
+        return peak_here(*args.peak, args.threads)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in args.models.split(","):
-        rows += measure(name, args.repeats, args.limit)
+        rows += measure(name, args.repeats, args.limit, args.threads, args.jax_python)
         head = list(rows[0])
         with (args.out / "kernels.csv").open("w", newline="") as f:
             writer = csv.DictWriter(f, head)
@@ -250,8 +331,7 @@ def main():
             writer.writerows(rows)
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(r[h] for h in head) + " |" for r in rows]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        title = f"{cpu()}, {args.threads} thread(s), torch {torch.__version__}, peak of the process {peak:.0f} MiB\n\n"
+        title = f"{cpu()}, {args.threads} thread(s), torch {torch.__version__}\n\n"
         (args.out / "kernels.md").write_text(title + "\n".join(lines) + "\n")
     print((args.out / "kernels.md").read_text())
 
