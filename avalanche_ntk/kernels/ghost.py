@@ -55,8 +55,8 @@ def _spread(a: Tensor | Patches, b: Tensor | Patches, numbers: int) -> tuple[Ten
     sizes = [x.shape[0] * x.shape[1] * x.shape[2] for x in ((a,) if same else (a, b))]
     if sum(sizes) > numbers:
         return a, b
-    left = some_rows(a, slice(0, a.shape[0])).contiguous()
-    return left, left if same else some_rows(b, slice(0, b.shape[0])).contiguous()
+    rows = some_rows(a, slice(0, a.shape[0])).contiguous()
+    return rows, rows if same else some_rows(b, slice(0, b.shape[0])).contiguous()
 
 
 def _block(a: Tensor | Patches, samples: slice, by_pixels: bool) -> Tensor | Patches:

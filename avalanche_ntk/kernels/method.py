@@ -16,7 +16,8 @@ class Method(str, Enum):
     * `AUTO`: the graph engine, the cheaper of the two forms for every use of every parameter, and per-sample Jacobians
       for what the graph does not show. Right for nearly everything.
     * `GHOST`: the graph engine with Gram products over pairs of positions, `N²T²(A + C·B)` for a weight of A·B
-      entries. Wins where T is small and layers are wide; never forms a weight gradient.
+      entries (A channels, not patches, for a convolution). Wins where T is small and layers are wide; never forms a
+      weight gradient.
     * `EXPLICIT`: the graph engine with per-sample gradients formed in slices, `C·A·B·(N·T + N²)`. Wins where T is
       large and layers are narrow (early convolutions).
     * `JACOBIAN`: `torch.func` (`vmap` of `vjp`), `N·C·P` numbers in chunks. The textbook way; tens to hundreds of

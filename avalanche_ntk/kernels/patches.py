@@ -113,9 +113,11 @@ class Patches:
 
     def pixels(self, first: tuple[int, ...]) -> Tensor:
         """Return the pixels of a sub-lattice, positions before samples, `(*size, N, channels)`."""
-        index = (slice(f, None, s) for f, s in zip(first, self.stride, strict=True))
+        lattice = (slice(f, None, s) for f, s in zip(first, self.stride, strict=True))
+        every = slice(None)
+        index = (every, every, *lattice)
         nd = len(self.kernel)
-        return self.x[(slice(None), slice(None), *index)].permute(*range(2, 2 + nd), 0, 1)
+        return self.x[index].permute(*range(2, 2 + nd), 0, 1)
 
 
 def gram_cost(a: Patches, b: Patches) -> float:
