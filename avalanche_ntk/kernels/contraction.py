@@ -151,9 +151,8 @@ def costs(p: Outer, q: Outer, full: bool, workspace: int, again: int = 1) -> tup
     flops = float(a * b * r) * (rows + products)
     time = flops + _TRAFFIC * float(a * b * r) * made
     if isinstance(p.a, Patches):
-        one = made * a
-        spare = workspace // 2 // item
-        tiles = 1 if rows * a <= spare else ceil(one * r * b / max(1, min(spare, workspace)))
+        held = n * t * a <= _spare(workspace, same, item)
+        tiles = 1 if held else ceil(made * a * r * b / max(1, min(workspace // 2 // item, TILE)))
         time += _PATCHES * rows * a * tiles
     explicit = Cost(flops, time)
     side, _ = blocks(n, m, t, s, same, min(workspace // max(1, 4 * item), PAIRS) // columns**2)
@@ -258,7 +257,7 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     r, b = p.g.shape[0], p.g.shape[3]
     item = p.g.element_size()
     one = (n + (0 if same else m)) * a  # numbers of one column of one output
-    spare = workspace // (4 if same else 8) // item  # numbers of patches that may be held, on each side
+    spare = _spare(workspace, same, item)
     left, right = p.a, q.a
     if one * r * b > _HOLD * min(workspace // 2 // item, TILE):  # rows are used again for the next tile
         left = _held(p.a, spare, tally, "left")
@@ -292,6 +291,11 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     if full:
         return total.reshape(n, r, m, r).transpose(1, 2)
     return mirror(total) if same and n >= HALVED else total
+
+
+def _spare(workspace: int, same: bool, item: int) -> int:
+    """Return how many numbers of patches may be held on each side."""
+    return workspace // (4 if same else 8) // item
 
 
 def _held(a: Tensor | Patches, room: int, tally: Tally, role: str) -> Tensor | Patches:
