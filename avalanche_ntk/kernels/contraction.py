@@ -11,7 +11,7 @@ traffic for elementwise work) chooses; all intermediate blocks stay below `works
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -75,6 +75,8 @@ def contract(
         `(N, M)` summed over outputs, or `(N, M, R, R)`, and the form used.
     """
     if isinstance(p, Outer) and isinstance(q, Outer):
+        if isinstance(p.a, Patches) and isinstance(q.a, Patches):
+            q = q if q.a.like(p.a) is q.a else replace(q, a=q.a.like(p.a))
         return _outer(p, q, full, workspace, tally, force, name)
     if isinstance(p, Lookup) and isinstance(q, Lookup):
         return _lookup(p, q, full, workspace, tally), "lookup"

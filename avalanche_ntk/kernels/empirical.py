@@ -14,6 +14,7 @@ from avalanche_ntk.errors import (
     KernelError,
     MemoryBudgetError,
     ModelError,
+    NTKError,
     PrecisionWarning,
     unknown_name,
 )
@@ -477,28 +478,40 @@ class _Run:
     def _by_graph(self, b1: Batch, b2: Batch | None, rows: Tensor) -> tuple[dict[str, Tensor], list[str], bool]:
         """Return the kernels that the graph engine gives, the parameters left over, and how they go."""
         subject = self.subject
-        p = self._pass(b1)
-        plan = self._plan(b1, p)
+        n, m = len(b1), len(b1 if b2 is None else b2)
+        p, plan = self._planned(b1)
         q = p
         if b2 is not None:
-            q = self._pass(b2)
+            q, other = self._planned(b2)
             if q.graph.signature != p.graph.signature:
                 self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
                 return {}, list(subject.leaves), True
-            other = self._plan(b2, q)
             plan = plan.joined(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:
             values = engine.kernels(
                 subject, plan, p, q, rows, self.full, self.budget, self.tally, force, groups=self.groups
             )
-        except (engine.Unreadable, RuntimeError, NotImplementedError, AttributeError, IndexError, TypeError) as exc:
-            if isinstance(exc, torch.OutOfMemoryError | MemoryError):
-                raise
-            self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({exc})")
+        except (NTKError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever went wrong here, the exact way without the graph remains
+            cause = exc if isinstance(exc, engine.Unreadable) else f"{type(exc).__name__}: {exc}"
+            self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({cause})")
             return {}, list(subject.leaves), False
         self.info.reasons |= plan.generic
+        if (p.n, q.n) != (n, m):
+            values = {g: value[:n, :m].clone() for g, value in values.items()}
         return values, list(plan.generic), plan.alone
+
+    def _planned(self, batch: Batch) -> tuple[engine.Pass, Plan]:
+        """Return the pass of a batch and its plan; of one sample given twice where the model treats one otherwise."""
+        at = self._pass(batch)
+        plan = self._plan(batch, at)
+        if not plan.twice:
+            return at, plan
+        batch = batch.take([0, 0])
+        at = engine.forward(self.subject, batch)
+        return at, self._plan(batch, at)
 
 
 def _require_finite(kernel: Tensor, group: str) -> None:

@@ -187,6 +187,8 @@ def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = Non
         if _mixes(large) or not flow:
             error: ModelError = coupled(subject, few)
             raise error
+    if separate and len(batch) == 1 and large.graph.signature == small.graph.signature != at.graph.signature:
+        return Plan(twice=True)  # copies of one sample: it is their number that makes the difference
     if not same_shape or not separate:
         return Plan(generic=dict.fromkeys(names, FLOW), alone=True)
     plan = _read(subject, small, large)
@@ -611,7 +613,7 @@ def kernels(
         step = 1  # a loop over outputs gains nothing from several, and one needs no copies
     room = total * 0.3 / sides
     workspace = int(min(total, 2**28) * 0.25 * item)
-    parts = signals.segments(p.graph, edges, room / step)
+    parts = signals.segments([p.graph] if same else [p.graph, q.graph], edges, room / step)
     result: dict[str, Tensor] = {}
     # Gram matrices of inputs do not depend on the outputs: kept from step to step where they are small
     small = p.n * q.n * len(plan.native) <= 0.15 * total
@@ -623,8 +625,8 @@ def kernels(
         cot = cotangents[start : start + step]
         if start and spare is not None and free_bytes() > spare:
             release()
-        left = signals.stream(p.out, p.graph, parts, cot, room, plan.batched)
-        right = left if same else signals.stream(q.out, q.graph, parts, cot, room, plan.batched)
+        left = signals.stream(p.out, p.graph, parts, cot, plan.batched)
+        right = left if same else signals.stream(q.out, q.graph, parts, cot, plan.batched)
         _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force, errors, groups, spare)
     tally.lefts = None
     return result

@@ -54,6 +54,7 @@ class Patches:
         padding: Zeros before the first pixel.
         dilation: Steps between kernel entries.
         out: Size of the output.
+        last: Order of entries that `make_fast` gives: channels last, or first; by default as the pixels lie in memory.
     """
 
     x: Tensor
@@ -62,11 +63,21 @@ class Patches:
     padding: list[int]
     dilation: list[int]
     out: list[int]
+    last: bool | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Rows: `(N, T, A)`."""
         return self.x.shape[0], prod(self.out), self.x.shape[1] * prod(self.kernel)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether `make_fast` puts a pixel's channels side by side."""
+        return self.x.stride(1) == 1 if self.last is None else self.last
+
+    def like(self, other: Patches) -> Patches:
+        """Return the same, with the order of entries that `make_fast` gives those of `other`."""
+        return self if self.channels_last == other.channels_last else replace(self, last=other.channels_last)
 
     def make(self, samples: slice) -> Tensor:
         """Return the rows of some samples, `(n, T, A)`; A is (channels, kernel), as in the weight."""
@@ -74,7 +85,7 @@ class Patches:
         return p.reshape(p.shape[0], self.shape[2], self.shape[1]).transpose(1, 2)
 
     def make_fast(self, samples: slice, memory: Tensor | None = None) -> Tensor:
-        """Return the rows of some samples, `(n, T, A)`; A is (kernel, channels), or as the pixels lie in memory.
+        """Return the rows of some samples, `(n, T, A)`; A is (kernel, channels) or (channels, kernel), see `last`.
 
         Args:
             samples: Which.
@@ -83,7 +94,7 @@ class Patches:
         p = unfolded(self.x[samples], self.kernel, self.stride, self.padding, self.dilation, self.out)
         nd = len(self.kernel)
         kernel, out = range(2, 2 + nd), range(2 + nd, 2 + 2 * nd)
-        last = self.x.stride(1) == 1
+        last = self.channels_last
         p = p.permute(0, *out, *kernel, 1) if last else p.permute(0, *kernel, 1, *out)
         if memory is not None:
             p = memory[: p.numel()].view(p.shape).copy_(p)

@@ -8,7 +8,7 @@ numbers of nodes, never nodes, so that they serve every later forward pass of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from avalanche_ntk.kernels.graph import Edge, Graph
 from avalanche_ntk.kernels.layout import Layout
@@ -94,6 +94,8 @@ class Plan:
         reads: Whether the forward pass looks at values, so that every sample is compared with itself alone each time.
         alone: Whether generic paths take one sample at a time.
         blind: Whether some layouts were guessed, because no signal arrived: the plan is not kept.
+        twice: Whether nothing is planned because one sample takes another path than several (as torch's attention
+            does): it is to be given twice.
     """
 
     handles: list[Handle] = field(default_factory=list)
@@ -106,11 +108,11 @@ class Plan:
     reads: bool = False
     alone: bool = False
     blind: bool = False
+    twice: bool = False
 
     def copy(self) -> Plan:
         """Return a plan whose ways can be changed without changing this one."""
-        ways = (dict(self.native), dict(self.pulled), dict(self.generic))
-        return Plan(self.handles, *ways, self.unused, self.routed, self.batched, self.reads, self.alone, self.blind)
+        return replace(self, native=dict(self.native), pulled=dict(self.pulled), generic=dict(self.generic))
 
     def edges(self) -> list[Edge]:
         """Return the edges whose signals are needed, without repetition, in the graph's order."""

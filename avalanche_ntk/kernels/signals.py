@@ -89,13 +89,11 @@ class Segment:
     """A part of the backward pass between two bottlenecks.
 
     Attributes:
-        start: Edge to start from; None for the output itself.
-        edges: Edges whose signals are wanted.
-        end: Edge where the next segment starts; None for the last.
+        steps: Edges whose signals are wanted, those of one step together.
+        end: Edge where the next segment starts; None for the last. The first starts from the output.
     """
 
-    start: Edge | None
-    edges: tuple[Edge, ...]
+    steps: tuple[tuple[Edge, ...], ...]
     end: Edge | None
 
 
@@ -122,17 +120,22 @@ def bottlenecks(graph: Graph, wanted: set[Edge]) -> list[Edge]:
     return cuts
 
 
-def segments(graph: Graph, wanted: Sequence[Edge], room: float) -> list[Segment]:
+def segments(graphs: Sequence[Graph], wanted: Sequence[Edge], room: float) -> list[Segment]:
     """Cut the backward pass so that the signals of each part take at most `room` numbers, where bottlenecks allow.
+
+    Args:
+        graphs: Of the batches that go through the same parts at the same time, alike but for the number of samples.
+        wanted: Edges whose signals are wanted.
+        room: Numbers that the signals of one output may take, for the largest batch.
 
     Returns:
         The parts in order; one part when everything fits.
     """
     order = sorted(set(wanted))
-    size = {e: prod(graph.shape(e)) for e in order}
+    size = {e: max(prod(g.shape(e)) for g in graphs) for e in order}
     if sum(size.values()) <= room:
-        return [Segment(None, tuple(order), None)]
-    cuts = bottlenecks(graph, set(order))
+        return [Segment((tuple(order),), None)]
+    cuts = bottlenecks(graphs[0], set(order))
     between: list[list[Edge]] = [[] for _ in range(len(cuts) + 1)]
     at = 0
     for e in order:
@@ -140,61 +143,59 @@ def segments(graph: Graph, wanted: Sequence[Edge], room: float) -> list[Segment]
             at += 1
         between[at].append(e)
     parts: list[Segment] = []
-    start: Edge | None = None
     held: list[Edge] = []
     for k, group in enumerate(between):
         if held and sum(size[e] for e in held) + sum(size[e] for e in group) > room:
-            parts.append(Segment(start, tuple(held), cuts[k - 1]))
-            start, held = cuts[k - 1], []
+            parts.append(Segment(_steps(held, size, room), cuts[k - 1]))
+            held = []
         held += group
-    parts.append(Segment(start, tuple(held), None))
+    parts.append(Segment(_steps(held, size, room), None))
     return parts
 
 
+def _steps(edges: Sequence[Edge], size: dict[Edge, int], room: float) -> tuple[tuple[Edge, ...], ...]:
+    """Edges in steps whose signals take at most `room` numbers, where one signal alone does not take more."""
+    steps: list[list[Edge]] = [[]]
+    load = 0
+    for e in edges:
+        if steps[-1] and load + size[e] > room:
+            steps.append([])
+            load = 0
+        steps[-1].append(e)
+        load += size[e]
+    return tuple(tuple(step) for step in steps)
+
+
 def stream(
-    out: Tensor, graph: Graph, parts: Sequence[Segment], cotangents: Tensor, room: float, batched: bool
+    out: Tensor, graph: Graph, parts: Sequence[Segment], cotangents: Tensor, batched: bool
 ) -> Generator[dict[Edge, Tensor | None], None, None]:
-    """Signals of all wanted edges, part by part.
+    """Signals of all wanted edges, step by step.
 
     Args:
         out: `(N, C)` output.
         graph: Its graph.
         parts: From `segments`.
         cotangents: `(R, C)`.
-        room: Numbers that the signals of one step may take.
         batched: See `pull`.
 
     Yields:
-        Edge → `(R, *shape)`, or None where nothing arrives.
+        Edge → `(R, *shape)`, or None where nothing arrives; as often for every batch that goes through these parts.
     """
     r = cotangents.shape[0]
     source: Any = out
-    gradient = cotangents[:, None, :].expand(r, *out.shape)
+    gradient: Tensor | None = cotangents[:, None, :].expand(r, *out.shape)
     for part in parts:
-        groups: list[list[Edge]] = [[]]
-        load = 0
-        for e in part.edges:
-            size = r * prod(graph.shape(e))
-            if groups[-1] and load + size > room:
-                groups.append([])
-                load = 0
-            groups[-1].append(e)
-            load += size
         nxt: Tensor | None = None
-        for i, group in enumerate(groups):
-            last = i == len(groups) - 1
-            edges = group + ([part.end] if last and part.end is not None else [])
-            if not edges:
+        for i, step in enumerate(part.steps):
+            cut = part.end if i == len(part.steps) - 1 else None
+            edges = [*step, *(() if cut is None else (cut,))]
+            if gradient is None or not edges:  # nothing flows through the bottleneck
+                yield dict.fromkeys(step)
                 continue
             found = pull([source], [GradientEdge(graph.nodes[k], nr) for k, nr in edges], [gradient], batched)
-            if last and part.end is not None:
+            if cut is not None:
                 nxt = found.pop()
-            yield dict(zip(group, found, strict=True))
+            yield dict(zip(step, found, strict=True))
             del found
-        if part.end is None:
-            return
-        if nxt is None:  # nothing flows through the bottleneck
-            for later in parts[parts.index(part) + 1 :]:
-                yield dict.fromkeys(later.edges)
-            return
-        source, gradient = GradientEdge(graph.nodes[part.end[0]], part.end[1]), nxt
+        if part.end is not None:
+            source, gradient = GradientEdge(graph.nodes[part.end[0]], part.end[1]), nxt

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avalanche_ntk.kernels import empirical_ntk, ghost
+from avalanche_ntk.kernels.contraction import Tally, contract
 from avalanche_ntk.kernels.patches import Patches, gram, gram_cost
 from avalanche_ntk.kernels.pieces import Outer
 
@@ -88,6 +89,26 @@ def test_ghost_products_by_pixels(monkeypatch, full, workspace):
             first, _ = ghost.ghost(one, two, full, workspace, known, fill=True)
             again, _ = ghost.ghost(one, two, full, workspace, known)
             assert torch.equal(first, got) and torch.equal(again, got)
+
+
+@pytest.mark.parametrize("form", ["ghost", "explicit"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 40])
+@pytest.mark.parametrize("turned", [(False, True), (True, False), (True, True)])
+def test_batches_that_lie_in_memory_in_different_orders(turned, channels, full, form):
+    generator = torch.Generator().manual_seed(0)
+    sides = []
+    for n, last in zip((3, 2), turned, strict=True):
+        x = torch.randn(n, channels, 4, 4, generator=generator, dtype=torch.float64)
+        if last:
+            x = x.to(memory_format=torch.channels_last)
+        a = Patches(x, [3, 2], [1, 2], [1, 1], [1, 1], [4, 3])
+        sides.append(Outer(a, torch.randn(2, n, 12, 5, generator=generator, dtype=torch.float64), a_first=False))
+    jacobians = [torch.einsum("nta,rntb->nrab", by_hand(s.a), s.g) for s in sides]
+    want = torch.einsum("nrab,mqab->nmrq" if full else "nrab,mrab->nm", *jacobians)
+    got, used = contract(*sides, full, 2**20, Tally(), form)
+    assert used == form
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["auto", "ghost", "explicit"])
