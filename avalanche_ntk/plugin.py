@@ -34,7 +34,7 @@ from avalanche_ntk.errors import (
     UndefinedMeasureWarning,
     unknown_name,
 )
-from avalanche_ntk.kernels import KernelInfo, empirical_ntk, jvp_prediction, spot_check
+from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction, spot_check
 from avalanche_ntk.observables import Moment, Observable, Observation
 from avalanche_ntk.parameters import Digests, change_between, digests_of
 from avalanche_ntk.probes import Probe, ProbeSpec
@@ -593,11 +593,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         begin = time.perf_counter()
         try:
             with preserved_rng_state(), trained_function(model_of(strategy)):
-                kernel, trust, seen = self._kernel(strategy, probe)
+                wanted, failed = self._groups(model_of(strategy), clock)
+                kernel, groups, trust, seen = self._kernel(strategy, probe, wanted, failed)
                 if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
                     trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
                 with measures.few_threads(len(probe.y)):
-                    found = self._observe(strategy, probe, clock, kernel.numpy())
+                    found = self._observe(strategy, probe, clock, kernel.numpy(), groups, failed)
             trust["seconds"] = _since(begin)
             measurement = trajectory.add(
                 clock,
@@ -645,17 +646,51 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             "dtype": self.dtype,
         }
 
-    def _kernel(self, strategy: Any, probe: Probe) -> tuple[Tensor, dict[str, Any], list[str]]:
+    def _groups(
+        self, model: nn.Module, clock: TrainingClock
+    ) -> tuple[dict[tuple[str, str], Sequence[str]], dict[str, Exception]]:
+        """Return the groups of parameters that observables want, by their names; and what failed in asking."""
+        wanted: dict[tuple[str, str], Sequence[str]] = {}
+        failed: dict[str, Exception] = {}
+        for observable in self.observables:
+            if observable.at_boundaries_only and not clock.is_boundary:
+                continue
+            try:
+                wanted |= {(observable.name, g): names for g, names in observable.groups(model, self.params).items()}
+            except Exception as error:  # noqa: BLE001  (reported where the observable is measured)
+                failed[observable.name] = error
+        return wanted, failed
+
+    def _kernel(
+        self,
+        strategy: Any,
+        probe: Probe,
+        wanted: Mapping[tuple[str, str], Sequence[str]],
+        failed: dict[str, Exception],
+    ) -> tuple[Tensor, dict[str, dict[str, np.ndarray]], dict[str, Any], list[str]]:
+        """Return the kernel, those of groups of parameters, the trust line and notes; note groups that cannot be."""
         model = model_of(strategy)
         probe = probe.to(strategy.device)
         notes = self._parameter_changes(model, probe.name)
         task_labels = probe.task_labels if is_multi_task_module(model) else None
-        kernel, info = empirical_ntk(
-            model, probe.x, task_labels=task_labels, reduction=self.reduction, return_info=True, **self._options(probe)
-        )
+        options = self._options(probe) | {"task_labels": task_labels, "reduction": self.reduction, "return_info": True}
+        groups: dict[str, dict[str, np.ndarray]] = {}
+        kernel: Tensor | None = None
+        if wanted:
+            names = {f"{observable}[{group}]": parameters for (observable, group), parameters in wanted.items()}
+            try:
+                kernels, info = empirical_ntk_by_group(model, probe.x, names, whole=True, **options)
+            except ArgumentError as error:
+                failed |= dict.fromkeys((observable for observable, _ in wanted), error)
+            else:
+                kernel = kernels.pop("")
+                for (observable, group), part in zip(wanted, kernels.values(), strict=True):
+                    groups.setdefault(observable, {})[group] = part.detach().cpu().numpy()
+        if kernel is None:
+            kernel, info = empirical_ntk(model, probe.x, **options)
         if self.outputs == "first" and probe.name not in self._outputs_seen:
             self._outputs_seen[probe.name] = self._live_outputs(model, probe, task_labels)
-        return kernel.detach().cpu(), _trust(info), notes
+        return kernel.detach().cpu(), groups, _trust(info), notes
 
     def _spot_check(self, strategy: Any, probe: Probe, kernel: Tensor) -> float:
         model, probe = model_of(strategy), probe.to(strategy.device)
@@ -671,7 +706,15 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             **options,
         )
 
-    def _observe(self, strategy: Any, probe: Probe, clock: TrainingClock, kernel: np.ndarray) -> Observation:
+    def _observe(
+        self,
+        strategy: Any,
+        probe: Probe,
+        clock: TrainingClock,
+        kernel: np.ndarray,
+        groups: Mapping[str, Mapping[str, np.ndarray]],
+        failed: Mapping[str, Exception],
+    ) -> Observation:
         """Measure what else was asked for; one that fails takes neither the others nor the kernel with it."""
         found = Observation()
         if not self.observables:
@@ -690,11 +733,14 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             optimizer=strategy.optimizer,
             dataset=getattr(strategy.experience, "dataset", None),
             outputs_were_given=not isinstance(self.outputs, str),
+            groups=groups,
         )
         for observable in self.observables:
             if observable.at_boundaries_only and not clock.is_boundary:
                 continue
             try:
+                if observable.name in failed:
+                    raise failed[observable.name]
                 seen = observable.observe(moment)
             except Exception as error:
                 if isinstance(error, (ArgumentError, ProbeError)) and not len(self.trajectories[probe.name]):

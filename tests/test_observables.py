@@ -17,6 +17,7 @@ from avalanche_ntk.observables import (
     KernelRegression,
     Linearisation,
     Observable,
+    Observation,
     PerLayer,
     StaticKernelForecast,
     TaskOverlap,
@@ -187,6 +188,65 @@ def test_layers_by_the_oracle():
         expected = reference_ntk(models[12], x, params=mine, dtype=torch.float64, reduction="trace").numpy()
         np.testing.assert_allclose(kernels[f"layer[{group}]"], expected, rtol=1e-4, atol=1e-4 * expected.max())
         assert last.values[f"layer[{group}].kernel_norm"] == pytest.approx(np.linalg.norm(expected), rel=1e-4)
+
+
+def test_layers_come_with_the_kernel_and_leave_it_as_it_is(monkeypatch):
+    """One pass gives both, and the whole kernel is bit for bit the one without them."""
+    import avalanche_ntk.plugin
+
+    calls = []
+    for name in ("empirical_ntk", "empirical_ntk_by_group"):
+        real = getattr(avalanche_ntk.plugin, name)
+        monkeypatch.setattr(avalanche_ntk.plugin, name, lambda *a, r=real, n=name, **k: calls.append(n) or r(*a, **k))
+    plain, _ = observed(params=["features.*"])
+    assert set(calls) == {"empirical_ntk"}
+    calls.clear()
+    ntk, _ = observed(PerLayer({"weights": ["*.weight"]}), params=["features.*"])
+    assert set(calls) == {"empirical_ntk_by_group"} and len(calls) == len(ntk.trajectory)
+    for m in ntk.trajectory:
+        kernels = ntk.trajectory.kernels(m.index)
+        assert set(kernels) == {"kernel", "layer[weights]", "layer[other]"}
+        np.testing.assert_array_equal(kernels["kernel"], plain.trajectory.kernel(m.index))
+        parts = kernels["layer[weights]"] + kernels["layer[other]"]
+        np.testing.assert_allclose(parts, kernels["kernel"], rtol=1e-5, atol=1e-6 * kernels["kernel"].max())
+        for key in ("asymmetry", "min_eigenvalue", "max_eigenvalue", "methods"):
+            assert m.trust[key] == plain.trajectory[m.index].trust[key]
+
+
+@pytest.mark.parametrize("groups", [{"a": ["nothing_like_it"]}, {}, None])  # wrong from the start, none, an error
+def test_groups_that_cannot_be_take_nothing_with_them(groups):
+    class Grouped(Observable):
+        name = "grouped"
+
+        def groups(self, model, params):
+            if groups is None:
+                raise RuntimeError("no luck")
+            return groups
+
+        def observe(self, moment):
+            return Observation({"seen": float(len(moment.groups.get(self.name, {})))})
+
+    def go():
+        ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1), observe=[Grouped(), ClassBlocks()])
+        torch.manual_seed(0)
+        run(make_strategy(model=linear_model(), plugins=[ntk], batch=8, epochs=2, lr=0.1), tiny_stream())
+        return ntk
+
+    if groups:  # nothing has been trained yet: a wrong argument ends it here
+        with pytest.raises(ArgumentError, match="'nothing_like_it'"):
+            go()
+        return
+    if groups is None:
+        with pytest.warns(MeasurementFailedWarning, match="grouped of the NTK failed"):
+            ntk = go()
+        assert {m.reasons["grouped"] for m in ntk.trajectory} == {"RuntimeError: no luck"}
+    else:
+        ntk = go()
+        assert {m.values["seen"] for m in ntk.trajectory} == {0.0}
+    plain, _ = observed(model=linear_model())
+    for m in ntk.trajectory:
+        np.testing.assert_array_equal(ntk.trajectory.kernel(m.index), plain.trajectory.kernel(m.index))
+        assert "class_block[0,1]" in m.values
 
 
 def test_features_are_what_the_head_sees():

@@ -103,6 +103,7 @@ def empirical_ntk(
         params=params,
         layers=layers,
         groups=None,
+        whole=True,
         outputs=outputs,
         output_selector=output_selector,
         memory_budget=memory_budget,
@@ -131,7 +132,10 @@ def empirical_ntk_by_group(
     memory_budget: int | None = None,
     dtype: torch.dtype | None = None,
     method: str | Method = "auto",
-) -> dict[str, Tensor]:
+    whole: bool = False,
+    params: str | Sequence[str] | None = None,
+    return_info: bool = False,
+) -> Any:
     """Kernels of several groups of parameters in one pass; the sum over disjoint groups is their joint kernel.
 
     Args:
@@ -147,28 +151,41 @@ def empirical_ntk_by_group(
         memory_budget: See `empirical_ntk`.
         dtype: See `empirical_ntk`.
         method: See `empirical_ntk`.
+        whole: Also return, under the name `""`, the kernel that `empirical_ntk` gives, from the same pass.
+        params: Names of the parameters that the whole covers (shell wildcards allowed); None for every trainable one.
+        return_info: Also return a `KernelInfo`; its asymmetry and eigenvalues are those of the whole where it was asked
+            for, else the worst of all groups.
 
     Returns:
-        Name → kernel.
+        Name → kernel; with `return_info` a pair of that and a `KernelInfo`.
 
     Raises:
-        ArgumentError: No group is given, or a group names nothing trainable.
+        ArgumentError: No group is given, a group names nothing trainable or nothing that the whole covers, or is called
+            as the whole is.
     """
     if not groups:
         raise ArgumentError(
             "groups must name at least one group of parameters, found none. Give a dict from a name to a list of"
             " parameter or module names."
         )
-    kernels, _ = _measure(
+    if params is not None and not whole:
+        raise ArgumentError(
+            f"params={params!r} says what the whole kernel covers, found whole=False. Add whole=True, or leave params"
+            " out."
+        )
+    if whole and "" in groups:
+        raise ArgumentError("a group is called '', which is the name of the whole kernel. Give it another name.")
+    kernels, info = _measure(
         model,
         x1,
         x2,
         task_labels=task_labels,
         task_labels2=task_labels2,
         reduction=reduction,
-        params=None,
+        params=params,
         layers=None,
         groups=groups,
+        whole=whole,
         outputs=outputs,
         output_selector=output_selector,
         memory_budget=memory_budget,
@@ -178,9 +195,9 @@ def empirical_ntk_by_group(
         n_projections=None,
         seed=0,
         block=None,
-        spectrum=False,
+        spectrum=return_info,
     )
-    return kernels
+    return (kernels, info) if return_info else kernels
 
 
 def _measure(
@@ -194,6 +211,7 @@ def _measure(
     params: Any,
     layers: Any,
     groups: Mapping[str, Sequence[str]] | None,
+    whole: bool,
     outputs: Any,
     output_selector: Any,
     memory_budget: int | None,
@@ -223,10 +241,10 @@ def _measure(
     info = KernelInfo()
     with measuring(model):
         subject = Subject.of(model, params, layers, dtype, output_selector)
-        members = _members(subject, groups)
-        if groups is not None:
-            wanted = {n for names in members.values() for n in names}
-            subject = subject.restricted(wanted)
+        members = {"": list(subject.leaves)} if whole else {}
+        members |= _members(subject, groups or {})
+        if not whole:
+            subject = subject.restricted({n for names in members.values() for n in names})
         with subject.standing_in():
             run = _Run(subject, members, reduction == "full", budget, method, info)
             run.check(b1)
@@ -238,28 +256,28 @@ def _measure(
     for name, kernel in result.items():
         _require_finite(kernel, name)
     if b2 is None:
-        result = {g: _symmetric(k, info) for g, k in result.items()}
-        for k in result.values():
-            _check_spectrum(k, info, spectrum)
+        apart = KernelInfo()  # of the groups, where the report is about the whole
+        for name, kernel in result.items():
+            about = apart if whole and name else info
+            result[name] = _symmetric(kernel, about)
+            _check_spectrum(result[name], about, spectrum and about is info)
     return result, info
 
 
-def _members(subject: Subject, groups: Mapping[str, Sequence[str]] | None) -> dict[str, list[str]]:
-    """Group → parameters.
-
-    Returns:
-        One nameless group of all when none are given.
+def _members(subject: Subject, groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return each group's parameters.
 
     Raises:
         ArgumentError: A group names nothing.
     """
-    if groups is None:
-        return {"": list(subject.leaves)}
     members: dict[str, list[str]] = {}
     everything = dict(subject.model.named_parameters(remove_duplicate=False))
     for name, patterns in groups.items():
         chosen: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if pattern in subject.leaves:
+                chosen.add(pattern)
+                continue
             as_parameter = pattern in everything or ("*" in pattern and any(_fits(n, pattern) for n in everything))
             kind = {"params": pattern} if as_parameter else {"layers": pattern}
             chosen |= set(select_parameters(subject.model, **kind))
@@ -269,6 +287,11 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]] | None) -> di
                 " group out."
             )
         members[name] = [n for n in subject.leaves if n in chosen]
+        if not members[name]:
+            raise ArgumentError(
+                f"group {name!r} ({', '.join(sorted(chosen))}) has no parameter in common with the whole"
+                f" ({', '.join(subject.leaves)}). Leave the group out, or let params cover it."
+            )
     return members
 
 

@@ -33,6 +33,8 @@ class Moment:
         optimizer: The strategy's optimizer, to be read only.
         outputs_were_given: Whether the user chose the outputs by their indices.
         dataset: What the strategy trains on now, to be read only; None when nothing is known of it.
+        groups: Kernels of the groups of parameters that observables asked for (see `Observable.groups`), from the same
+            pass as the kernel, by the observable's name and the group's.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Moment:
     optimizer: Any = None
     dataset: Any = None
     outputs_were_given: bool = False
+    groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     def ntk(
         self, x1: Probe, x2: Probe | None = None, *, reduction: str | None = None, every_output: bool = False
@@ -128,6 +131,18 @@ class Observable(ABC):
 
     name: str
     at_boundaries_only: bool = False
+
+    def groups(self, model: nn.Module, params: str | Sequence[str] | None) -> Mapping[str, Sequence[str]]:
+        """Return groups of parameters whose kernels are wanted; they cost hardly more than the whole kernel alone.
+
+        Args:
+            model: The model that is about to be measured.
+            params: Names of the parameters that are measured (shell wildcards allowed); None for every trainable one.
+
+        Returns:
+            Names of parameters by name of group; `observe` finds the kernels in `moment.groups[self.name]`.
+        """
+        return {}
 
     @abstractmethod
     def observe(self, moment: Moment) -> Observation:

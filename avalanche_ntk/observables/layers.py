@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.kernels import empirical_ntk_by_group
+from avalanche_ntk.kernels.subject import select_parameters
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 
 
@@ -33,40 +33,25 @@ class PerLayer(Observable):
                 "groups needs at least one group, such as {'features': ['features.*']}; found none. "
                 "Give None for a group of each module."
             )
-        self.groups = None if groups is None else {name: list(patterns) for name, patterns in groups.items()}
+        self.patterns = None if groups is None else {name: list(patterns) for name, patterns in groups.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return its name and groups."""
-        return {"name": self.name, "groups": self.groups}
+        return {"name": self.name, "groups": self.patterns}
 
-    def observe(self, moment: Moment) -> Observation:
-        """Compute all groups' kernels in one pass; each is called `layer[GROUP]`."""
-        options: dict[str, Any] = dict(moment.options)
-        members = self.members(moment.model, options.pop("params", None))
-        if moment.multi_task:
-            options["task_labels"] = moment.probe.task_labels
-        kernels = empirical_ntk_by_group(moment.model, moment.probe.x, members, reduction=moment.reduction, **options)
-        return Observation(kernels={f"layer[{name}]": k.detach().cpu().numpy() for name, k in kernels.items()})
-
-    def members(self, model: nn.Module, params: Sequence[str] | None = None) -> dict[str, list[str]]:
-        """Return each group's parameters.
-
-        Args:
-            model: The model.
-            params: Names of the parameters that are measured; every trainable one when None.
-
-        Returns:
-            Names of parameters by name of group, groups without any left out.
-        """
-        members: dict[str, list[str]] = {name: [] for name in self.groups or {}}
-        for name, parameter in model.named_parameters():
-            measured = parameter.requires_grad if params is None else any(fnmatchcase(name, p) for p in params)
-            if measured:
-                members.setdefault(self._group_of(name), []).append(name)
+    def groups(self, model: nn.Module, params: str | Sequence[str] | None) -> dict[str, list[str]]:
+        """Return each group's parameters, groups without any left out."""
+        members: dict[str, list[str]] = {name: [] for name in self.patterns or {}}
+        for name in select_parameters(model, params):
+            members.setdefault(self._group_of(name), []).append(name)
         return {name: found for name, found in members.items() if found}
 
+    def observe(self, moment: Moment) -> Observation:
+        """Return all groups' kernels; each is called `layer[GROUP]`."""
+        return Observation(kernels={f"layer[{name}]": k for name, k in moment.groups[self.name].items()})
+
     def _group_of(self, parameter: str) -> str:
-        if self.groups is None:
+        if self.patterns is None:
             return parameter.rpartition(".")[0] or parameter
-        fits = (g for g, patterns in self.groups.items() if any(fnmatchcase(parameter, p) for p in patterns))
+        fits = (g for g, patterns in self.patterns.items() if any(fnmatchcase(parameter, p) for p in patterns))
         return next(fits, "other")

@@ -175,6 +175,23 @@ def test_groups_by_module_parameter_and_pattern(x):
         assert torch.allclose(got[name], reference_ntk(model, x, **chosen), rtol=1e-12)
 
 
+@pytest.mark.parametrize("reduction", ["trace", "full"])
+def test_the_whole_kernel_beside_its_groups(x, reduction):
+    model = small()
+    for params in (None, "*.weight"):
+        want, about = empirical_ntk(model, x, params=params, reduction=reduction, return_info=True)
+        got, info = empirical_ntk_by_group(
+            model, x, {"first": ["0"], "rest": ["2.*"]}, whole=True, params=params, reduction=reduction,
+            return_info=True,
+        )  # fmt: skip
+        assert torch.equal(got[""], want) and list(got) == ["", "first", "rest"]
+        assert (info.asymmetry, info.min_eigenvalue, info.methods) == (
+            about.asymmetry, about.min_eigenvalue, about.methods,
+        )  # fmt: skip
+        mine = {"layers": "0"} if params is None else {"params": "0.weight"}
+        assert torch.allclose(got["first"], reference_ntk(model, x, reduction=reduction, **mine).float(), rtol=1e-5)
+
+
 def test_the_report(x):
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     model.register_parameter("spare", nn.Parameter(torch.zeros(2)))

@@ -298,6 +298,18 @@ def test_bad_inputs():
         " parameter or"
         " module names."
     )
+    groups = {"a": ["0.bias"]}
+    assert refused(ArgumentError, lambda: empirical_ntk_by_group(small(), X, groups, params="0.*")) == (
+        "params='0.*' says what the whole kernel covers, found whole=False. Add whole=True, or leave params out."
+    )
+    assert refused(ArgumentError, lambda: empirical_ntk_by_group(small(), X, {"": ["0"]}, whole=True)) == (
+        "a group is called '', which is the name of the whole kernel. Give it another name."
+    )
+    weights = {"params": "*.weight", "whole": True}
+    assert refused(ArgumentError, lambda: empirical_ntk_by_group(small(), X, groups, **weights)) == (
+        "group 'a' (0.bias) has no parameter in common with the whole (0.weight, 2.weight). Leave the group out, or let"
+        " params cover it."
+    )
 
 
 def test_a_budget_too_small_for_one_block_says_how_much_is_needed():
