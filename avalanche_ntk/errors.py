@@ -16,8 +16,11 @@ class ArgumentError(NTKError, ValueError):
     """An argument has a value that cannot be used (an unknown name, a wrong shape, a number out of range)."""
 
 
+_MOST, _SOME = 60, 5  # names that are all listed, and how many of more
+
+
 def unknown_name(kind: str, found: object, choices: Iterable[str]) -> ArgumentError:
-    """Return the error for a name that is not one of `choices`; it lists them and proposes the nearest.
+    """Return the error for a name that is not one of `choices`; it lists them (of very many those most like it).
 
     >>> print(unknown_name("reduction", "trce", ["full", "trace"]))
     unknown reduction 'trce': expected one of 'full', 'trace'. Did you mean 'trace'?
@@ -25,7 +28,11 @@ def unknown_name(kind: str, found: object, choices: Iterable[str]) -> ArgumentEr
     names = sorted(choices)
     near = get_close_matches(str(found), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ArgumentError(f"unknown {kind} {found!r}: expected one of {', '.join(map(repr, names))}.{hint}")
+    listed = ", ".join(map(repr, names))
+    if len(names) > _MOST:
+        some = get_close_matches(str(found), names, n=_SOME, cutoff=0.0)
+        listed = f"{len(names)} names, such as {', '.join(map(repr, some))}"
+    return ArgumentError(f"unknown {kind} {found!r}: expected one of {listed}.{hint}")
 
 
 class ModelError(NTKError):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.state import measuring
 from avalanche_ntk.probes import Probe
 
 
@@ -85,14 +87,10 @@ class Moment:
 
     def outputs(self, probe: Probe) -> Tensor:
         """Return all of the model's outputs `f(X)` on a probe in eval mode, shape `(N, C)`, without a gradient."""
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                raw = self.model(probe.x, probe.task_labels) if self.multi_task else _call(self.model, probe.x)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        args, kwargs = Batch.of(probe.x, probe.task_labels if self.multi_task else None).arguments()
+        with measuring(self.model), torch.no_grad():
+            self.model.eval()
+            raw = self.model(*args, **kwargs)
         selector = self.options.get("output_selector")
         found: Tensor = selector(raw) if selector is not None else raw
         return found.detach()
@@ -174,9 +172,3 @@ class Observable(ABC):
 
     def __hash__(self) -> int:
         return hash(self.name)
-
-
-def _call(model: nn.Module, x: Any) -> Any:
-    if isinstance(x, dict):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)

@@ -12,7 +12,7 @@ from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import penultimate_features
 from avalanche_ntk.observables.base import Moment, Observable, Observation
-from avalanche_ntk.observables.undefined import value_or_reason
+from avalanche_ntk.observables.undefined import value_or_reason, values_or_reason
 
 
 class Neurons(Observable):
@@ -63,18 +63,17 @@ class Neurons(Observable):
             self._anchors[moment.probe.name] = units
         found = Observation(values={"neurons_silent": float(np.mean(~units.any(axis=0)))})
         for suffix, centred in (("", False), ("_centred", True)):
-            # The mean goes first: where it is undefined, so is the maximum, for the same reason.
-            for column, part in (("neuron_similarity", "mean"), ("neuron_similarity_max", "max")):
-                value_or_reason(found, column + suffix, self._similarity, units, centred, part)
+            columns = [f"neuron_similarity{suffix}", f"neuron_similarity_max{suffix}"]
+            values_or_reason(found, columns, self._similarity, units, centred)
             value_or_reason(found, f"neuron_tuning{suffix}", self._tuning, moment.probe.name, units, centred)
         if moment.probe.name in self.sweeps:
-            value_or_reason(found, "neuron_period", self._period, units)
-            value_or_reason(found, "neurons_periodic", lambda: measures.neuron_periodicity(units).fraction)
+            values_or_reason(found, ["neuron_period", "neurons_periodic"], self._periodicity, units)
         return found
 
     @staticmethod
-    def _similarity(units: np.ndarray, centred: bool, part: str) -> float:
-        return float(getattr(measures.neuron_similarity(units, centred=centred), part))
+    def _similarity(units: np.ndarray, centred: bool) -> tuple[float, float]:
+        found = measures.neuron_similarity(units, centred=centred)
+        return found.mean, found.max
 
     def _tuning(self, probe: str, units: np.ndarray, centred: bool) -> float | str:
         before = self._anchors.get(probe)
@@ -89,7 +88,8 @@ class Neurons(Observable):
         return measures.tuning_similarity(units, before, centred=centred)
 
     @staticmethod
-    def _period(units: np.ndarray) -> float:
+    def _periodicity(units: np.ndarray) -> tuple[float, float]:
+        found = measures.neuron_periodicity(units)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
-            return float(np.nanmedian(measures.neuron_periodicity(units).period))
+            return float(np.nanmedian(found.period)), found.fraction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from avalanche_ntk.errors import UndefinedMeasureWarning
@@ -20,16 +20,37 @@ def value_or_reason(found: Observation, column: str, compute: Callable[..., floa
         compute: Returns the number, or the reason as text; a measure's own warning is taken as the reason too.
         arguments: Given to `compute`.
     """
+
+    def one() -> list[float] | str:
+        value = compute(*arguments)
+        return value if isinstance(value, str) else [value]
+
+    values_or_reason(found, [column], one)
+
+
+def values_or_reason(
+    found: Observation, columns: Sequence[str], compute: Callable[..., Sequence[float] | str], *arguments: Any
+) -> None:
+    """Put several numbers of one computation into an observation, or the reason why they are undefined.
+
+    Args:
+        found: The observation.
+        columns: Names of the numbers.
+        compute: Returns the numbers, or the reason as text; a measure's own warning is taken as the reason too.
+        arguments: Given to `compute`.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        value = compute(*arguments)
+        values = compute(*arguments)
     for warning in caught:
         if not issubclass(warning.category, UndefinedMeasureWarning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     reasons = [str(w.message) for w in caught if issubclass(w.category, UndefinedMeasureWarning)]
-    if isinstance(value, str):
-        found.reasons[column] = value
-    elif math.isnan(value):
-        found.reasons[column] = reasons[0] if reasons else "it is not a number"
-    else:
-        found.values[column] = float(value)
+    if isinstance(values, str):
+        found.reasons |= dict.fromkeys(columns, values)
+        return
+    for column, value in zip(columns, values, strict=True):
+        if math.isnan(value):
+            found.reasons[column] = reasons[0] if reasons else "it is not a number"
+        else:
+            found.values[column] = float(value)

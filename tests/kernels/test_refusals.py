@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from avalanche_ntk.errors import ArgumentError, KernelError, MemoryBudgetError, ModelError, PrecisionWarning
@@ -310,6 +311,16 @@ def test_bad_inputs():
         "group 'a' (0.bias) has no parameter in common with the whole (0.weight, 2.weight). Leave the group out, or let"
         " params cover it."
     )
+
+
+def test_of_very_many_names_those_most_like_it_are_listed():
+    model, x = torchvision.models.resnet18(), torch.zeros(1, 3, 32, 32)
+    message = refused(ArgumentError, lambda: empirical_ntk(model, x, params="layer2.0.con1.*"))
+    begin = "unknown parameter 'layer2.0.con1.*': expected one of 62 names, such as 'layer2.0.conv1.weight', "
+    end = ". Did you mean 'layer2.0.conv1.weight'?"
+    assert message.startswith(begin) and message.endswith(end)
+    others = message.removeprefix(begin).removesuffix(end).split(", ")
+    assert len(set(others)) == 4 and {name.strip("'") for name in others} < set(dict(model.named_parameters()))
 
 
 def test_a_budget_too_small_for_one_block_says_how_much_is_needed():
