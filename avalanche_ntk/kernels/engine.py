@@ -24,7 +24,7 @@ from avalanche_ntk.kernels.contraction import Tally, contract
 from avalanche_ntk.kernels.graph import Edge, Graph
 from avalanche_ntk.kernels.heap import free_bytes, release
 from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.order import agree, channels_last_pays, never_again, ordered
+from avalanche_ntk.kernels.order import LESS_EXACT, agree, channels_last_pays, never_again, ordered
 from avalanche_ntk.kernels.pieces import Dense, Piece, merge
 from avalanche_ntk.kernels.plan import ROUTING, Handle, Plan, Use, chain, pure_nodes
 from avalanche_ntk.kernels.rules import Site, piece_of
@@ -65,16 +65,22 @@ def forward(subject: Subject, batch: Batch) -> Pass:
     """
     batch = batch.cast(subject.dtype)
     last = channels_last_pays(subject, batch)
-    marked = _marked(batch, torch.channels_last if last else torch.preserve_format)
+    try:
+        at = _forward(subject, batch, torch.channels_last if last else torch.preserve_format)
+    except ModelError:
+        if not last:
+            raise
+    else:
+        if not last or not LESS_EXACT & set(at.graph.names):
+            return at
+        del at
+    never_again(subject, batch)  # the model has changed since it was asked, or loses digits so
+    return _forward(subject, batch, torch.preserve_format)
+
+
+def _forward(subject: Subject, batch: Batch, order: torch.memory_format) -> Pass:
     with plain_operators(subject.model):
-        try:
-            out = subject.forward(marked)
-        except ModelError:
-            if not last:
-                raise
-            # the model has changed since it was asked
-            never_again(subject, batch)
-            out = subject.forward(_marked(batch, torch.preserve_format))
+        out = subject.forward(_marked(batch, order))
     require_graph(out, subject)
     own = {id(p): n for n, p in subject.everything().items()}
     return Pass(out, Graph.of(out, own), len(batch))

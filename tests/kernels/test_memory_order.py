@@ -47,6 +47,25 @@ def test_models_that_mind_get_their_own_order(case, reduction):
     assert model.seen == [used]  # asked once, and one pass a measurement
 
 
+@pytest.mark.parametrize("functional", [False, True])
+def test_group_norms_get_their_own_order(functional):
+    """Torch's loses digits with channels last."""
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.GroupNorm(2, 16), nn.Flatten())
+    model, x = (
+        Net((lambda h: nn.functional.group_norm(h, 2).flatten(1)) if functional else norm),
+        torch.randn(7, 3, 6, 6),
+    )
+    nn.init.constant_(model.two.bias, 3)  # what is subtracted again is large beside what is left
+    want = empirical_ntk(model, x, dtype=torch.float64, method="jacobian")
+    for _ in range(2):
+        model.seen.clear()
+        got = empirical_ntk(model, x)
+        assert float((got.double() - want).norm() / want.norm()) <= 1e-6
+        assert model.seen[-1] is False
+    assert model.seen == [False]  # asked once, and never given another order again
+
+
 def test_a_model_that_changes_is_asked_again_when_it_fails():
     torch.manual_seed(0)
     model, x = Net(lambda h: h.flatten(1)), torch.randn(4, 3, 6, 6)
