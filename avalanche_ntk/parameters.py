@@ -36,19 +36,21 @@ class Change:
         changed: Names of those that have other values; those that came, went or were resized have none to compare.
         kept: Names of those that have the same values.
         same_names: Whether none came, went or was resized.
+        lost: Whether some went.
     """
 
     changed: tuple[str, ...]
     kept: tuple[str, ...]
     same_names: bool
+    lost: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.changed) or not self.same_names
 
     @property
     def is_another_model(self) -> bool:
-        """Whether nothing is left of what there was: the model was reinitialised or exchanged."""
-        return not self.kept and bool(self)
+        """Whether nothing is left of what there was: the model was reinitialised or exchanged (not only grown)."""
+        return not self.kept and (bool(self.changed) or self.lost)
 
     def describe(self, when: str) -> str:
         """Return a sentence about it.
@@ -78,4 +80,5 @@ def change_between(before: Digests, now: Digests) -> Change:
     comparable = [name for name in sorted(before.keys() & now.keys()) if before[name][0] == now[name][0]]
     changed = tuple(name for name in comparable if before[name] != now[name])
     kept = tuple(name for name in comparable if before[name] == now[name])
-    return Change(changed, kept, not before or len(comparable) == len(before) == len(now))
+    same = not before or len(comparable) == len(before) == len(now)
+    return Change(changed, kept, same, bool(before.keys() - now.keys()))

@@ -365,9 +365,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         change = change_between(self._at_end, self._at_boundary)
         self._at_end = {}
         notes = []
-        if change.changed:
+        if change.changed or change.is_another_model:
             notes = [change.describe("since the last experience")]
-        if change.changed and change.is_another_model:
+        if change.is_another_model:
             self._new_segment()
         self._measure_if_due(strategy, "experience_start", notes)
 
@@ -742,6 +742,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 if observable.name in failed:
                     raise failed[observable.name]
                 seen = observable.observe(moment)
+                if not isinstance(seen, Observation):
+                    raise TypeError(f"observe must return an Observation, found {type(seen).__name__}")
             except Exception as error:
                 if isinstance(error, (ArgumentError, ProbeError)) and not len(self.trajectories[probe.name]):
                     raise  # wrong from the start, and nothing has been trained yet

@@ -213,6 +213,21 @@ def test_layers_come_with_the_kernel_and_leave_it_as_it_is(monkeypatch):
             assert m.trust[key] == plain.trajectory[m.index].trust[key]
 
 
+def test_one_that_returns_something_else_is_told_and_takes_nothing_with_it():
+    class Wrong(Observable):
+        name = "wrong"
+
+        def observe(self, moment):
+            return {"a": 1.0}
+
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only(), observe=[Wrong(), ClassBlocks()])
+    with pytest.warns(MeasurementFailedWarning, match="wrong of the NTK failed"):
+        run(make_strategy(plugins=[ntk]), tiny_stream())
+    for m in ntk.trajectory:
+        assert m.reasons["wrong"] == "TypeError: observe must return an Observation, found dict"
+        assert "class_block[0,1]" in m.values and m.values["kernel_norm"] > 0
+
+
 @pytest.mark.parametrize("groups", [{"a": ["nothing_like_it"]}, {}, None])  # wrong from the start, none, an error
 def test_groups_that_cannot_be_take_nothing_with_them(groups):
     class Grouped(Observable):

@@ -7,6 +7,7 @@ import dill
 import numpy as np
 import pytest
 import torch
+from avalanche.models import IncrementalClassifier
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
@@ -160,6 +161,29 @@ class ChangesAfterBoundary(SupervisedPlugin):
         if strategy.clock.train_exp_epochs == 0 and strategy.clock.train_exp_counter == 1:
             for parameter in strategy.model.parameters():
                 parameter.data.mul_(0.5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_exchanged_model_begins_a_new_segment(shared):
+    """Also one that has no parameter's name, or none of the shapes, in common with the last."""
+    ntk = NTKPlugin(ProbeSpec(size=8), EVERY_STEP, on_error="raise")
+    strategy = make_strategy(model=nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)), plugins=[ntk])
+    first, second = tiny_stream().train_stream[:2]
+    strategy.train(first)
+    strategy.model = nn.Linear(6, 4) if not shared else nn.Sequential(nn.Linear(6, 9, bias=False), nn.Linear(9, 4))
+    strategy.optimizer = torch.optim.SGD(strategy.model.parameters(), lr=0.1)
+    strategy.train(second)
+    start = next(m for m in ntk.trajectory if m.clock.experience == 1)
+    assert start.segment == 1 and "since the last experience: a new segment begins" in start.notes[0]
+    assert not [name for name in start.values if name.startswith("distance")]
+
+
+def test_a_model_that_is_nothing_but_a_growing_head_stays_the_same():
+    ntk = NTKPlugin(ProbeSpec(size=8), EVERY_STEP, on_error="raise")
+    strategy = make_strategy(model=IncrementalClassifier(6, 2), plugins=[ntk])
+    for experience in tiny_stream().train_stream[:2]:
+        strategy.train(experience)
+    assert {m.segment for m in ntk.trajectory} == {0}
 
 
 def test_a_model_changed_after_the_boundary_is_measured_again():

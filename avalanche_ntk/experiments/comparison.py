@@ -23,6 +23,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from avalanche_ntk.runfolder import RunFolder
 if TYPE_CHECKING:
     import pandas as pd
 
+_EXACT = 8  # runs up to which the p of a rank correlation is counted out over all orders
 LEARNING = ("accuracy", "forgetting", "backward_transfer")
 KERNEL = (
     "moved",
@@ -131,10 +133,14 @@ def compare(
     """
     import pandas as pd
 
-    rows = [read_run(path, probe) for path in find_runs(runs)]
+    folders = find_runs(runs)
+    begun = [path for path in folders if RunFolder.open(path).meta.get("probes")]
+    rows = [read_run(path, probe) for path in begun or folders]
     values = {row.path: dict(row.values) for row in rows}
-    refusals = list(_refusals(rows))
-    if refusals:
+    refusals = [f"{path.name} holds no probe yet and is left out" for path in folders if begun and path not in begun]
+    unlike = list(_refusals(rows))
+    refusals += unlike
+    if unlike:
         for kept in values.values():
             kept["ratio"] = math.nan
     for row in rows:
@@ -397,17 +403,33 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
         table: A row a run.
 
     Returns:
-        Columns `measure`, `rho`, `p` (two-sided) and `runs`; NaN where fewer than three runs have both numbers, or one
-        of the two is the same for all.
+        Columns `measure`, `rho`, `p` (two-sided; exact for up to eight runs, from the t distribution for more) and
+        `runs`; NaN where fewer than three runs have both numbers, or one of the two is the same for all.
     """
     import pandas as pd
-    from scipy.stats import spearmanr
 
     rows = []
     for measure in KERNEL:
         both = table[["forgetting", measure]].dropna()
         rho = p = math.nan
         if len(both) > 2 and both["forgetting"].nunique() > 1 and both[measure].nunique() > 1:
-            rho, p = spearmanr(both["forgetting"], both[measure])
+            rho, p = _spearman(both["forgetting"].to_numpy(), both[measure].to_numpy())
         rows.append({"measure": measure, "rho": float(rho), "p": float(p), "runs": len(both)})
     return pd.DataFrame(rows)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Return Spearman's rank correlation and its two-sided p.
+
+    For few runs p is the share of all orders of one side whose correlation is as large: the t distribution would call
+    three runs in the same order certain (p = 0), where one order in three is as extreme.
+    """
+    from scipy.stats import rankdata, spearmanr
+
+    rho, p = spearmanr(a, b)
+    if len(a) <= _EXACT:
+        ranks = rankdata(a) - (len(a) + 1) / 2
+        orders = np.array(list(permutations(rankdata(b) - (len(b) + 1) / 2)))
+        found = np.abs(orders @ ranks)
+        p = np.mean(found >= abs(float((rankdata(b) - (len(b) + 1) / 2) @ ranks)) - 1e-9)
+    return float(rho), float(p)

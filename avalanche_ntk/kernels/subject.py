@@ -282,10 +282,12 @@ class Subject:
         try:
             out = self.call(batch)
         except Exception as exc:
+            how = {dict: "model(**x)", tuple: "model(*x)"}.get(type(batch.x), "model(x)")
+            hint = "" if how == "model(x)" else f" (x is a {type(batch.x).__name__}; wrap a model that takes it whole)"
             raise ModelError(
                 f"the forward pass of {type(self.model).__name__} failed in eval mode on the probe"
-                f" ({type(exc).__name__}: {exc}). Expected model(x) to work on {len(batch)} samples; check the inputs'"
-                " shape, dtype and device, and task_labels for multi-task models."
+                f" ({type(exc).__name__}: {exc}). Expected {how} to work on {len(batch)} samples{hint}; check the"
+                " inputs' shape, dtype and device, and task_labels for multi-task models."
             ) from exc
         return self.checked(out, len(batch))
 

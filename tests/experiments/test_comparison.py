@@ -1,5 +1,7 @@
 """The comparison of runs, on folders written by hand whose numbers can be worked out on paper."""
 
+import itertools
+import json
 import math
 import subprocess
 import sys
@@ -133,8 +135,31 @@ def test_rank_correlation_with_forgetting(tmp_path):
     by_hand = 1 - 6 * np.sum(difference**2) / (5 * 24)
     assert found.loc["moved", "rho"] == pytest.approx(by_hand)
     assert found.loc["moved", "runs"] == 5
+    # By hand: of the 120 orders of five, those at least as far from no correlation.
+    far = abs(by_hand)
+    orders = [1 - 6 * sum((i - j) ** 2 for i, j in enumerate(o)) / 120 for o in itertools.permutations(range(5))]
+    assert found.loc["moved", "p"] == pytest.approx(sum(abs(r) > far - 1e-9 for r in orders) / 120)
     assert math.isnan(found.loc["spike", "rho"])  # the same for all
     assert found.loc["ratio", "runs"] == 0
+
+
+def test_three_runs_in_the_same_order_are_no_proof(tmp_path):
+    for seed, (last, m) in enumerate([(0.5, 0.1), (0.3, 0.2), (0.1, 0.3)]):
+        make_run(tmp_path / f"r{seed}", seed=seed, accuracy={0: {0: 0.9}, 1: {0: last, 1: 1.0}}, moved=m)
+    found = compare([tmp_path]).correlations.set_index("measure").loc["moved"]
+    assert found["rho"] == pytest.approx(1) and found["p"] == pytest.approx(1 / 3)  # two of six orders
+
+
+def test_a_run_that_never_began_is_left_out(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b")
+    begun = json.loads((tmp_path / "b" / "run.json").read_text())
+    (tmp_path / "b" / "run.json").write_text(json.dumps(begun | {"meta": begun["meta"] | {"probes": []}}))
+    found = compare([tmp_path])
+    assert list(found.runs["run"]) == ["a"]
+    assert found.refusals == ("b holds no probe yet and is left out",)
+    with pytest.raises(RunFolderError, match="holds no probe None; it has none yet"):
+        compare([tmp_path / "b"])
 
 
 def test_ratios_are_not_compared_across_cadences(tmp_path):

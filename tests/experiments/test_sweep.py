@@ -46,6 +46,12 @@ def test_a_plan_is_every_combination_once():
     assert len({p.name for p in plan.runs}) == len({p.config.hash for p in plan.runs}) == 16
 
 
+def test_large_numbers_keep_their_sign_in_names():
+    plan = load_sweep({"base": ONE, "grid": {"optimizer.lr": [1e6, 1e-6]}})
+    assert [p.label for p in plan.runs] == ["lr=1e+06", "lr=1e-06"]
+    assert [p.name.rpartition("-")[0] for p in plan.runs] == ["lr=1e06_seed=0", "lr=1e-06_seed=0"]
+
+
 def test_controls_of_what_they_replace_are_one():
     plan = load_sweep(
         {

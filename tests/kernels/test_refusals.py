@@ -313,6 +313,15 @@ def test_bad_inputs():
     )
 
 
+def test_the_way_in_which_a_model_was_called_is_told():
+    model = Fn(lambda s, d: s.layer(d["pixels"]), layer=nn.Linear(3, 2))
+    message = refused(ModelError, lambda: empirical_ntk(model, {"pixels": X}))
+    assert message.endswith(
+        "Expected model(**x) to work on 4 samples (x is a dict; wrap a model that takes it whole); check the inputs'"
+        " shape, dtype and device, and task_labels for multi-task models."
+    )
+
+
 def test_of_very_many_names_those_most_like_it_are_listed():
     model, x = torchvision.models.resnet18(), torch.zeros(1, 3, 32, 32)
     message = refused(ArgumentError, lambda: empirical_ntk(model, x, params="layer2.0.con1.*"))
