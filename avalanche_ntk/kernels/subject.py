@@ -282,8 +282,9 @@ class Subject:
         try:
             out = self.call(batch)
         except Exception as exc:
-            how = {dict: "model(**x)", tuple: "model(*x)"}.get(type(batch.x), "model(x)")
-            hint = "" if how == "model(x)" else f" (x is a {type(batch.x).__name__}; wrap a model that takes it whole)"
+            stars = "**" if isinstance(batch.x, dict) else "*" if isinstance(batch.x, tuple) else ""
+            how = f"model({stars}x)"
+            hint = "" if not stars else f" (x is a {type(batch.x).__name__}; wrap a model that takes it whole)"
             raise ModelError(
                 f"the forward pass of {type(self.model).__name__} failed in eval mode on the probe"
                 f" ({type(exc).__name__}: {exc}). Expected {how} to work on {len(batch)} samples{hint}; check the"
