@@ -42,7 +42,7 @@ class Change:
     changed: tuple[str, ...]
     kept: tuple[str, ...]
     same_names: bool
-    lost: bool = False
+    lost: bool
 
     def __bool__(self) -> bool:
         return bool(self.changed) or not self.same_names

@@ -646,15 +646,17 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             "dtype": self.dtype,
         }
 
+    def _due(self, clock: TrainingClock) -> list[Observable]:
+        """Return the observables that are measured now."""
+        return [o for o in self.observables if clock.is_boundary or not o.at_boundaries_only]
+
     def _groups(
         self, model: nn.Module, clock: TrainingClock
     ) -> tuple[dict[tuple[str, str], Sequence[str]], dict[str, Exception]]:
         """Return the groups of parameters that observables want, by their names; and what failed in asking."""
         wanted: dict[tuple[str, str], Sequence[str]] = {}
         failed: dict[str, Exception] = {}
-        for observable in self.observables:
-            if observable.at_boundaries_only and not clock.is_boundary:
-                continue
+        for observable in self._due(clock):
             try:
                 wanted |= {(observable.name, g): names for g, names in observable.groups(model, self.params).items()}
             except Exception as error:  # noqa: BLE001  (reported where the observable is measured)
@@ -735,9 +737,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             outputs_were_given=not isinstance(self.outputs, str),
             groups=groups,
         )
-        for observable in self.observables:
-            if observable.at_boundaries_only and not clock.is_boundary:
-                continue
+        for observable in self._due(clock):
             try:
                 if observable.name in failed:
                     raise failed[observable.name]

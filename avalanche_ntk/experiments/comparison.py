@@ -133,11 +133,11 @@ def compare(
     """
     import pandas as pd
 
-    folders = find_runs(runs)
-    begun = [path for path in folders if RunFolder.open(path).meta.get("probes")]
-    rows = [read_run(path, probe) for path in begun or folders]
+    folders = [RunFolder.open(path) for path in find_runs(runs)]
+    begun = [folder for folder in folders if folder.meta.get("probes")] or folders
+    rows = [_row(folder, probe) for folder in begun]
     values = {row.path: dict(row.values) for row in rows}
-    refusals = [f"{path.name} holds no probe yet and is left out" for path in folders if begun and path not in begun]
+    refusals = [f"{folder.path.name} holds no probe yet and is left out" for folder in folders if folder not in begun]
     unlike = list(_refusals(rows))
     refusals += unlike
     if unlike:
@@ -206,7 +206,10 @@ def read_run(path: str | Path, probe: str | None = None) -> RunRow:
     Raises:
         RunFolderError: The folder cannot be read, or has no such probe.
     """
-    folder = RunFolder.open(path)
+    return _row(RunFolder.open(path), probe)
+
+
+def _row(folder: RunFolder, probe: str | None) -> RunRow:
     meta, records = folder.meta, folder.records()
     probes = {p["name"]: p for p in meta.get("probes", [])}
     name = probe or next(iter(probes), None)
@@ -414,7 +417,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
         rho = p = math.nan
         if len(both) > 2 and both["forgetting"].nunique() > 1 and both[measure].nunique() > 1:
             rho, p = _spearman(both["forgetting"].to_numpy(), both[measure].to_numpy())
-        rows.append({"measure": measure, "rho": float(rho), "p": float(p), "runs": len(both)})
+        rows.append({"measure": measure, "rho": rho, "p": p, "runs": len(both)})
     return pd.DataFrame(rows)
 
 
@@ -428,8 +431,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
     rho, p = spearmanr(a, b)
     if len(a) <= _EXACT:
-        ranks = rankdata(a) - (len(a) + 1) / 2
-        orders = np.array(list(permutations(rankdata(b) - (len(b) + 1) / 2)))
-        found = np.abs(orders @ ranks)
-        p = np.mean(found >= abs(float((rankdata(b) - (len(b) + 1) / 2) @ ranks)) - 1e-9)
+        orders = np.array(list(permutations(rankdata(b))))
+        found = np.abs(orders @ (rankdata(a) - (len(a) + 1) / 2))
+        p = np.mean(found >= found[0] - 1e-9)  # the first order is the one that was seen
     return float(rho), float(p)

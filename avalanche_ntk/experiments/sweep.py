@@ -195,7 +195,7 @@ def _covers(control: str, key: str) -> bool:
 def _planned(config: RunConfig, told: Mapping[str, Any], control: bool) -> Planned:
     parts = [f"{_short(key, told)}={_brief(value)}" for key, value in told.items()]
     label = ", ".join((["control"] if control else []) + parts) or config.strategy.name
-    named = "_".join([*label.split(", "), f"seed={config.seed}"]).replace("e+", "e")  # 1e+06 is not 1e-06
+    named = re.sub(r"(?<=\de)\+", "", "_".join([*label.split(", "), f"seed={config.seed}"]))  # 1e+06 is not 1e-06
     slug = re.sub(r"[^A-Za-z0-9.=_-]+", "-", named).strip("-.=")
     return Planned(f"{slug[:80]}-{config.hash[:8]}", label, config, dict(told), control)
 

@@ -138,10 +138,10 @@ def jacobian(
             chunks = [jacobian_vmap(subject, batch.take(slice(i, i + 8)), cotangents, names) for i in starts]
         except Exception:  # noqa: BLE001 - whatever vmap cannot do is done one sample at a time
             chunks = []
-        # a last chunk of another size is another program to vmap (its rule for instance_norm errs for one sample)
+        # one of each size: a last chunk of another is another program to vmap (its instance_norm errs for one sample)
+        sizes = {min(8, len(batch) - i): (i, chunk) for i, chunk in reversed(list(zip(starts, chunks, strict=False)))}
         if chunks and all(
-            _agrees(subject, batch.take(slice(i, i + 1)), cotangents, names, chunk)
-            for i, chunk in [(0, chunks[0]), (starts[-1], chunks[-1])][: 1 + (len(batch) % 8 > 0 and len(chunks) > 1)]
+            _agrees(subject, batch.take(slice(i, i + 1)), cotangents, names, chunk) for i, chunk in sizes.values()
         ):
             return {k: torch.cat([c[k] for c in chunks]) for k in names}, "jacobian"
     return jacobian_loop(subject, batch, cotangents, names), "loop"

@@ -75,10 +75,6 @@ class Patches:
         """Whether `make_fast` puts a pixel's channels side by side."""
         return self.x.stride(1) == 1 if self.last is None else self.last
 
-    def like(self, other: Patches) -> Patches:
-        """Return the same, with the order of entries that `make_fast` gives those of `other`."""
-        return self if self.channels_last == other.channels_last else replace(self, last=other.channels_last)
-
     def make(self, samples: slice) -> Tensor:
         """Return the rows of some samples, `(n, T, A)`; A is (channels, kernel), as in the weight."""
         p = unfolded(self.x[samples], self.kernel, self.stride, self.padding, self.dilation, self.out)

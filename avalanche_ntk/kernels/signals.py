@@ -189,7 +189,7 @@ def stream(
         for i, step in enumerate(part.steps):
             cut = part.end if i == len(part.steps) - 1 else None
             edges = [*step, *(() if cut is None else (cut,))]
-            if gradient is None or not edges:  # nothing flows through the bottleneck
+            if gradient is None or not edges:  # nothing flows through the last bottleneck, or nothing is wanted
                 yield dict.fromkeys(step)
                 continue
             found = pull([source], [GradientEdge(graph.nodes[k], nr) for k, nr in edges], [gradient], batched)
