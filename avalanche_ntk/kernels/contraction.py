@@ -20,7 +20,7 @@ from torch import Tensor
 
 from avalanche_ntk.kernels.ghost import ELEMENTWISE, PAIRS, blocks, ghost, left_cost, share
 from avalanche_ntk.kernels.patches import Patches
-from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece, all_rows, some_rows
+from avalanche_ntk.kernels.pieces import Lookup, Outer, Piece, all_rows, some_rows
 
 CHUNK = 8192  # products in one running sum
 TILE = 2**23 - 2**16  # numbers of a tile of explicit gradients: below 32 MiB, where the C library would fetch new pages
@@ -74,14 +74,14 @@ def contract(
     Returns:
         `(N, M)` summed over outputs, or `(N, M, R, R)`, and the form used.
     """
-    if isinstance(p, Outer) and isinstance(q, Outer):
+    if isinstance(p, Outer) and isinstance(q, Outer) and p.a_first == q.a_first:
         if isinstance(p.a, Patches) and isinstance(q.a, Patches) and p.a.channels_last != q.a.channels_last:
             q = replace(q, a=replace(q.a, last=p.a.channels_last))
         return _outer(p, q, full, workspace, tally, force, name)
     if isinstance(p, Lookup) and isinstance(q, Lookup):
         return _lookup(p, q, full, workspace, tally), "lookup"
-    assert isinstance(p, Dense) and isinstance(q, Dense)
-    return _gram(p.j.reshape(*p.j.shape[:2], -1), q.j.reshape(*q.j.shape[:2], -1), full, tally), "dense"
+    # of two batches one may have a single position, or its samples in columns, and the other not
+    return _gram(p.dense((-1,)), q.dense((-1,)), full, tally), "dense"
 
 
 def _gram(j: Tensor, k: Tensor, full: bool, tally: Tally) -> Tensor:

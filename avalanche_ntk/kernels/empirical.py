@@ -20,11 +20,11 @@ from avalanche_ntk.errors import (
 )
 from avalanche_ntk.kernels import checks, engine, fallback
 from avalanche_ntk.kernels.contraction import Tally
-from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.method import KernelInfo, Method
 from avalanche_ntk.kernels.plan import Plan
 from avalanche_ntk.kernels.reference import REDUCTIONS
-from avalanche_ntk.kernels.state import measuring, rng_fingerprint
+from avalanche_ntk.kernels.state import measuring, rng_fingerprint, wrapper_prefix
 from avalanche_ntk.kernels.subject import Subject, output_rows, select_parameters
 
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
@@ -235,14 +235,12 @@ def _measure(
     b1 = Batch.of(x1, task_labels)
     b2 = None
     if x2 is not None:
-        if task_labels2 is None and isinstance(task_labels, int):
-            task_labels2 = task_labels
-        b2 = Batch.of(x2, task_labels2)
+        b2 = Batch.of(x2, labels_of_second(task_labels, task_labels2))
     info = KernelInfo()
     with measuring(model):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         members = {"": list(subject.leaves)} if whole else {}
-        members |= _members(subject, groups or {})
+        members |= _members(subject, groups or {}, wrapper_prefix(model))
         if not whole:
             subject = subject.restricted({n for names in members.values() for n in names})
         with subject.standing_in():
@@ -264,8 +262,8 @@ def _measure(
     return result, info
 
 
-def _members(subject: Subject, groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return each group's parameters.
+def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str) -> dict[str, list[str]]:
+    """Return each group's parameters; `prefix` is what wrappers of the model put before every name.
 
     Raises:
         ArgumentError: A group names nothing.
@@ -274,7 +272,8 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]]) -> dict[str,
     everything = dict(subject.model.named_parameters(remove_duplicate=False))
     for name, patterns in groups.items():
         chosen: set[str] = set()
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        for given in [patterns] if isinstance(patterns, str) else patterns:
+            pattern = given.removeprefix(prefix)
             if pattern in subject.leaves:
                 chosen.add(pattern)
                 continue
@@ -503,17 +502,17 @@ class _Run:
         subject = self.subject
         n, m = len(b1), len(b1 if b2 is None else b2)
         p, plan = self._planned(b1)
-        q = p
+        q, other = p, plan
         if b2 is not None:
             q, other = self._planned(b2)
             if q.graph.signature != p.graph.signature:
                 self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
                 return {}, list(subject.leaves), True
-            plan = plan.joined(other)
+            plan, other = plan.matched(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:
             values = engine.kernels(
-                subject, plan, p, q, rows, self.full, self.budget, self.tally, force, groups=self.groups
+                subject, (plan, other), p, q, rows, self.full, self.budget, self.tally, force, groups=self.groups
             )
         except (NTKError, torch.OutOfMemoryError, MemoryError):
             raise

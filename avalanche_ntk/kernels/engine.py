@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from avalanche_ntk.kernels.graph import Edge, Graph
 from avalanche_ntk.kernels.heap import free_bytes, release
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.order import LESS_EXACT, agree, channels_last_pays, never_again, ordered
-from avalanche_ntk.kernels.pieces import Dense, Piece, merge
+from avalanche_ntk.kernels.pattern import Pattern
+from avalanche_ntk.kernels.pieces import Dense, Piece, in_kind, merge
 from avalanche_ntk.kernels.plan import ROUTING, Handle, Plan, Use, chain, pure_nodes
 from avalanche_ntk.kernels.rules import Site, piece_of
 from avalanche_ntk.kernels.subject import Subject, require_graph
@@ -49,6 +51,10 @@ class Pass:
     out: Tensor
     graph: Graph
     n: int
+
+    def agrees(self, mine: Tensor, other: Tensor) -> bool:
+        """Return whether outputs of the model differ by no more than the rounding of its least exact part."""
+        return agree(mine, other, self.graph.coarsest())
 
 
 def forward(subject: Subject, batch: Batch) -> Pass:
@@ -87,10 +93,14 @@ def _forward(subject: Subject, batch: Batch, order: torch.memory_format) -> Pass
 def _marked(batch: Batch, order: torch.memory_format) -> Batch:
     return batch.with_tensors(
         [
-            ordered(t.detach().requires_grad_(), order) if t.is_floating_point() and i < batch.n_inputs else t
+            ordered(t.detach().requires_grad_(), order) if _is_real_or_complex(t) and i < batch.n_inputs else t
             for i, t in enumerate(batch.tensors())
         ]
     )
+
+
+def _is_real_or_complex(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
 
 
 @contextmanager
@@ -109,7 +119,7 @@ def plain_operators(model: nn.Module) -> Generator[None, None, None]:
         torch._C._set_cudnn_enabled(cudnn)
 
 
-_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Plan]]] = weakref.WeakKeyDictionary()
 
 
 def forget_plans() -> None:
@@ -125,13 +135,13 @@ def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None
     """
     key = (at.graph.signature, batch.shapes(), at.out.shape[1], at.out.dtype, tuple(subject.leaves))
     known = _PLANS.setdefault(subject.model, {})
-    plan = known.get(key)
+    plan = next((p for p in known.get(key, ()) if p.serves(at.graph, at.n)), None)
     if plan is None:
         plan = make_plan(subject, batch, at, budget)
         if len(known) >= 32:
             known.clear()
         if not plan.blind:
-            known[key] = plan
+            known[key] = [*known.get(key, [])[-7:], plan]
     if plan.reads and not each_alone(subject, batch, at):
         return Plan(generic=dict.fromkeys(subject.leaves, FLOW), alone=True)
     if plan.routed:
@@ -164,7 +174,7 @@ def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | N
 
 def keep_if_true(subject: Subject, ahead: Tensor, at: Pass) -> None:
     """Forget the plan made ahead where its samples have other outputs in the whole batch."""
-    if not agree(at.out[: len(ahead)], ahead):
+    if not at.agrees(at.out[: len(ahead)], ahead):
         _PLANS.pop(subject.model, None)
 
 
@@ -184,21 +194,25 @@ def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = Non
     alone = _alone(subject, few)
     names = list(subject.leaves)
     same_shape = large.graph.signature == small.graph.signature == at.graph.signature
-    separate = agree(large.out[:SMALL], small.out) and agree(at.out[: len(batch)][index], large.out)
-    separate = separate and (alone is None or agree(large.out[:1], alone.out))
+    separate = large.agrees(large.out[:SMALL], small.out) and at.agrees(at.out[: len(batch)][index], large.out)
+    separate = separate and (alone is None or large.agrees(large.out[:1], alone.out))
     if not separate:
         flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
         if _mixes(large) or not flow:
-            error: ModelError = coupled(subject, few)
+            error: ModelError = coupled(subject, few, large.graph.coarsest())
             raise error
-    if separate and len(batch) == 1 and large.graph.signature == small.graph.signature != at.graph.signature:
+    pattern = Pattern.of(small.graph, small.n, large.graph, large.n)
+    same_shape = same_shape and pattern.fits(at.graph, at.n)
+    if separate and len(batch) == 1 and not same_shape and large.graph.signature == small.graph.signature:
         return Plan(twice=True)  # copies of one sample: it is their number that makes the difference
     if not same_shape or not separate:
         return Plan(generic=dict.fromkeys(names, FLOW), alone=True)
     plan = _read(subject, small, large)
+    plan.pattern = pattern
     with torch.no_grad(), ReadsValues() as reads:  # apart: composite operators take other ways under a dispatch mode
         subject.forward(few.take(slice(0, SMALL)))
     plan.reads = reads.found
+    del small, alone  # what a pass computes from parameters alone (a parametrised weight) may be large
     _prove(subject, plan, few, large, budget)
     return plan
 
@@ -239,7 +253,7 @@ def each_alone(subject: Subject, batch: Batch, at: Pass) -> bool:
     """
     with torch.no_grad(), plain_operators(subject.model):
         for n in range(len(batch)):
-            if not agree(subject.forward(batch.take(slice(n, n + 1))), at.out[n : n + 1]):
+            if not at.agrees(subject.forward(batch.take(slice(n, n + 1))), at.out[n : n + 1]):
                 return False
     return True
 
@@ -278,7 +292,7 @@ def _mixes(at: Pass) -> bool:
     return False
 
 
-def coupled(subject: Subject, few: Batch) -> ModelError:
+def coupled(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
     """Return the error for outputs that depend on the other samples of the batch; it names the module if it can."""
     for name, m in subject.model.named_modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
@@ -288,7 +302,7 @@ def coupled(subject: Subject, few: Batch) -> ModelError:
                 " a per-sample"
                 " kernel exists. Use running statistics, or a norm without batch statistics (GroupNorm, LayerNorm)."
             )
-    culprit = _first_coupled_module(subject, few)
+    culprit = _first_coupled_module(subject, few, precision)
     where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else f"the model {type(subject.model).__name__}"
     return ModelError(
         f"{where} mixes the samples of a batch: expected each output to depend on its own sample only, found that f(x)"
@@ -297,7 +311,7 @@ def coupled(subject: Subject, few: Batch) -> ModelError:
     )
 
 
-def _first_coupled_module(subject: Subject, few: Batch) -> tuple[str, str] | None:
+def _first_coupled_module(subject: Subject, few: Batch, precision: torch.dtype) -> tuple[str, str] | None:
     """Compare every module's output for one sample given alone and given among others.
 
     Returns:
@@ -328,7 +342,7 @@ def _first_coupled_module(subject: Subject, few: Batch) -> tuple[str, str] | Non
     modules = dict(subject.model.named_modules())
     for name in order:
         a, b = seen[0].get(name), seen[1].get(name)
-        if a is not None and b is not None and a.shape == b.shape and not agree(a, b):
+        if a is not None and b is not None and a.shape == b.shape and not agree(a, b, precision):
             return (name or "model", type(modules[name]).__name__)
     return None
 
@@ -383,9 +397,7 @@ def _read(subject: Subject, small: Pass, large: Pass) -> Plan:
         mine = [h for e, h in index.items() if name in known[e][4]]
         if name in broken:
             plan.generic[name] = broken[name]
-        elif not mine:
-            plan.unused.append(name)
-        else:
+        elif mine:  # otherwise the output does not depend on it
             _way(plan, name, mine)
     return plan
 
@@ -448,7 +460,7 @@ def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, la
         options = lay.candidates(small.graph.shape(e), large.graph.shape(e), small.n, large.n)
         if not options:
             continue
-        if p is None or w is None:  # no signal arrives here: any reading gives zero
+        if p is None or w is None or not p.numel():  # no signal arrives here: any reading gives zero
             found[e] = options[0]
             continue
         index, clear = lay.sample_of(p, w, weights)
@@ -502,16 +514,24 @@ def _prove_layouts(plan: Plan, at: Pass) -> None:
 def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> None:
     """Compare every parameter's kernel with ordinary gradients of samples taken alone; demote what disagrees.
 
-    For two random combinations v of outputs and random mixes u of samples, `uᵀKu = Σ_v ‖∇θ Σ_n u_n v·f(x_n)‖²`: any
-    entry of K that is wrong shows in it, and only one gradient has to be held at a time.
+    For random combinations v of outputs and random mixes u of samples, let `G = ∇θ Σ_n u_n v·f(x_n)`. Then
+    `Σ_{n,m} u_n u'_m vᵀΘ[n,m]v' = <G, G'>`: any entry of Θ that is wrong shows in it. Each G is compared with itself
+    and with the first one, so that only two have to be held at a time; a kernel whose output pairs are exchanged agrees
+    with itself, but not with another mix.
     """
     names = [n for n in subject.leaves if n not in plan.generic]
     if not names:
         return
     cot = torch.stack([_probe(at.out, 2), _probe(at.out, 3)])
-    tol = 1e-3 if at.out.dtype == torch.float32 else 1e-9
+    coarse = at.graph.coarsest() != torch.float64
+    tol = 1e-3 if coarse else 1e-9
     errors: dict[str, str] = {}
-    got = kernels(subject, plan, at, at, cot, False, budget, Tally(), errors=errors)
+    # gradients of both combinations, as the rule has them, as they are carried to the parameter, and their sum
+    each = 8 * _largest_explicit(_Side(subject, plan, at)) * at.out.element_size()
+    if budget is not None and budget < at.n * each:
+        few = few.take(slice(0, max(2, budget // each)))
+        at = forward(subject, few)
+    got = kernels(subject, (plan, plan), at, at, cot, True, budget, Tally(), errors=errors)
     outs = []
     for n in range(at.n):
         try:
@@ -520,34 +540,47 @@ def _prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | Non
             outs.append(at.out[n])
     apart = torch.stack(outs)
     mixes = torch.stack([_random(at.n, 4 + k).to(at.out) for k in range(PROOFS)])
-    want = {n: [0.0] * PROOFS for n in names}
+    pairs = [(k, v) for k in range(PROOFS) for v in range(len(cot))]
+    squares: dict[str, list[float]] = {n: [] for n in names}
+    products: dict[str, list[float]] = {n: [] for n in names}
     for group in _small_groups(subject, names, (budget or 2**30) // 8):
         leaves = [subject.leaves[n] for n in group]
         # gradients of samples alone are held several at a time: the batch's own serves where they are large
         large = sum(p.numel() * p.element_size() for p in leaves) > (budget or 2**30) // 8
         alone = at.out if large else apart
-        for k, u in enumerate(mixes):
-            for v in cot:
-                grads = torch.autograd.grad((u @ alone) @ v, leaves, retain_graph=True, allow_unused=True)
-                for name, g in zip(group, grads, strict=True):
-                    want[name][k] += 0.0 if g is None else _squared(g)
-    whole = max(max(w) for w in want.values())
+        first: list[Tensor | None] = []
+        for k, v in pairs:
+            grads = torch.autograd.grad((mixes[k] @ alone) @ cot[v], leaves, retain_graph=True, allow_unused=True)
+            found: list[Tensor | None] = [None if g is None else g.to_dense() for g in grads]
+            first = first or found
+            for name, f, g in zip(group, first, found, strict=True):
+                squares[name].append(_inner(g, g))
+                products[name].append(_inner(f, g))
+    whole = max(max(w) for w in squares.values())
     # a gradient that vanishes exactly (a bias before a norm) leaves only rounding, which has no relative accuracy
-    noise = (1e-9 if at.out.dtype == torch.float32 else 1e-18) * whole
+    noise = (1e-9 if coarse else 1e-18) * whole
     for name in names:
         if name in errors:
             plan.demote(name, errors[name])
             continue
-        for u, right in zip(mixes, want[name], strict=True):
-            read = float(u @ got[name] @ u) if name in got else 0.0
-            if not abs(read - right) <= tol * right + noise and right == right:
-                plan.demote(name, f"the graph's reading disagreed with autograd ({read:.6g} against {right:.6g})")
-                break
+        kernel = got.get(name)
+        wrong = ""
+        for i, (k, v) in enumerate(pairs):
+            for j, right in ((i, squares[name][i]), (0, products[name][i])):
+                u, w = pairs[j]
+                read = 0.0 if kernel is None else float(mixes[u] @ kernel[:, :, w, v] @ mixes[k])
+                size = (squares[name][i] * squares[name][j]) ** 0.5
+                if not abs(read - right) <= tol * size + noise and right == right:
+                    wrong = wrong or f"{read:.6g} against {right:.6g}"
+        if wrong:
+            plan.demote(name, f"the graph's reading disagreed with autograd ({wrong})")
 
 
-def _squared(g: Tensor) -> float:
-    """Return the squared norm, summed in float64 without a copy in float64."""
-    return float(torch.linalg.vector_norm(g.to_dense(), dtype=torch.float64)) ** 2
+def _inner(f: Tensor | None, g: Tensor | None) -> float:
+    """Return the inner product of two gradients, None being zero; that of large ones is summed in several parts."""
+    if f is None or g is None:
+        return 0.0
+    return sum(float(a @ b) for a, b in zip(f.reshape(-1).split(2**16), g.reshape(-1).split(2**16), strict=True))
 
 
 def _random(n: int, seed: int) -> Tensor:
@@ -575,7 +608,7 @@ def _small_groups(subject: Subject, names: list[str], room: int) -> list[list[st
 @torch.no_grad()
 def kernels(
     subject: Subject,
-    plan: Plan,
+    plans: tuple[Plan, Plan],
     p: Pass,
     q: Pass,
     cotangents: Tensor,
@@ -590,7 +623,7 @@ def kernels(
 
     Args:
         subject: The model.
-        plan: Of both passes.
+        plans: Of the two passes, see `Plan.matched`.
         p: First batch.
         q: Second batch, the same object for a self-kernel.
         cotangents: `(R, C)` combinations of outputs.
@@ -604,7 +637,7 @@ def kernels(
     Returns:
         Group → `(N, M)` or `(N, M, R, R)`. Groups without any signal are absent.
     """
-    same = p is q
+    same, plan = p is q, plans[0]
     item = p.out.element_size()
     r = cotangents.shape[0]
     sides = 1 if same else 2
@@ -631,8 +664,10 @@ def kernels(
             release()
         left = signals.stream(p.out, p.graph, parts, cot, plan.batched)
         right = left if same else signals.stream(q.out, q.graph, parts, cot, plan.batched)
-        _consume(subject, plan, p, q, left, right, full, workspace, tally, result, force, errors, groups, spare)
+        _consume(subject, plans, p, q, left, right, full, workspace, tally, result, force, errors, groups, spare)
     tally.lefts = None
+    if spare is not None and free_bytes() > spare:
+        release()
     return result
 
 
@@ -644,10 +679,10 @@ def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
 
     Returns:
         `(alone, each)`: what one sample needs by itself, thrice its largest signal, gradient or patches (which are made
-        for some samples at a time); and what every sample of a block adds.
+        for some samples at a time); and what every sample of a block adds: explicit gradients are there as a rule makes
+        them, as they are contracted, and, where they are carried to the parameter, twice on the way.
     """
     signal = max((_numel(at.graph.shape(e)) // at.n for e in plan.edges()), default=1)
-    gradients = [subject.leaves[name].numel() for name in (*plan.pulled, *plan.generic)]
     patches = []
     side = _Side(subject, plan, at)
     for handle in plan.handles:
@@ -656,11 +691,16 @@ def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
                 # every weight of one output channel, at every position
                 weight, out = side.w_shape(handle), at.graph.shape(u.edge)
                 patches.append(_numel(weight) // max(1, weight[0]) * (_numel(out) // max(1, out[1])) // at.n)
-    for name, groups in plan.native.items():
-        if any(_is_dense(side, h) for g in groups for h in g):
-            gradients.append(subject.leaves[name].numel())
-    explicit = max(gradients, default=1)
-    return 3 * max(signal, explicit, *patches, 1), max(6 * signal, 3 * explicit)
+    explicit = _largest_explicit(side)
+    pulled = max((subject.leaves[name].numel() for name in plan.pulled), default=0)
+    return 3 * max(signal, explicit, *patches, 1), max(6 * signal, 3 * explicit, 5 * pulled)
+
+
+def _largest_explicit(side: _Side) -> int:
+    """Return the number of entries of the largest parameter whose gradients are formed."""
+    plan = side.plan
+    dense = [n for n, groups in plan.native.items() if any(_is_dense(side, h) for g in groups for h in g)]
+    return max((side.subject.leaves[n].numel() for n in (*dense, *plan.pulled, *plan.generic)), default=1)
 
 
 def _outputs_at_once(p: Pass, q: Pass, edges: list[Edge], r: int, total: float, same: bool) -> int:
@@ -717,21 +757,22 @@ class _Side:
                 piece, way = piece_of(site, self.at.graph.names[u.node])
                 if way == "masked":
                     tally.forms[name] = "masked"
-                pieces.append(piece)
+                kind = self.at.out.dtype
+                complex_ = self.at.graph.dtype(handle.edge).is_complex
+                pieces.append(in_kind(piece, kind.to_complex() if complex_ else kind))
         return merge(pieces, shape) if pieces else None
 
-    def scale(self, handles: list[int], name: str) -> Tensor | None:
-        """Return the factor that the chain multiplies all entries with, or None for 1."""
+    def scale(self, handles: list[int], name: str) -> float | None:
+        """Return the factor that the chain multiplies all entries with; None where it has more than one."""
         handle = self.plan.handles[handles[0]]
         if not handle.scaled:
-            return None
-        i, nr = handle.edge
-        edge = GradientEdge(self.at.graph.nodes[i], nr)
-        ones = torch.ones(self.w_shape(handle), dtype=self.at.out.dtype, device=self.at.out.device)
+            return 1.0
+        graph = self.at.graph
+        ones = torch.ones(self.w_shape(handle), dtype=graph.dtype(handle.edge), device=self.at.out.device)
+        edge = GradientEdge(graph.nodes[handle.edge[0]], handle.edge[1])
         (s,) = torch.autograd.grad([edge], [self.subject.leaves[name]], [ones], retain_graph=True)
-        if float(s.max()) != float(s.min()):
-            raise Unreadable("not a scale")
-        return s.reshape(-1)[0]
+        low, high = float(s.min()), float(s.max())
+        return low if low == high else None
 
     def pulled(self, handles: list[int], rows: slice, tally: Tally, name: str) -> Dense | None:
         """Return explicit gradients carried through the parameter's own chain."""
@@ -746,7 +787,7 @@ class _Side:
             if handle.edge[0] not in self.at.graph.owner:
                 n, r = j.shape[:2]
                 edge = GradientEdge(self.at.graph.nodes[handle.edge[0]], handle.edge[1])
-                flat = j.reshape(n * r, *j.shape[2:])
+                flat = j.reshape(n * r, *j.shape[2:]).to(self.at.graph.dtype(handle.edge))
                 try:
                     (got,) = signals.pull([edge], [leaf], [flat], True)
                 except RuntimeError:
@@ -755,12 +796,12 @@ class _Side:
                     continue
                 j = got.reshape(n, r, *leaf.shape)
             total = j if total is None else total + j
-        return None if total is None else Dense(total)
+        return None if total is None else Dense(total.to(self.at.out.dtype))
 
 
 def _consume(
     subject: Subject,
-    plan: Plan,
+    plans: tuple[Plan, Plan],
     p: Pass,
     q: Pass,
     left: Any,
@@ -775,9 +816,9 @@ def _consume(
     spare: int | None,
 ) -> None:
     """Contract each parameter as soon as its signals have arrived, and let them go."""
-    same = p is q
+    same, plan = p is q, plans[0]
     one = _Side(subject, plan, p)
-    two = one if same else _Side(subject, plan, q)
+    two = one if same else _Side(subject, plans[1], q)
     waiting = {n: [h for g in groups for h in g] for n, groups in plan.native.items()} | dict(plan.pulled)
     users: dict[Edge, int] = {}
     for hs in waiting.values():
@@ -819,6 +860,14 @@ def _parameter(
         `(N, M)` or `(N, M, R, R)`, or None where no signal arrives.
     """
     plan = one.plan
+    scales = {}
+    if name in plan.native:
+        scales = {i: (one.scale(g, name), two.scale(g, name)) for i, g in enumerate(plan.native[name])}
+        if any(None in pair for pair in scales.values()):  # entries are not all multiplied alike
+            one.plan, two.plan = (side.plan.copy() for side in (one, two))
+            one.plan.pull(name)
+            two.plan.pull(name)
+            plan = one.plan
     hs = plan.pulled.get(name) or [h for g in plan.native[name] for h in g]
     found = [s for h in hs for u in plan.handles[h].uses if (s := one.signals[u.edge]) is not None]
     if not found:
@@ -829,27 +878,28 @@ def _parameter(
     if explicit and not full:
         size = max(one.subject.leaves[name].numel(), *(_numel(one.w_shape(plan.handles[h])) for h in hs))
         each = (one.at.n + (0 if one is two else two.at.n)) * size * one.at.out.element_size()
+        each *= 4 if name in plan.pulled else 2  # made, carried to the parameter in two steps, and laid out for a sum
         block = max(1, min(r, workspace // max(1, each)))
         rows = [slice(i, min(i + block, r)) for i in range(0, r, block)]
     total: Tensor | None = None
     for part in rows:
         if name in plan.pulled:
             a = one.pulled(plan.pulled[name], part, tally, name)
-            b = a if one is two else two.pulled(plan.pulled[name], part, tally, name)
-            values = [(a, b, None, None)]
+            b = a if one is two else two.pulled(two.plan.pulled[name], part, tally, name)
+            values = [(a, b, 1.0)]
         else:
             values = []
-            for group in plan.native[name]:
+            for i, (group, other) in enumerate(zip(plan.native[name], two.plan.native[name], strict=True)):
                 a = one.piece(group, part, tally, name)  # type: ignore[assignment]
-                b = a if one is two else two.piece(group, part, tally, name)  # type: ignore[assignment]
-                values.append((a, b, one.scale(group, name), two.scale(group, name)))  # type: ignore[arg-type]
-        for a, b, s, t in values:
+                b = a if one is two else two.piece(other, part, tally, name)  # type: ignore[assignment]
+                values.append((a, b, prod(scales[i])))  # type: ignore[arg-type]
+        for a, b, scale in values:
             if a is None or b is None:
                 continue
             k, form = contract(a, b, full, workspace, tally, force, name if len(values) == 1 else "")
             tally.forms.setdefault(name, form)
-            if s is not None and t is not None:
-                k = k * (s * t)
+            if scale != 1:
+                k = k * scale
             total = k if total is None else total + k
     return total
 

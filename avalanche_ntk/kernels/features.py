@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ModelError
-from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.inputs import Batch, labels_of_second
+from avalanche_ntk.kernels.layout import candidates
+from avalanche_ntk.kernels.order import agree
 from avalanche_ntk.kernels.state import measuring, unwrap
-from avalanche_ntk.kernels.subject import Subject, check_supported, working_dtype
+from avalanche_ntk.kernels.subject import Subject, check_supported, in_precision, working_dtype
 
 
 def feature_kernel(
@@ -45,7 +47,8 @@ def feature_kernel(
         `(N, M)`.
 
     Raises:
-        ModelError: No linear layer is called, or its input has not one row (or block of rows) for each sample.
+        ModelError: No linear layer is called, its input has no part of its own for each sample, or the samples of the
+            two batches have features of different sizes.
 
     Examples:
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(2, 3))
@@ -53,9 +56,9 @@ def feature_kernel(
         tensor([[5., 6.],
                 [6., 9.]])
     """
-    if task_labels2 is None and isinstance(task_labels, int):
-        task_labels2 = task_labels
-    batches = [Batch.of(x, task_labels)] + ([] if x2 is None else [Batch.of(x2, task_labels2)])
+    batches = [Batch.of(x, task_labels)]
+    if x2 is not None:
+        batches.append(Batch.of(x2, labels_of_second(task_labels, task_labels2)))
     h = _features_of_model(model, batches, output_selector, dtype)
     return h[0] @ h[-1].T
 
@@ -92,6 +95,9 @@ def penultimate_features(
     return _features_of_model(model, [Batch.of(x, task_labels)], output_selector, dtype)[0]
 
 
+SMALL, LARGE = 3, 5  # batch sizes at which the samples are looked for
+
+
 def _features_of_model(
     model: nn.Module,
     batches: list[Batch],
@@ -103,14 +109,24 @@ def _features_of_model(
         check_supported(inner)
         work = working_dtype(inner, dtype)
         tensors = dict(inner.named_parameters()) | dict(inner.named_buffers()) if work is not None else {}
-        cast = {k: v.detach().to(work) if v.is_floating_point() else v.detach().clone() for k, v in tensors.items()}
+        cast = {k: in_precision(v.detach(), work) for k, v in tensors.items() if work is not None}
         subject = Subject(inner, {}, work, output_selector, cast)
         with subject.standing_in():
-            return [_features(subject, batch) for batch in batches]
+            found = [_features(subject, batch) for batch in batches]
+    if found[0].shape[1] != found[-1].shape[1]:
+        raise ModelError(
+            f"the features of {type(inner).__name__} have {found[0].shape[1]} numbers for a sample of the first batch"
+            f" and {found[-1].shape[1]} for one of the second: expected as many. Give both batches sequences (or"
+            " images) of one size."
+        )
+    return found
 
 
 def _features(subject: Subject, batch: Batch) -> Tensor:
     """Input of the last linear layer called, one row a sample.
+
+    Where the samples are in it is found out from batches of two sizes: in dimension 0 as a rule, in another where
+    tokens come first.
 
     Returns:
         `(N, D)`.
@@ -118,37 +134,72 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     Raises:
         ModelError: There is no such layer or row.
     """
+    n = len(batch)
+    h = _last_input(subject, batch)
+    few = [_last_input(subject, batch.take([i % n for i in range(size)])) for size in (SMALL, LARGE)]
+    options = candidates(tuple(few[0].shape), tuple(few[1].shape), SMALL, LARGE) or []
+    index = [i % n for i in range(LARGE)]
+    for layout in options:
+        rows = [layout.samples_first(t[None], k)[0] for t, k in zip(few, (SMALL, LARGE), strict=True)]
+        if layout.fits(tuple(h.shape), n) and agree(rows[0], rows[1][:SMALL], torch.float32):
+            found = layout.samples_first(h[None], n)[0].reshape(n, -1)
+            if agree(found[index], rows[1].reshape(LARGE, -1), torch.float32):
+                return found.clone()
+    name = type(subject.model).__name__
+    raise ModelError(
+        f"the last linear layer of {name} sees an input of shape {tuple(h.shape)} for {n} samples: expected one"
+        " dimension in which each sample has its own part. Leave the feature kernel out for this model."
+    )
+
+
+def _last_input(subject: Subject, batch: Batch) -> Tensor:
+    """What the last linear layer called in a forward pass reads.
+
+    Returns:
+        A tensor as the layer got it.
+
+    Raises:
+        ModelError: No linear layer is called.
+    """
     last: dict[str, Tensor] = {}
 
-    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if isinstance(module, nn.Linear) or _reads_rows(module, inputs):
-            last["h"] = inputs[0]
+    def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        x = next((t for t in (*inputs, *named.values()) if isinstance(t, Tensor)), None)
+        if x is not None and (isinstance(module, nn.Linear) or _multiplies_rows(module, x, output)):
+            last["h"] = x.detach()
 
-    hooks = [m.register_forward_pre_hook(keep) for m in subject.model.modules()]
+    hooks = [m.register_forward_hook(keep, with_kwargs=True) for m in subject.model.modules()]
     try:
         subject.forward(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    name = type(subject.model).__name__
     if "h" not in last:
         raise ModelError(
-            f"{name} calls no linear layer in its forward pass: expected a last one, whose input is the feature vector."
-            " Leave the feature kernel out for this model."
+            f"{type(subject.model).__name__} calls no linear layer in its forward pass: expected a last one, whose"
+            " input is the feature vector. Leave the feature kernel out for this model."
         )
-    h = last["h"].detach()
-    if h.shape[0] != len(batch):
-        raise ModelError(
-            f"the last linear layer of {name} sees an input of shape {tuple(h.shape)}: expected {len(batch)} samples in"
-            " dimension 0. Leave the feature kernel out for this model."
-        )
-    return h.reshape(len(batch), -1).clone()
+    return last["h"]
 
 
-def _reads_rows(module: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Tell whether a module of another class multiplies rows of its input by a matrix of its own."""
-    x = inputs[0] if inputs else None
+def _multiplies_rows(module: nn.Module, x: Tensor, y: Any) -> bool:
+    """Tell whether a module of another class multiplies rows of its input by a matrix of its own.
+
+    Its output is then a multiple of `x Wᵀ` plus a multiple of its bias, whatever the factors are (those of the NTK
+    parametrisation, say); the scales of a norm that happen to form a matrix give another one.
+
+    Returns:
+        True when it does.
+    """
     weight = module._parameters.get("weight")
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim or weight is None:
+    if weight is None or weight.ndim != 2 or not x.is_floating_point() or not x.ndim or not isinstance(y, Tensor):
         return False
-    return weight.ndim == 2 and x.shape[-1] == weight.shape[1]
+    if x.shape[-1] != weight.shape[1] or y.shape != (*x.shape[:-1], weight.shape[0]):
+        return False
+    product = (x.to(weight) @ weight.T).double()
+    bias = module._parameters.get("bias")
+    terms = [product] if bias is None or bias.shape != weight.shape[:1] else [product, bias.double().expand_as(product)]
+    design = torch.stack([t.reshape(-1) for t in terms], 1)
+    right = y.double().reshape(-1)
+    rest = right - design @ (torch.linalg.pinv(design.T @ design) @ (design.T @ right))
+    return bool(rest.norm() <= 1e-3 * right.norm())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Node = Any  # torch.autograd.graph.Node; its `_saved_*` attributes exist on some subclasses only
@@ -76,6 +77,17 @@ class Graph:
             The shape, as a tuple.
         """
         return tuple(self.nodes[edge[0]]._input_metadata[edge[1]].shape)
+
+    def dtype(self, edge: Edge) -> torch.dtype:
+        """Return the type of the numbers of the tensor that runs along an edge."""
+        node = self.nodes[edge[0]]
+        kind: torch.dtype = node.variable.dtype if edge[0] in self.owner else node._input_metadata[edge[1]].dtype
+        return kind
+
+    def coarsest(self) -> torch.dtype:
+        """Return the least exact real type of numbers in the graph, float32 for whatever is not float64."""
+        kinds = {self.dtype((i, k)) for i, node in enumerate(self.nodes) for k in range(len(node._input_metadata))}
+        return torch.float32 if kinds - {torch.float64, torch.complex128} else torch.float64
 
     def candidates(self) -> list[bool]:
         """For each node, whether every tensor it is known to depend on is a parameter (constants excepted).

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +56,17 @@ class Batch:
                 " dimension 0,"
                 f" found {type(x).__name__}. Convert arrays with torch.as_tensor first."
             )
+        for t in tensors:
+            if t.is_nested or t.layout != torch.strided:
+                raise ArgumentError(
+                    f"an input is a {'nested' if t.is_nested else 'sparse'} tensor ({t.layout}): expected dense tensors"
+                    " with the samples in dimension 0. Give it as"
+                    + (
+                        " torch.nested.to_padded_tensor(x, 0.0) with a mask."
+                        if t.is_nested
+                        else " x.to_dense(), or wrap a model that wants sparse inputs."
+                    )
+                )
         sizes = [t.shape[0] if t.dim() else None for t in tensors]
         if None in sizes or len(set(sizes)) > 1:
             raise ArgumentError(
@@ -64,8 +77,7 @@ class Batch:
         if sizes[0] == 0:
             raise ArgumentError("the inputs hold 0 samples: expected at least 1. Give a probe that is not empty.")
         x = _map(x, _plain)
-        if isinstance(task_labels, Sequence) and not isinstance(task_labels, str):
-            task_labels = torch.as_tensor(task_labels)
+        task_labels = _labels(task_labels)
         if isinstance(task_labels, Tensor):
             task_labels = _plain(task_labels)
             if task_labels.dim() != 1 or task_labels.shape[0] != sizes[0]:
@@ -85,10 +97,10 @@ class Batch:
         return Batch(_map(self.x, lambda t: t[index]), labels)
 
     def cast(self, dtype: torch.dtype | None) -> Batch:
-        """Floating inputs in `dtype`; integer and boolean inputs as they are."""
+        """Floating inputs in `dtype`, complex ones in numbers as exact; integer and boolean inputs as they are."""
         if dtype is None:
             return self
-        return Batch(_map(self.x, lambda t: t.to(dtype) if t.is_floating_point() else t), self.task_labels)
+        return Batch(_map(self.x, lambda t: _cast(t, dtype)), self.task_labels)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the model's call."""
@@ -121,6 +133,27 @@ class Batch:
         rest = iter(tensors)
         x = _map(self.x, lambda _: next(rest))
         return Batch(x, next(rest) if isinstance(self.task_labels, Tensor) else self.task_labels)
+
+
+def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    if t.is_complex():
+        return t.to(dtype.to_complex())
+    return t.to(dtype) if t.is_floating_point() else t
+
+
+def _labels(value: Any) -> Any:
+    """Return an `int` for one label of all samples, a tensor for one each, anything else as it is."""
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
+        value = torch.as_tensor(value)
+    if isinstance(value, Integral) or (isinstance(value, Tensor) and value.dim() == 0):
+        return int(value)
+    return value
+
+
+def labels_of_second(task_labels: Any, task_labels2: Any) -> Any:
+    """Return the task labels of a second batch: the first one's where it was given none and they are one number."""
+    first = _labels(task_labels)
+    return first if task_labels2 is None and isinstance(first, int) else task_labels2
 
 
 def _plain(t: Tensor) -> Tensor:

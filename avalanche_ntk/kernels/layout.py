@@ -75,6 +75,8 @@ def sample_of(plain: Tensor, weighted: Tensor, weights: Tensor) -> tuple[Tensor,
         `(index, clear)`: the sample of each entry, -1 where the ratio is no sample's weight; and which entries are
         large enough to tell.
     """
+    if not plain.numel():
+        return torch.zeros_like(plain, dtype=torch.long), torch.zeros_like(plain, dtype=torch.bool)
     size = plain.abs().max()
     clear = plain.abs() > 1e-3 * size if size > 0 else torch.zeros_like(plain, dtype=torch.bool)
     ratio = torch.where(clear, weighted / torch.where(clear, plain, torch.ones_like(plain)), torch.zeros_like(plain))

@@ -14,7 +14,7 @@ from avalanche_ntk.errors import ArgumentError, ModelError
 from avalanche_ntk.kernels.engine import plain_operators
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.state import measuring, unwrap
-from avalanche_ntk.kernels.subject import Subject, check_supported, working_dtype
+from avalanche_ntk.kernels.subject import Subject, check_supported, in_precision, working_dtype
 
 
 def jvp_prediction(
@@ -62,11 +62,12 @@ def jvp_prediction(
         work = working_dtype(inner, dtype)
         own: dict[str, Tensor] = {k: p.detach() for k, p in inner.named_parameters()}
         buffers = dict(inner.named_buffers())
-        _fitting(params_base, own | buffers, "params_base")
-        _fitting(delta, own, "delta")
+        names = _names(model, inner)
+        params_base = _fitting(params_base, own | buffers, names, "params_base")
+        delta = _fitting(delta, own, names, "delta")
         base = {k: params_base.get(k, v).detach().to(v) for k, v in (own | buffers).items()}
         if work is not None:
-            base = {k: v.to(work) if v.is_floating_point() else v for k, v in base.items()}
+            base = {k: in_precision(v, work) for k, v in base.items()}
         base = {k: v.clone() if k in buffers else v for k, v in base.items()}
         tangent = {k: delta[k].detach().to(base[k]) for k in own if k in delta}
         subject = Subject(inner, {}, work, output_selector)
@@ -127,18 +128,42 @@ def _double_backward(
         ) from exc
 
 
-def _fitting(given: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    unknown = [k for k in given if k not in own]
-    if unknown:
-        raise ArgumentError(
-            f"{what} names {unknown[0]!r}, which the model does not have: expected names of its parameters. The"
-            " model has"
-            " changed since; compare only what both have."
-        )
-    for k, v in given.items():
+def _names(model: nn.Module, inner: nn.Module) -> dict[str, str]:
+    """Return every name of a parameter or buffer, also of tied ones and behind wrappers → the one it goes by."""
+    names: dict[str, str] = {}
+    for kind in ("named_parameters", "named_buffers"):
+        own = {id(t): k for k, t in getattr(inner, kind)()}
+        every = [*getattr(inner, kind)(remove_duplicate=False), *getattr(model, kind)(remove_duplicate=False)]
+        names |= {k: own[id(t)] for k, t in every}
+    return names
+
+
+def _fitting(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Mapping[str, str], what: str
+) -> dict[str, Tensor]:
+    """Return the tensors under the names they go by.
+
+    Raises:
+        ArgumentError: A name is unknown, a shape is not the model's, or a tied weight is given two values.
+    """
+    found: dict[str, Tensor] = {}
+    seen: dict[str, str] = {}
+    for given_name, v in given.items():
+        k = names.get(given_name, given_name)
+        if k not in own:
+            raise ArgumentError(
+                f"{what} names {given_name!r}, which the model does not have: expected names of its parameters. The"
+                " model has changed since; compare only what both have."
+            )
         if v.shape != own[k].shape:
             raise ArgumentError(
-                f"{what}[{k!r}] has shape {tuple(v.shape)}: expected {tuple(own[k].shape)}, the model's own."
-                " The model has"
-                " changed since (a head that has grown); start a new base point."
+                f"{what}[{given_name!r}] has shape {tuple(v.shape)}: expected {tuple(own[k].shape)}, the model's own."
+                " The model has changed since (a head that has grown); start a new base point."
             )
+        if k in found and not torch.equal(found[k], v):
+            raise ArgumentError(
+                f"{what} gives two values to one parameter, as {seen[k]!r} and as {given_name!r}, which are tied:"
+                " expected one value. Leave one of the names out."
+            )
+        found[k], seen[k] = v, given_name
+    return found

@@ -9,7 +9,7 @@ For cotangents r = 1…R and samples n = 1…N the gradient of a used tensor W i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import torch
@@ -103,6 +103,34 @@ class Lookup:
 
 
 Piece = Dense | Outer | Lookup
+
+
+def in_kind(piece: Piece, kind: torch.dtype) -> Piece:
+    """A piece whose numbers are of another kind; complex ones become real where the parameter is real.
+
+    The gradient of a real parameter is the real part of the one that arrives, and `Re(a⊗g)` is
+    `Re a⊗Re g − Im a⊗Im g`: twice the positions.
+
+    Returns:
+        The piece itself where nothing changes.
+    """
+    real = not kind.is_complex
+    if isinstance(piece, Dense):
+        j = piece.j.real if real else piece.j
+        return piece if piece.j.dtype == kind else Dense(j.to(kind))
+    if isinstance(piece, Lookup):
+        g = piece.g.real if real else piece.g
+        return piece if piece.g.dtype == kind else Lookup(piece.ids, g.to(kind), piece.rows)
+    a, g = piece.a, piece.g
+    if isinstance(a, Patches):
+        return piece if g.dtype == a.x.dtype == kind else Outer(replace(a, x=a.x.to(kind)), g.to(kind), piece.a_first)
+    if a.dtype == g.dtype == kind:
+        return piece
+    if real and a.is_complex() and g.is_complex():
+        a, g = torch.cat([a.real, a.imag], 1), torch.cat([g.real, -g.imag], 2)
+    elif real:
+        a, g = a.real, g.real
+    return Outer(a.to(kind), g.to(kind), piece.a_first)
 
 
 def merge(pieces: list[Piece], shape: tuple[int, ...]) -> Piece:

@@ -1,9 +1,9 @@
 """What is known about a graph after looking at it once: uses of every parameter, layouts, and which way each goes.
 
-A plan is made from a handful of samples, run at two batch sizes, and *proved* there: for two random combinations of
-outputs, the kernel of every parameter that the engine computes from it is compared with one made from ordinary
+A plan is made from a handful of samples, run at two batch sizes, and *proved* there: for random combinations of outputs
+and samples, the kernel of every parameter that the engine computes from it is compared with one made from ordinary
 `torch.autograd.grad` of one sample at a time. A parameter that disagrees is sent to the generic path. Plans hold
-numbers of nodes, never nodes, so that they serve every later forward pass of the same shape.
+numbers of nodes, never nodes, so that they serve every later forward pass of the same pattern.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from avalanche_ntk.kernels.graph import Edge, Graph
 from avalanche_ntk.kernels.layout import Layout
+from avalanche_ntk.kernels.pattern import Pattern
 
 # Parameter-only nodes that only rearrange entries, or scale all of them alike
 VIEWS = (
@@ -88,7 +89,6 @@ class Plan:
         native: Parameter → groups of handles whose pieces are contracted as they are (groups add up).
         pulled: Parameter → handles whose explicit gradients are carried to the parameter by its own chain.
         generic: Parameter → why it goes through explicit Jacobians.
-        unused: Parameters that the output does not depend on.
         routed: Whether samples may be moved by values, so that layouts are proved anew in every measurement.
         batched: Whether signals of all outputs go in one vectorised pass.
         reads: Whether the forward pass looks at values, so that every sample is compared with itself alone each time.
@@ -96,19 +96,24 @@ class Plan:
         blind: Whether some layouts were guessed, because no signal arrived: the plan is not kept.
         twice: Whether nothing is planned because one sample takes another path than several (as torch's attention
             does): it is to be given twice.
+        pattern: What the graph has to be like for this plan to be used again; None where nothing was read off it.
     """
 
     handles: list[Handle] = field(default_factory=list)
     native: dict[str, list[list[int]]] = field(default_factory=dict)
     pulled: dict[str, list[int]] = field(default_factory=dict)
     generic: dict[str, str] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)
     routed: bool = False
     batched: bool = True
     reads: bool = False
     alone: bool = False
     blind: bool = False
     twice: bool = False
+    pattern: Pattern | None = None
+
+    def serves(self, graph: Graph, n: int) -> bool:
+        """Return whether the plan may be used for a pass of n samples whose graph has the same signature."""
+        return (n == 1 or not self.twice) and (self.pattern is None or self.pattern.fits(graph, n))
 
     def copy(self) -> Plan:
         """Return a plan whose ways can be changed without changing this one."""
@@ -120,15 +125,49 @@ class Plan:
         needed |= {h for hs in self.pulled.values() for h in hs}
         return sorted({u.edge for h in needed for u in self.handles[h].uses})
 
-    def joined(self, other: Plan) -> Plan:
-        """Return the plan for two batches at once: what either sends to the generic path goes there."""
-        if other is self or other.generic.keys() == self.generic.keys():
-            return self
-        both = self.copy()
-        both.alone = self.alone or other.alone
-        for name, reason in other.generic.items():
-            both.demote(name, reason)
-        return both
+    def matched(self, other: Plan) -> tuple[Plan, Plan]:
+        """The plans for a kernel between two batches: both take the same way for every parameter.
+
+        Each batch keeps its own layouts, and its own shapes of what is made from parameters: sequences of other
+        lengths have others. Gradients are compared as the graph has them only where both sides made them alike from
+        the parameter, else with respect to the parameter itself; what either sends to the generic path goes there.
+
+        Returns:
+            Both plans; the same one twice for the same plan.
+        """
+        if other is self:
+            return self, self
+        left, right = self.copy(), other.copy()
+        left.alone = right.alone = self.alone or other.alone
+        known = [n for plan in (self, other) for ways in (plan.native, plan.pulled, plan.generic) for n in ways]
+        for name in dict.fromkeys(known):
+            reason = self.generic.get(name) or other.generic.get(name)
+            if reason is None and self._uses(name) != other._uses(name):
+                reason = "the two batches use it in different ways"
+            for plan in (left, right):
+                if reason is not None:
+                    plan.demote(name, reason)
+                elif self._kinds(name) != other._kinds(name):
+                    plan.pull(name)
+        return left, right
+
+    def _uses(self, name: str) -> list[tuple[Edge, list[tuple[int, int, Edge]]]]:
+        """Return who uses a parameter where, without the layouts."""
+        handles = [self.handles[h] for h in self._handles(name)]
+        return [(h.edge, [(u.node, u.slot, u.edge) for u in h.uses]) for h in handles]
+
+    def _kinds(self, name: str) -> list[list[str]] | None:
+        """Return how the tensors of each group are made from a parameter; None where it is not contracted as it is."""
+        groups = self.native.get(name)
+        return None if groups is None else [[self.handles[h].kind for h in g] for g in groups]
+
+    def _handles(self, name: str) -> list[int]:
+        return sorted(self.pulled.get(name) or [h for g in self.native.get(name, []) for h in g])
+
+    def pull(self, name: str) -> None:
+        """Let a parameter's gradients be carried to the parameter itself before they are contracted."""
+        self.pulled[name] = self._handles(name)
+        self.native.pop(name, None)
 
     def demote(self, name: str, reason: str) -> None:
         """Send a parameter to the generic path."""
@@ -168,7 +207,7 @@ def chain(graph: Graph, edge: Edge) -> tuple[str, bool, bool, tuple[int, int] | 
         node = graph.nodes[i]
         detail = [getattr(node, a, None) for a in ("_saved_dim", "_saved_dim0", "_saved_dim1", "_saved_dims")]
         kind.append(f"{name}{shape}{detail}")
-        if len(children) != 1:
+        if len(children) != 1 or graph.dtype((i, nr)).is_complex:
             plain = False
             break
         if name in SPLITS and part is None:

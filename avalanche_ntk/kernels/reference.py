@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import unknown_name
-from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.state import measuring
 from avalanche_ntk.kernels.subject import Subject, output_rows, require_graph
 
@@ -121,14 +121,9 @@ def reference_ntk(
         )
 
     j1 = jacobian(x1, task_labels)
-    j2 = j1 if x2 is None else jacobian(x2, task_labels2 if task_labels2 is not None else _scalar(task_labels))
+    j2 = j1 if x2 is None else jacobian(x2, labels_of_second(task_labels, task_labels2))
     if reduction == "full":
         return torch.einsum("ncp,mdp->nmcd", j1, j2)
     if reduction == "trace":
         return torch.einsum("ncp,mcp->nm", j1, j2)
     return j1.sum(1) @ j2.sum(1).T
-
-
-def _scalar(task_labels: Any) -> Any:
-    """Task labels of a second batch that was given none: the first one's, where they are one number for all."""
-    return task_labels if isinstance(task_labels, int) else None

@@ -38,6 +38,8 @@ class Site:
         layout: Where the samples are in that output.
         n: Number of samples.
         shape: Shape of the consumed tensor W.
+
+    Where numbers are complex, gradients are those of autograd: the factor that W meets is conjugated.
     """
 
     node: Any
@@ -55,7 +57,7 @@ class Site:
         """
         first = self.layout.samples_first(t, self.n)
         keep = first.shape[first.dim() - features :]
-        return first.reshape(first.shape[0], self.n, -1, *keep)
+        return first.reshape(first.shape[0], self.n, prod(first.shape[2 : first.dim() - features]), *keep)
 
 
 Rule = Callable[[Site], Piece]
@@ -92,11 +94,11 @@ def _product(s: Site, left: Tensor | None, right: Tensor | None, left_slot: int,
     if s.slot == left_slot + 1:  # W = right, (in, out); samples among the rows
         _need(s.layout.dim == 0 and left is not None)
         assert left is not None
-        return Outer(s.positions(left[None], 1)[0], s.positions(g, 1), a_first=True)
+        return Outer(s.positions(left.conj()[None], 1)[0], s.positions(g, 1), a_first=True)
     _need(s.layout.dim == 1 and right is not None)  # W = left, (out, in); samples among the columns
     assert right is not None
     turned = Site(s.node, s.slot, g, Layout(0, s.layout.before, s.layout.after), s.n, s.shape)
-    return Outer(turned.positions(right.T[None], 1)[0], turned.positions(g.transpose(1, 2), 1), a_first=False)
+    return Outer(turned.positions(right.conj().T[None], 1)[0], turned.positions(g.transpose(1, 2), 1), a_first=False)
 
 
 @rule("MmBackward0")
@@ -120,29 +122,62 @@ def addmm(s: Site) -> Piece:
     )
 
 
-@rule("BmmBackward0")
-def bmm(s: Site) -> Piece:
-    """Batched product whose batch is not the samples' (heads, groups): one `Outer` for one group, else explicit."""
+def _batched_product(s: Site, left: Tensor | None, right: Tensor | None, left_slot: int, scale: float) -> Piece:
+    """`left @ right` matrix by matrix, where the batch is not the samples' (heads, groups, an ensemble's members).
+
+    Returns:
+        An `Outer` piece for one matrix, else explicit gradients.
+    """
     _need(s.layout.dim in (1, 2))
-    if s.slot == 1:
-        _need(s.layout.dim == 1)
-        a, g, a_first = s.node._saved_self, s.g, True
+    signal = s.g if scale == 1 else s.g * scale
+    if s.slot == left_slot + 1:
+        _need(s.layout.dim == 1 and left is not None)
+        assert left is not None
+        a, g, a_first = left, signal, True
     else:
-        _need(s.layout.dim == 2)
-        a, g, a_first = s.node._saved_mat2.transpose(1, 2), s.g.transpose(2, 3), False
+        _need(s.layout.dim == 2 and right is not None)
+        assert right is not None
+        a, g, a_first = right.transpose(1, 2), signal.transpose(2, 3), False
     turned = Site(s.node, s.slot, g, Layout(1, s.layout.before, s.layout.after), s.n, s.shape)
-    a = turned.layout.samples_first(a[None], s.n)[0]  # (N, groups, T, A)
+    a = turned.layout.samples_first(a.conj()[None], s.n)[0]  # (N, groups, T, A)
     g = turned.layout.samples_first(g, s.n)  # (R, N, groups, T, B)
     if a.shape[1] == 1:
         return Outer(a[:, 0], g[:, :, 0], a_first)
     return Dense(torch.einsum("nhta,rnhtb->nrhab" if a_first else "nhta,rnhtb->nrhba", a, g))
 
 
+@rule("BmmBackward0")
+def bmm(s: Site) -> Piece:
+    """`self @ mat2`, matrix by matrix."""
+    return _batched_product(
+        s, s.node._saved_self if s.slot == 1 else None, s.node._saved_mat2 if s.slot == 0 else None, 0, 1
+    )
+
+
+@rule("BaddbmmBackward0")
+def baddbmm(s: Site) -> Piece:
+    """`beta·self + alpha·(batch1 @ batch2)`, matrix by matrix."""
+    if s.slot == 0:
+        return broadcast(s, None, _scalar(s.node._saved_beta))
+    left, right = s.node._saved_batch1 if s.slot == 2 else None, s.node._saved_batch2 if s.slot == 1 else None
+    return _batched_product(s, left, right, 1, _scalar(s.node._saved_alpha))
+
+
+@rule("TrilinearBackward0")
+def bilinear(s: Site) -> Piece:
+    """`x1ᵀ W[o] x2`, as `nn.Bilinear` calls it: a linear layer whose inputs are the products of both."""
+    node = s.node
+    dims = [list(getattr(node, f"_saved_{k}")) for k in ("expand1", "expand2", "expand3", "sumdim")]
+    _need(s.slot == 1 and dims == [[1, 3], [0], [1, 2], [2, 3]] and s.layout.dim == 0)
+    a = (node._saved_i1.unsqueeze(2) * node._saved_i3.unsqueeze(1)).flatten(1).conj()
+    return Outer(s.positions(a[None], 1)[0], s.positions(s.g, 1), a_first=False)
+
+
 @rule("MvBackward0")
 def mv(s: Site) -> Piece:
     """`matrix @ vector` with the vector as W."""
     _need(s.slot == 1 and s.layout.dim == 0)
-    return Outer(s.positions(s.node._saved_self[None], 1)[0], s.positions(s.g[..., None], 1), a_first=True)
+    return Outer(s.positions(s.node._saved_self.conj()[None], 1)[0], s.positions(s.g[..., None], 1), a_first=True)
 
 
 @rule("ConvolutionBackward0")
@@ -225,7 +260,7 @@ def broadcast(s: Site, factor: Tensor | None, scale: float = 1.0, dims: tuple[in
     rows = []
     for g in s.g:  # one output at a time: the product with `factor` stays small
         first = s.layout.samples_first(g[None], s.n)[0]
-        rows.append((first * factor).sum(gone).reshape(s.n, *s.shape))
+        rows.append((first * factor.conj()).sum(gone).reshape(s.n, *s.shape))
     j = torch.stack(rows, 1)
     return Dense(j if scale == 1 else j * scale)
 
@@ -251,7 +286,7 @@ def mul(s: Site) -> Piece:
     """`self·other`."""
     factor = s.node._saved_other if s.slot == 0 else s.node._saved_self
     _need(factor is not None)
-    return broadcast(s, factor.to(s.g.dtype))
+    return broadcast(s, factor)
 
 
 @rule("DivBackward0")
@@ -259,7 +294,7 @@ def div(s: Site) -> Piece:
     """`self / other`."""
     other = s.node._saved_other
     if s.slot == 0:
-        return broadcast(s, other.to(s.g.dtype).reciprocal())
+        return broadcast(s, other.reciprocal())
     return broadcast(s, -s.node._saved_self / (other * other))
 
 
@@ -341,6 +376,30 @@ def embedding(s: Site) -> Piece:
     ids = _ids(node._saved_indices, padding, rows)
     at = s.layout.samples_first(ids.unsqueeze(-1)[None], s.n)[0].reshape(s.n, -1)
     return Lookup(at, s.positions(s.g, 1), rows)
+
+
+def _rows_taken(s: Site, ids: Tensor) -> Piece:
+    """Rows of W, one for each of `ids`, whose dimensions are the output's first."""
+    _need(s.layout.dim < ids.dim())
+    rows = int(s.shape[0])
+    g = s.g.reshape(*s.g.shape[: 1 + ids.dim()], prod(s.shape[1:]))
+    at = s.positions((ids % rows)[None, ..., None], 1)[0].squeeze(-1)
+    return Lookup(at, s.positions(g, 1), rows)
+
+
+@rule("IndexBackward0")
+def index(s: Site) -> Piece:
+    """`W[ids]` with whole numbers: a table of rows."""
+    indices = s.node._saved_indices
+    _need(indices[0] is not None and all(i is None for i in indices[1:]) and indices[0].dtype == torch.int64)
+    return _rows_taken(s, indices[0])
+
+
+@rule("IndexSelectBackward0")
+def index_select(s: Site) -> Piece:
+    """`W.index_select(0, ids)`."""
+    _need(int(s.node._saved_dim) == 0)
+    return _rows_taken(s, s.node._saved_index)
 
 
 @rule("EmbeddingBagBackward0")

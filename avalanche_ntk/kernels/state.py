@@ -10,13 +10,15 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import autocast_mode
+from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
@@ -28,13 +30,22 @@ _ONE_AT_A_TIME = threading.RLock()
 
 @contextmanager
 def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
-    """Put the model in eval mode; restore flags, buffers, `requires_grad` and `.grad` exactly on exit.
+    """Put the model in eval mode; restore attributes, buffers, `requires_grad` and `.grad` exactly on exit.
 
     Flags are set one by one and not by `model.eval()`: some modules override `train()` with side effects. A buffer is
-    written back only where the measurement changed it, so that version counters of untouched buffers do not move.
+    written back only where the measurement changed it, so that version counters of untouched buffers do not move; so
+    are weights of embeddings with a `max_norm`, which rescale them in their forward pass. Attributes that a forward
+    pass sets (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, activations put aside) are those of
+    before again.
     """
     modules = list(model.modules())
-    flags = [(m, m.training) for m in modules]
+    attributes = [(vars(m), dict(vars(m))) for m in modules]
+    rescaled = [
+        (p, p.detach().clone())
+        for m in modules
+        if getattr(m, "max_norm", None) is not None
+        for p in m.parameters(recurse=False)
+    ]
     buffers = [(m, k, b, None if b is None else b.detach().clone()) for m in modules for k, b in m._buffers.items()]
     params = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     for m in modules:
@@ -42,9 +53,14 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        for m, flag in flags:
-            m.training = flag
+        for now, before in attributes:
+            for k in [k for k in now if k not in before]:
+                del now[k]
+            now.update((k, v) for k, v in before.items() if k not in now or now[k] is not v)
         with torch.no_grad():
+            for p, held in rescaled:
+                if not _same(p, held):
+                    p.copy_(held)
             for m, k, buffer, value in buffers:
                 if m._buffers.get(k) is not buffer:
                     m._buffers[k] = buffer
@@ -66,7 +82,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 @contextmanager
 def exact_arithmetic() -> Generator[None, None, None]:
-    """Gradients on, autocast off, and full float32 precision in products (no TF32, no bfloat16) on every backend."""
+    """Gradients on, autocast off, and full float32 precision in products (no TF32, no bfloat16) on every backend.
+
+    Autocast is off also where the model itself turns it on in its forward pass.
+    """
     precision = torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -81,15 +100,45 @@ def exact_arithmetic() -> Generator[None, None, None]:
             torch.set_float32_matmul_precision("highest")
         if conv:
             torch.backends.cudnn.allow_tf32 = False
+        enter = autocast_mode.autocast.__enter__
+        autocast_mode.autocast.__enter__ = _enter_disabled(enter)  # type: ignore[method-assign]
         try:
             yield
         finally:
+            autocast_mode.autocast.__enter__ = enter  # type: ignore[method-assign]
             if torch.get_float32_matmul_precision() != precision:
                 torch.set_float32_matmul_precision(precision)
             if conv:
                 torch.backends.cudnn.allow_tf32 = conv
             if torch.are_deterministic_algorithms_enabled() != deterministic:
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _enter_disabled(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a way to enter autocast regions that leaves every one of them without effect."""
+
+    def disabled(region: Any) -> Any:
+        enabled, region._enabled = region._enabled, False
+        try:
+            return enter(region)
+        finally:
+            region._enabled = enabled
+
+    return disabled
+
+
+@contextmanager
+def fresh_parametrizations() -> Generator[None, None, None]:
+    """Compute parametrised weights anew: what `parametrize.cached()` holds may have been made without gradients.
+
+    Nor does it come to hold weights in the precision of the measurement.
+    """
+    held, depth = parametrize._cache, parametrize._cache_enabled
+    parametrize._cache, parametrize._cache_enabled = {}, 0
+    try:
+        yield
+    finally:
+        parametrize._cache, parametrize._cache_enabled = held, depth
 
 
 @contextmanager
@@ -138,11 +187,17 @@ def measuring(model: nn.Module) -> Generator[None, None, None]:
             f"model must be a torch.nn.Module, found {type(model).__name__}. Wrap a function in a module that holds"
             " its parameters."
         )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise ArgumentError(
+            "a measurement was asked for inside a torch.func transform (vmap, grad, jvp, …): expected ordinary tensors,"
+            " of which a kernel can be read. Measure outside of the transform."
+        )
     with (
         _ONE_AT_A_TIME,
         preserved_rng_state(),
         preserve_modules(model),
         exact_arithmetic(),
+        fresh_parametrizations(),
         eager(model),
         plain_calls(),
     ):
@@ -151,14 +206,24 @@ def measuring(model: nn.Module) -> Generator[None, None, None]:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module behind `torch.compile` and `DataParallel` wrappers; it shares every parameter with them."""
+    return _unwrapped(model)[0]
+
+
+def wrapper_prefix(model: nn.Module) -> str:
+    """What the wrappers that `unwrap` takes off put before every name of a parameter or module."""
+    return _unwrapped(model)[1]
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
     inner: Any = model
+    prefix = ""
     while True:
         if hasattr(inner, "_orig_mod"):
-            inner = inner._orig_mod
+            inner, prefix = inner._orig_mod, prefix + "_orig_mod."
         elif isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = inner.module
+            inner, prefix = inner.module, prefix + "module."
         else:
-            return inner
+            return inner, prefix
 
 
 def rng_fingerprint() -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, ModelError, unknown_name
 from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.state import unwrap
+from avalanche_ntk.kernels.state import unwrap, wrapper_prefix
 
 _LOW = (torch.float16, torch.bfloat16)
 
@@ -27,7 +27,7 @@ def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) 
     """Names of the parameters whose kernel is wanted, in the model's order.
 
     Args:
-        model: The model.
+        model: The model, or a wrapper of it, whose prefix is taken off the names.
         params: None for all, or names of parameters (shell wildcards allowed).
         layers: None, or names of modules: every trainable parameter inside them (wildcards allowed).
 
@@ -38,6 +38,7 @@ def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) 
         ModelError: The model has no trainable parameter.
         ArgumentError: A name matches nothing, or only frozen parameters.
     """
+    prefix, model = wrapper_prefix(model), unwrap(model)
     everything = dict(model.named_parameters())
     trainable = [n for n, p in everything.items() if p.requires_grad]
     if not trainable:
@@ -54,12 +55,12 @@ def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) 
     chosen: set[str] = set()
     aliases = dict(model.named_parameters(remove_duplicate=False))
     canonical = {id(p): n for n, p in everything.items()}
-    for pattern in _names(params, "params"):
+    for pattern in (name.removeprefix(prefix) for name in _names(params, "params")):
         hits = {canonical[id(aliases[n])] for n in aliases if n == pattern or fnmatch.fnmatchcase(n, pattern)}
         _require(hits, pattern, "parameter", aliases, trainable)
         chosen |= hits
     modules = [n for n, _ in model.named_modules(remove_duplicate=False)]
-    for pattern in _names(layers, "layers"):
+    for pattern in (name.removeprefix(prefix) for name in _names(layers, "layers")):
         inside = [m for m in modules if m == pattern or fnmatch.fnmatchcase(m, pattern)]
         hits = {canonical[id(aliases[n])] for n in aliases for m in inside if m == "" or n.startswith(m + ".")}
         _require(hits, pattern, "layer", modules, trainable, found_module=bool(inside))
@@ -111,6 +112,11 @@ def check_supported(model: nn.Module) -> None:
             raise ModelError(
                 f"parameter {name!r} is not initialised yet (a lazy module): expected a parameter with a shape."
                 " Run one forward pass before the first measurement."
+            )
+        if p.layout != torch.strided:
+            raise ModelError(
+                f"parameter {name!r} is sparse ({p.layout}): expected dense parameters, whose entries a kernel sums"
+                " over. Store its values as a dense parameter and its pattern as a buffer."
             )
         if p.is_complex():
             raise ModelError(
@@ -194,6 +200,12 @@ def _new_tensors_in(dtype: torch.dtype | None) -> Generator[None, None, None]:
         torch.set_default_dtype(before)
 
 
+def in_precision(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy of the tensor, in the working precision if it holds floating or complex numbers."""
+    kind = dtype if t.is_floating_point() else dtype.to_complex() if t.is_complex() else t.dtype
+    return t.to(kind, copy=True)
+
+
 @dataclass
 class Subject:
     """Model + chosen parameters + output selector + working precision.
@@ -223,20 +235,22 @@ class Subject:
         """Check the model and choose its parameters; see `select_parameters` and `working_dtype` for the errors."""
         inner = unwrap(model)
         check_supported(inner)
-        names = select_parameters(inner, params, layers)
+        names = select_parameters(model, params, layers)
         work = working_dtype(inner, dtype)
         if work is None:
             own = dict(inner.named_parameters())
             # A hook on a parameter changes its gradient, not the function: the same memory stands in without the hook.
             bare = {n: own[n].detach().requires_grad_() for n in names if own[n]._backward_hooks}
+            # What was made in inference mode has no gradient: a copy of it has.
+            both = own | dict(inner.named_buffers())
+            bare |= {n: t.clone().requires_grad_(n in names) for n, t in both.items() if t.is_inference()}
             return Subject(inner, {n: bare.get(n, own[n]) for n in names}, None, selector, bare)
         wanted = set(names)
         substitutes = {
-            n: (p.detach().to(work) if p.is_floating_point() else p.detach()).requires_grad_(n in wanted)
-            for n, p in inner.named_parameters()
+            n: in_precision(p.detach(), work).requires_grad_(n in wanted) for n, p in inner.named_parameters()
         }
         for n, b in inner.named_buffers():
-            substitutes[n] = b.to(work) if b.is_floating_point() else b.clone()
+            substitutes[n] = in_precision(b, work)
         return Subject(inner, {n: substitutes[n] for n in names}, work, selector, substitutes)
 
     def restricted(self, names: set[str]) -> Subject:

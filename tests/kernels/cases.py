@@ -1,5 +1,6 @@
 """Models and inputs on which every way to compute a kernel has to agree with the slow oracle."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,41 @@ def cross_attention(**kw: Any) -> Callable[[], nn.Module]:
         return m.out(m.att(x, key, key if value is None else value, need_weights=False)[0].flatten(1))
 
     return lambda: Fn(run, att=nn.MultiheadAttention(6, 2, batch_first=True, **kw), out=nn.Linear(18, 2))
+
+
+SCALES = [[1.0, 2.0]] * 4  # differ within a weight: no common factor
+
+
+def as_pairs(z: Tensor) -> Tensor:
+    """Complex numbers `(N, …)` as twice as many real ones, one row a sample."""
+    return torch.view_as_real(z).flatten(1)
+
+
+def fourier(x: Tensor, w: Tensor) -> Tensor:
+    """A layer of a Fourier neural operator."""
+    return torch.fft.irfft(torch.einsum("bix,iox->box", torch.fft.rfft(x), torch.view_as_complex(w)), n=x.shape[-1])
+
+
+def autocast_inside() -> nn.Module:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m.b(m.a(x).relu()).to(x.dtype)
+
+    return Fn(run, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+
+
+def quietly(make: Callable[[], nn.Module]) -> nn.Module:
+    """A module of layers without width, whose initialisation torch remarks on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return make()
+
+
+def old_weight_norm(module: nn.Module) -> nn.Module:
+    """The weight norm by a hook that models of the last years still use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(module)
 
 
 class NTKLinear(nn.Module):
@@ -436,7 +472,7 @@ CASES: dict[str, Case] = {
         ),
         rand(2, 3),
     ),
-    "bilinear": Case(lambda: Fn(lambda m, x: m.b(x, x.tanh()), b=nn.Bilinear(3, 3, 2)), rand(3), ways=GENERIC),
+    "bilinear": Case(lambda: Fn(lambda m, x: m.b(x, x.tanh()), b=nn.Bilinear(3, 3, 2)), rand(3)),
     "ntk_parametrisation": Case(lambda: nn.Sequential(NTKLinear(4, 6), nn.ReLU(), NTKLinear(6, 2)), rand(4)),
     "weight_norm": Case(
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)), rand(4)
@@ -524,4 +560,104 @@ CASES: dict[str, Case] = {
         ways=GENERIC,
     ),
     "table": Case(lambda: Fn(lambda m, x: m.l(x) + m.t[torch.tensor([2, 0, 2])], t=par(4), l=nn.Linear(4, 3)), rand(4)),
+    "complex_product": Case(
+        lambda: Fn(
+            lambda m, x: as_pairs(torch.complex(x, x.tanh()) * torch.view_as_complex(m.w)) @ m.o,
+            w=par(4, 2),
+            o=par(8, 3),
+        ),
+        rand(4),
+    ),
+    "complex_linear": Case(
+        lambda: Fn(
+            lambda m, x: as_pairs(torch.complex(x, x.sin()) @ torch.complex(m.a, m.b)), a=par(4, 2), b=par(4, 2)
+        ),
+        rand(4),
+    ),
+    "complex_quotient": Case(
+        lambda: Fn(
+            lambda m, x: as_pairs(torch.view_as_complex(m.v) / torch.complex(x, x.cos()) / torch.view_as_complex(m.w)),
+            v=par(4, 2),
+            w=par(4, 2),
+        ),
+        rand(4),
+    ),
+    "complex_heads": Case(
+        lambda: Fn(
+            lambda m, x: as_pairs(
+                torch.einsum("nhi,hio->nho", torch.complex(x, x.cos()).view(-1, 2, 2), torch.view_as_complex(m.w))
+            ),
+            w=par(2, 2, 3, 2),
+        ),
+        rand(4),
+    ),
+    "complex_inputs": Case(
+        lambda: Fn(lambda m, x: m.out(as_pairs(x * m.g @ m.w.to(x.dtype)).tanh()), g=par(4), w=par(4, 3), out=head(6)),
+        lambda n: torch.randn(n, 4, dtype=torch.complex64),
+    ),
+    "imaginary_scale": Case(
+        lambda: Fn(lambda m, x: as_pairs(x * (m.g * 1j) * (0.3 + 1j)) @ m.o, g=par(4), o=par(8, 2)), rand(4)
+    ),
+    "fourier_layer": Case(
+        lambda: Fn(
+            lambda m, x: m.out(fourier(m.lift(x), m.w).tanh()), lift=nn.Conv1d(2, 3, 1), w=par(3, 2, 5, 2), out=head(16)
+        ),
+        rand(2, 8),
+    ),
+    "table_of_rows": Case(
+        lambda: Fn(lambda m, x: m.t[x].tanh().sum(1) + m.t[x - 9, 1:].sum((1, 2), keepdim=True)[:, 0], t=par(9, 3)),
+        ints(9, 4),
+    ),
+    "table_of_numbers": Case(lambda: Fn(lambda m, x: m.t[x].tanh() @ m.o, t=par(9), o=par(4, 2)), ints(9, 4)),
+    "table_token_major": Case(lambda: Fn(lambda m, x: m.t[x.T].tanh().sum(0), t=par(9, 3)), ints(9, 4)),
+    "table_by_pairs": Case(
+        lambda: Fn(lambda m, x: m.t[x, x % 3].tanh() @ m.o, t=par(9, 3), o=par(4, 2)), ints(9, 4), ways=GENERIC
+    ),
+    "index_select": Case(
+        lambda: Fn(lambda m, x: m.t.index_select(0, x.flatten()).view(*x.shape, 3).tanh().sum(1), t=par(9, 3)),
+        ints(9, 4),
+    ),
+    "ensemble": Case(
+        lambda: Fn(
+            lambda m, x: torch.baddbmm(m.b[:, None], x[None].expand(3, -1, -1), m.w, beta=0.5, alpha=2).tanh().mean(0),
+            w=par(3, 4, 2),
+            b=par(3, 2),
+        ),
+        rand(4),
+    ),
+    "bilinear_tokens": Case(lambda: Fn(lambda m, x: m.b(x, x.sin()).flatten(1), b=nn.Bilinear(4, 4, 3)), rand(5, 4)),
+    "no_width": Case(
+        lambda: Fn(
+            lambda m, x: torch.cat([m.from_none(x[:, :0]) + m.a(x), m.to_none(x)], 1),
+            a=nn.Linear(4, 2),
+            from_none=quietly(lambda: nn.Linear(0, 2)),
+            to_none=quietly(lambda: nn.Linear(4, 0)),
+        ),
+        rand(4),
+    ),
+    "adaptive_softmax": Case(
+        lambda: Fn(
+            lambda m, x: m.s.log_prob(m.a(x)),
+            a=nn.Linear(4, 8),
+            s=quietly(lambda: nn.AdaptiveLogSoftmaxWithLoss(8, 10, [3, 6])),
+        ),
+        rand(4),
+    ),
+    "scaled_slices": Case(
+        lambda: Fn(
+            lambda m, x: (
+                sum(x.roll(i, 1) @ (w * (i + 1)) for i, w in enumerate(m.w.unbind())) + x @ (m.v * m.v.new(SCALES))
+            ),
+            w=par(3, 4, 2),
+            v=par(4, 2),
+        ),
+        rand(4),
+    ),
+    "autocast_inside": Case(autocast_inside, rand(4)),
+    "renormalised_embedding": Case(
+        lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=1.0), nn.Flatten(), nn.Linear(20, 2)), ints(9, 5)
+    ),
+    "hooked_weight_norm": Case(
+        lambda: nn.Sequential(old_weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)), rand(4)
+    ),
 }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels import (
@@ -177,6 +178,109 @@ def test_recurrent_layers_keep_their_flat_weights():
     held = model._flat_weights
     empirical_ntk(nn.Sequential(model), torch.randn(2, 3), dtype=torch.float64, output_selector=lambda y: y[0])
     assert model._flat_weights is held and all(a is b for a, b in zip(held, model.parameters(), strict=True))
+
+
+class Remembers(nn.Module):
+    """Keeps its last features, and counts its calls, as plain attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls, self.last = nn.Linear(4, 3), 0, None
+
+    def forward(self, x):
+        self.calls, self.last, self.new = self.calls + 1, self.layer(x), x
+        return self.last
+
+
+@pytest.mark.parametrize("way", [*MEASUREMENTS])
+def test_what_a_forward_pass_sets_on_its_module_is_as_it_was(way):
+    model, x = build()
+    model[4], model[6] = Remembers(), nn.Linear(3, 5)
+    model[3], model[5] = nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), nn.Identity()
+    if way == "jvp":
+
+        def run(m, x):
+            return jvp_prediction(m, x, {}, {"6.weight": torch.ones(5, 3)})
+    else:
+        run = MEASUREMENTS[way]
+    run(model, x)
+    assert model[4].calls == 0 and model[4].last is None and not hasattr(model[4], "new")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("way", [k for k in MEASUREMENTS if k != "jvp"])
+def test_weights_made_by_hooks_come_back(norm, way):
+    model = nn.Sequential(nn.Flatten(), norm(nn.Linear(72, 4)), nn.Tanh(), nn.Linear(4, 3))
+    x = torch.randn(4, 2, 6, 6)
+    model(x)
+    before, value = model[1].weight, model[1].weight.detach().clone()
+    MEASUREMENTS[way](model, x)
+    assert model[1].weight is before and torch.equal(before, value)
+
+
+@pytest.mark.parametrize("way", ["graph", "float64", "jacobian", "loop", "oracle", "features", "spot", "operator"])
+def test_embeddings_that_rescale_their_rows_do_not_during_a_measurement(way):
+    model = nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Linear(12, 3))
+    x = torch.randint(9, (4, 3))
+    before = model[0].weight.detach().clone()
+    MEASUREMENTS[way](model, x)
+    assert torch.equal(model[0].weight, before)
+    model(x)
+    assert not torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_cached_parametrisations_are_neither_used_nor_replaced(with_gradients):
+    model, x = (
+        nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 2)),
+        torch.randn(4, 4),
+    )
+    want = reference_ntk(model, x)
+    with parametrize.cached():
+        with torch.set_grad_enabled(with_gradients):
+            model(x)
+        before = model[0].weight
+        assert torch.allclose(empirical_ntk(model, x, dtype=torch.float64), want, rtol=1e-10)
+        assert model[0].weight is before
+    with parametrize.cached():
+        empirical_ntk(model, x, dtype=torch.float64)
+        assert model[0].weight.dtype == torch.float32
+
+
+def test_autocast_in_the_model_is_off_during_a_measurement_and_on_again_after_it():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.kinds = nn.Linear(4, 3), []
+
+        @torch.autocast("cpu", dtype=torch.bfloat16)
+        def forward(self, x):
+            y = self.a(x)
+            self.kinds.append(y.dtype)
+            return y.float()
+
+    model, x = Half(), torch.randn(5, 4)
+    kernel = empirical_ntk(model, x)
+    assert set(model.kinds) == {torch.float32}
+    assert torch.allclose(kernel, 3 * (x @ x.T + 1), rtol=1e-5)
+    model(x)
+    assert model.kinds[-1] == torch.bfloat16
+
+
+def test_models_made_in_inference_mode_are_measured():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
+        model[1].running_mean.normal_()
+    x = torch.randn(4, 4)
+    want = reference_ntk(model, x)
+    assert torch.allclose(empirical_ntk(model, x).double(), want, rtol=1e-5)
+    assert torch.allclose(empirical_ntk(model, x, dtype=torch.float64), want, rtol=1e-10)
+    v = torch.randn(4, dtype=torch.float64)
+    operator = ntk_operator(model, x, reduction="trace", dtype=torch.float64)
+    assert torch.allclose(operator @ v, want @ v, rtol=1e-10)
+    assert feature_kernel(model, x).shape == (4, 4)
+    assert all(p.is_inference() for p in model.parameters())
 
 
 def test_nothing_is_kept_alive():

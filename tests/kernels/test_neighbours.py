@@ -1,5 +1,6 @@
 """What stands beside the kernel: operator, estimator, linearisation, features, spot checks, groups, the report."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -148,6 +149,102 @@ def test_an_embedding_is_no_linear_layer():
     tokens = torch.tensor([[0, 1], [2, 2], [4, 0]])
     h = model[0](tokens).flatten(1)
     assert torch.allclose(feature_kernel(model, tokens), h @ h.T)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (3, 3)])
+def test_the_scales_of_a_norm_that_form_a_matrix_are_no_linear_layer(size, x):
+    rows, columns = size
+    model = nn.Sequential(nn.Linear(4, rows * columns), nn.Unflatten(1, size), nn.LayerNorm(size), nn.Flatten())
+    nn.init.normal_(model[2].weight)
+    assert torch.allclose(feature_kernel(model, x), x @ x.T, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda layer, x: layer(x.transpose(0, 1))[-1],
+        lambda layer, x: layer(x.transpose(0, 1).reshape(-1, 4)).view(x.shape[1], len(x), 2)[0],
+        lambda layer, x: layer(x.reshape(-1, 4)).view(len(x), -1, 2)[:, 0],
+        lambda layer, x: layer(input=x).mean(1),
+    ],
+)
+def test_features_wherever_the_samples_are(call, n):
+    """As many tokens as samples, tokens first, all in one dimension, given by name."""
+
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return call(self.layer, x)
+
+    model, x, x2 = Tokens(), torch.randn(n, 5, 4), torch.randn(3, 5, 4)
+    assert torch.allclose(feature_kernel(model, x, x2), x.flatten(1) @ x2.flatten(1).T, rtol=1e-5)
+
+
+def test_displacements_by_every_name_of_a_parameter():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, ids):
+            return self.out(self.embed(ids).mean(1))
+
+    model, ids, delta = Tied().double(), torch.randint(9, (5, 3)), torch.randn(9, 4, dtype=torch.float64)
+    want = reference_jacobian(model, ids) @ delta.flatten()
+    for given in ({"embed.weight": delta}, {"out.weight": delta}, {"embed.weight": delta, "out.weight": delta.clone()}):
+        assert torch.allclose(jvp_prediction(model, ids, model.state_dict(), given), want)
+    compiled = torch.compile(model, backend="eager")
+    moved = {k: delta for k in compiled.state_dict()}
+    assert torch.allclose(jvp_prediction(compiled, ids, compiled.state_dict(), moved), want)
+
+
+def test_names_of_a_wrapped_model_are_those_of_the_wrapper_too(x):
+    model = small()
+    for wrapped in (torch.compile(model, backend="eager"), nn.DataParallel(model)):
+        names = [k for k, _ in wrapped.named_parameters()]
+        assert names[0] in ("_orig_mod.0.weight", "module.0.weight")
+        assert torch.equal(empirical_ntk(wrapped, x, params=names[0]), empirical_ntk(model, x, params="0.weight"))
+        layer = names[0].removesuffix(".weight")
+        assert torch.equal(empirical_ntk(wrapped, x, layers=layer), empirical_ntk(model, x, layers="0"))
+        groups = empirical_ntk_by_group(wrapped, x, {"all": names})
+        assert torch.allclose(groups["all"], empirical_ntk(model, x))
+
+
+@pytest.mark.parametrize("label", [1, np.int64(1), torch.tensor(1)])
+def test_one_task_label_of_any_kind_is_that_of_both_batches(label, x):
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+
+        def forward(self, x, task):
+            return self.heads[task](x)
+
+    model = Heads()
+    want = 2 * (x @ x[:2].T + 1)
+    for measure in (empirical_ntk, reference_ntk):
+        assert torch.allclose(measure(model, x, x[:2], task_labels=label, params="heads.1.*").to(x), want, rtol=1e-5)
+    assert torch.allclose(feature_kernel(model, x, x[:2], task_labels=label), x @ x[:2].T)
+
+
+def test_task_labels_as_an_array(x):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x, task):
+            return self.layer(x) * (1 + task)[:, None]
+
+    labels = np.arange(5)
+    scale = torch.arange(5) + 1.0
+    want = 2 * scale[:, None] * scale * (x @ x.T + 1)
+    assert torch.allclose(empirical_ntk(Scaled(), x, task_labels=labels), want, rtol=1e-5)
 
 
 def test_spot_check_finds_a_wrong_entry_and_passes_a_right_kernel(x):

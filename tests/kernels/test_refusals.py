@@ -12,6 +12,7 @@ from avalanche_ntk.kernels import (
     feature_kernel,
     jvp_prediction,
     ntk_operator,
+    reference_ntk,
     spot_check,
 )
 
@@ -310,6 +311,53 @@ def test_bad_inputs():
     assert refused(ArgumentError, lambda: empirical_ntk_by_group(small(), X, groups, **weights)) == (
         "group 'a' (0.bias) has no parameter in common with the whole (0.weight, 2.weight). Leave the group out, or let"
         " params cover it."
+    )
+
+
+def test_sparse_and_nested_tensors():
+    assert refused(ArgumentError, lambda: empirical_ntk(small(), X.to_sparse())) == (
+        "an input is a sparse tensor (torch.sparse_coo): expected dense tensors with the samples in dimension 0. Give"
+        " it as x.to_dense(), or wrap a model that wants sparse inputs."
+    )
+    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(4, 3)], layout=torch.jagged)
+    assert refused(ArgumentError, lambda: feature_kernel(small(), nested)) == (
+        "an input is a nested tensor (torch.jagged): expected dense tensors with the samples in dimension 0. Give it"
+        " as torch.nested.to_padded_tensor(x, 0.0) with a mask."
+    )
+    model = Fn(lambda m, x: torch.sparse.mm(m.w, x.T).T, w=nn.Parameter(torch.eye(3).to_sparse()))
+    for measure in (empirical_ntk, reference_ntk, feature_kernel):
+        assert refused(ModelError, lambda measure=measure: measure(model, X)) == (
+            "parameter 'w' is sparse (torch.sparse_coo): expected dense parameters, whose entries a kernel sums over."
+            " Store its values as a dense parameter and its pattern as a buffer."
+        )
+
+
+def test_inside_a_transform_of_torch_func():
+    message = (
+        "a measurement was asked for inside a torch.func transform (vmap, grad, jvp, …): expected ordinary tensors, of"
+        " which a kernel can be read. Measure outside of the transform."
+    )
+    model = small()
+    assert refused(ArgumentError, lambda: torch.func.vmap(lambda x: empirical_ntk(model, x[None]))(X)) == message
+    assert refused(ArgumentError, lambda: torch.func.grad(lambda x: feature_kernel(model, x).sum())(X)) == message
+
+
+def test_features_of_other_sizes():
+    model = Fn(lambda m, x: m.layer(x).mean(1), layer=nn.Linear(3, 2))
+    message = refused(ModelError, lambda: feature_kernel(model, torch.zeros(2, 5, 3), torch.zeros(4, 6, 3)))
+    assert message == (
+        "the features of Fn have 15 numbers for a sample of the first batch and 18 for one of the second: expected as"
+        " many. Give both batches sequences (or images) of one size."
+    )
+
+
+def test_a_tied_weight_with_two_displacements():
+    model = Fn(lambda m, x: m.b(m.a(x)), a=nn.Linear(3, 3), b=nn.Linear(3, 3))
+    model.b.weight = model.a.weight
+    delta = {"a.weight": torch.zeros(3, 3), "b.weight": torch.ones(3, 3)}
+    assert refused(ArgumentError, lambda: jvp_prediction(model, X, {}, delta)) == (
+        "delta gives two values to one parameter, as 'a.weight' and as 'b.weight', which are tied: expected one value."
+        " Leave one of the names out."
     )
 
 
