@@ -59,7 +59,8 @@ def empirical_ntk(
     Args:
         model: The model; `torch.compile` and `DataParallel` wrappers are looked through.
         x1: N inputs: a tensor (`model(x)`), a tuple (`model(*x)`) or a dict (`model(**x)`), samples in dimension 0.
-        x2: M inputs for a cross-kernel; None for the self-kernel of `x1`.
+        x2: M inputs for a cross-kernel, of `x1`'s size or another (shorter sequences, larger images); None for the
+            self-kernel of `x1`.
         task_labels: Given to the model as its next positional argument when not None (an integer, or one per sample).
         task_labels2: The same for `x2`; by default the integer given for `x1`.
         reduction: `full` `(N, M, C, C)`; `trace` `(N, M)`, Σ_c Θ[n,m,c,c]; `sum_logits` `(N, M)`, Σ_{c,d} Θ[n,m,c,d].
@@ -69,7 +70,7 @@ def empirical_ntk(
         output_selector: Maps the model's raw output (tuple, dict, object) to an `(N, C)` tensor.
         memory_budget: Bytes that may be taken beyond the forward pass; 1 GiB by default.
         dtype: `torch.float32` or `torch.float64` to compute in; None for the parameters' own (float32 for half
-            precision).
+            precision). Autocast is off, also where the model turns it on itself.
         method: See `Method`.
         estimator: `rademacher` for an unbiased estimate of the trace kernel from random signs, for many outputs.
         n_projections: Number of random sign vectors of the estimator.

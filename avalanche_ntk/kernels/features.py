@@ -12,8 +12,8 @@ from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.layout import candidates
 from avalanche_ntk.kernels.order import agree
-from avalanche_ntk.kernels.state import measuring, unwrap
-from avalanche_ntk.kernels.subject import Subject, check_supported, in_precision, working_dtype
+from avalanche_ntk.kernels.state import measuring
+from avalanche_ntk.kernels.subject import Subject
 
 
 def feature_kernel(
@@ -26,7 +26,7 @@ def feature_kernel(
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Feature kernel `K[n,m] = <h(x_n), h(x_m)>`, h the input of the last linear layer that the forward pass calls.
+    """Feature kernel `K[n,m] = <h(x_n), h(x_m)>`, h the input of the last linear layer that the outputs come from.
 
     A linear layer is a `nn.Linear`, or a module whose own `weight` is a matrix with a column for each number that it
     reads (such as `models.NTKLinear`, whose factor is no part of h).
@@ -105,19 +105,14 @@ def _features_of_model(
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
     with measuring(model), torch.no_grad():
-        inner = unwrap(model)
-        check_supported(inner)
-        work = working_dtype(inner, dtype)
-        tensors = dict(inner.named_parameters()) | dict(inner.named_buffers()) if work is not None else {}
-        cast = {k: in_precision(v.detach(), work) for k, v in tensors.items() if work is not None}
-        subject = Subject(inner, {}, work, output_selector, cast)
+        subject = Subject.without_leaves(model, dtype, output_selector)
         with subject.standing_in():
             found = [_features(subject, batch) for batch in batches]
-    if found[0].shape[1] != found[-1].shape[1]:
+    sizes = [h.shape[1] for h in found]
+    if sizes[0] != sizes[-1]:
         raise ModelError(
-            f"the features of {type(inner).__name__} have {found[0].shape[1]} numbers for a sample of the first batch"
-            f" and {found[-1].shape[1]} for one of the second: expected as many. Give both batches sequences (or"
-            " images) of one size."
+            f"the features of {type(subject.model).__name__} have {sizes[0]} numbers for a sample of the first batch and"
+            f" {sizes[-1]} for one of the second: expected as many. Give both batches sequences (or images) of one size."
         )
     return found
 
@@ -135,8 +130,9 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
         ModelError: There is no such layer or row.
     """
     n = len(batch)
-    h = _last_input(subject, batch)
-    few = [_last_input(subject, batch.take([i % n for i in range(size)])) for size in (SMALL, LARGE)]
+    parts = [batch.take([i % n for i in range(size)]) for size in (SMALL, LARGE)]
+    which = _last_that_counts(subject, parts[0])
+    h, *few = [_inputs(subject, part)[which][0] for part in (batch, *parts)]
     options = candidates(tuple(few[0].shape), tuple(few[1].shape), SMALL, LARGE) or []
     index = [i % n for i in range(LARGE)]
     for layout in options:
@@ -152,34 +148,52 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     )
 
 
-def _last_input(subject: Subject, batch: Batch) -> Tensor:
-    """What the last linear layer called in a forward pass reads.
+def _inputs(subject: Subject, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """What each linear layer called in a forward pass reads and gives, in the order of the calls.
 
     Returns:
-        A tensor as the layer got it.
+        `(input, output)` of each call, and those of the model at the end.
 
     Raises:
         ModelError: No linear layer is called.
     """
-    last: dict[str, Tensor] = {}
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         x = next((t for t in (*inputs, *named.values()) if isinstance(t, Tensor)), None)
         if x is not None and (isinstance(module, nn.Linear) or _multiplies_rows(module, x, output)):
-            last["h"] = x.detach()
+            calls.append((x.detach(), output))
 
     hooks = [m.register_forward_hook(keep, with_kwargs=True) for m in subject.model.modules()]
     try:
-        subject.forward(batch)
+        out = subject.forward(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    if "h" not in last:
+    if not calls:
         raise ModelError(
             f"{type(subject.model).__name__} calls no linear layer in its forward pass: expected a last one, whose"
             " input is the feature vector. Leave the feature kernel out for this model."
         )
-    return last["h"]
+    return [*calls, (out, out)]
+
+
+def _last_that_counts(subject: Subject, few: Batch) -> int:
+    """Which call of a linear layer is the last that the outputs come from: a decoder beside them is not.
+
+    Returns:
+        Its place, counted from the end; that of the last call where no gradient shows the way (a nearest-mean
+        classifier).
+    """
+    with torch.enable_grad():
+        *calls, (out, _) = _inputs(subject, few.with_gradients())
+        for place in range(len(calls) - 1, -1, -1):
+            y = calls[place][1]
+            if out.requires_grad and y.requires_grad:
+                (g,) = torch.autograd.grad(out.sum(), [y], retain_graph=True, allow_unused=True)
+                if g is not None:
+                    return place - len(calls) - 1
+    return -2
 
 
 def _multiplies_rows(module: nn.Module, x: Tensor, y: Any) -> bool:

@@ -102,6 +102,10 @@ class Batch:
             return self
         return Batch(_map(self.x, lambda t: _cast(t, dtype)), self.task_labels)
 
+    def with_gradients(self) -> Batch:
+        """Copies of the inputs that ask for a gradient where they can, and may be written to."""
+        return Batch(_map(self.x, _asking), self.task_labels)
+
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the model's call."""
         if isinstance(self.x, Mapping):
@@ -139,6 +143,10 @@ def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
     if t.is_complex():
         return t.to(dtype.to_complex())
     return t.to(dtype) if t.is_floating_point() else t
+
+
+def _asking(t: Tensor) -> Tensor:
+    return t.detach().requires_grad_().clone() if t.is_floating_point() or t.is_complex() else t
 
 
 def _labels(value: Any) -> Any:

@@ -206,6 +206,18 @@ def in_precision(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(kind, copy=True)
 
 
+def _substitutes(model: nn.Module, work: torch.dtype | None, wanted: set[str]) -> dict[str, Tensor]:
+    """Tensors that stand in for the model's own; `wanted` ones ask for a gradient."""
+    own = dict(model.named_parameters())
+    both = own | dict(model.named_buffers())
+    if work is not None:
+        return {n: in_precision(t.detach(), work).requires_grad_(n in wanted) for n, t in both.items()}
+    # A hook on a parameter changes its gradient, not the function: the same memory stands in without the hook.
+    bare = {n: own[n].detach().requires_grad_() for n in wanted if own[n]._backward_hooks}
+    # What was made in inference mode has no gradient: a copy of it has.
+    return bare | {n: t.clone().requires_grad_(n in wanted) for n, t in both.items() if t.is_inference()}
+
+
 @dataclass
 class Subject:
     """Model + chosen parameters + output selector + working precision.
@@ -237,21 +249,19 @@ class Subject:
         check_supported(inner)
         names = select_parameters(model, params, layers)
         work = working_dtype(inner, dtype)
-        if work is None:
-            own = dict(inner.named_parameters())
-            # A hook on a parameter changes its gradient, not the function: the same memory stands in without the hook.
-            bare = {n: own[n].detach().requires_grad_() for n in names if own[n]._backward_hooks}
-            # What was made in inference mode has no gradient: a copy of it has.
-            both = own | dict(inner.named_buffers())
-            bare |= {n: t.clone().requires_grad_(n in names) for n, t in both.items() if t.is_inference()}
-            return Subject(inner, {n: bare.get(n, own[n]) for n in names}, None, selector, bare)
-        wanted = set(names)
-        substitutes = {
-            n: in_precision(p.detach(), work).requires_grad_(n in wanted) for n, p in inner.named_parameters()
-        }
-        for n, b in inner.named_buffers():
-            substitutes[n] = in_precision(b, work)
-        return Subject(inner, {n: substitutes[n] for n in names}, work, selector, substitutes)
+        substitutes = _substitutes(inner, work, set(names))
+        own = dict(inner.named_parameters())
+        return Subject(inner, {n: substitutes.get(n, own[n]) for n in names}, work, selector, substitutes)
+
+    @staticmethod
+    def without_leaves(
+        model: nn.Module, dtype: torch.dtype | None = None, selector: Callable[[Any], Tensor] | None = None
+    ) -> Subject:
+        """Check the model, for what needs no gradient with respect to parameters; it may have none to train."""
+        inner = unwrap(model)
+        check_supported(inner)
+        work = working_dtype(inner, dtype)
+        return Subject(inner, {}, work, selector, _substitutes(inner, work, set()))
 
     def restricted(self, names: set[str]) -> Subject:
         """The same model with fewer parameters chosen."""

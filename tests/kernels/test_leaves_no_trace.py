@@ -17,6 +17,7 @@ from avalanche_ntk.kernels import (
     feature_kernel,
     jvp_prediction,
     ntk_operator,
+    reference_jacobian,
     reference_ntk,
     spot_check,
 )
@@ -280,6 +281,10 @@ def test_models_made_in_inference_mode_are_measured():
     operator = ntk_operator(model, x, reduction="trace", dtype=torch.float64)
     assert torch.allclose(operator @ v, want @ v, rtol=1e-10)
     assert feature_kernel(model, x).shape == (4, 4)
+    delta = {"0.weight": torch.randn(5, 4)}
+    moved = jvp_prediction(model, x, {}, delta, dtype=torch.float64)
+    assert torch.allclose(moved, reference_jacobian(model, x, params="0.weight") @ delta["0.weight"].double().flatten())
+    assert jvp_prediction(model, x, {}, delta).shape == (4, 2)
     assert all(p.is_inference() for p in model.parameters())
 
 

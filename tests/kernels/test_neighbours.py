@@ -184,6 +184,31 @@ def test_features_wherever_the_samples_are(call, n):
     assert torch.allclose(feature_kernel(model, x, x2), x.flatten(1) @ x2.flatten(1).T, rtol=1e-5)
 
 
+def test_a_layer_beside_the_outputs_is_not_the_last(x):
+    """An autoencoder whose code is measured, with noise in its decoder; and a classifier that no gradient passes."""
+
+    class Coder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.code, self.decoder = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(3, 4)
+
+        def forward(self, x):
+            code = self.code(self.first(x).tanh_())
+            return code, self.decoder(code + torch.randn_like(code))
+
+    model = Coder()
+    h = model.first(x).tanh()
+    assert torch.allclose(feature_kernel(model, x, output_selector=lambda y: y[0]), h @ h.T, rtol=1e-5)
+    hard = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3), Sign())
+    g = hard[0](x)
+    assert torch.allclose(feature_kernel(hard, x), g @ g.T, rtol=1e-5)
+
+
+class Sign(nn.Module):
+    def forward(self, x):
+        return x.detach().sign()
+
+
 def test_displacements_by_every_name_of_a_parameter():
     class Tied(nn.Module):
         def __init__(self):
