@@ -56,8 +56,8 @@ def acquire(fd: int, folder: Path) -> None:
         if error.errno in _BUSY:
             raise RunFolderError(
                 f"run folder {folder} is being written by {_holder(fd)}: two writers would mix their measurements. "
-                "Wait until it has ended or close it there, or choose another folder. Reading with RunFolder.open is "
-                "possible meanwhile."
+                "Wait until it has ended or close it there (NTKPlugin.close), or choose another folder. Reading with "
+                "RunFolder.open is possible meanwhile."
             ) from None
         if error.errno not in _UNSUPPORTED:
             raise

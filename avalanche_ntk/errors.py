@@ -73,3 +73,18 @@ class MeasurementFailedWarning(NTKWarning):
 
 class PrecisionWarning(NTKWarning):
     """A kernel is less exact than it should be (asymmetric, strongly negative eigenvalues); float64 is proposed."""
+
+
+def positive(name: str, value: int | None, unit: str) -> int | None:
+    """Return a count as it is; None stays None.
+
+    Raises:
+        ArgumentError: It is no positive integer.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(
+            f"{name} must be a positive number of {unit}, found {value!r}. Leave it out for the default."
+        )
+    return value

@@ -32,9 +32,11 @@ from avalanche_ntk.errors import (
     ProbeError,
     RunFolderError,
     UndefinedMeasureWarning,
+    positive,
     unknown_name,
 )
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction, spot_check
+from avalanche_ntk.kernels.subject import checked_precision
 from avalanche_ntk.observables import Moment, Observable, Observation
 from avalanche_ntk.parameters import Digests, change_between, digests_of
 from avalanche_ntk.probes import Probe, ProbeSpec
@@ -167,8 +169,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self.outputs = outputs
         self.params = None if params is None else list(params)
         self.output_selector = output_selector
-        self.dtype = dtype
-        self.memory_budget = memory_budget
+        self.dtype = checked_precision(dtype)
+        self.memory_budget = positive("memory_budget", memory_budget, "bytes")
         self.observables: list[Observable] = []
         for observable in observe:
             self.request(observable)

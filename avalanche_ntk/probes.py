@@ -67,6 +67,14 @@ class Probe:
             )
         object.__setattr__(self, "hash", _content_hash(leaves, self.y, self.task_labels))
 
+    def __repr__(self) -> str:
+        shapes = [tuple(leaf.shape[1:]) for leaf in tree_flatten(self.x)[0] if isinstance(leaf, Tensor)]
+        told = shapes[0] if len(shapes) == 1 else shapes
+        return (
+            f"Probe(name={self.name!r}, size={self.size}, shape={told}, experience={self.experience}, "
+            f"hash={self.hash[:12]!r})"
+        )
+
     @classmethod
     def from_tensors(
         cls, x: Any, y: Tensor | Sequence[int], task_labels: int | Tensor | Sequence[int] = 0, name: str = "probe"

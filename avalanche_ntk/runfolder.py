@@ -142,8 +142,8 @@ class RunFolder:
         Args:
             path: The folder to make; its parents are made too. It may exist when it is empty.
             meta: What to store about the run; see the module's text for `seed` and `probes`.
-            overwrite: Replace the run that the folder holds. Only files of a run folder are ever removed; anything else
-                in it stays.
+            overwrite: Replace the run that the folder holds; one that recorded nothing is replaced in any case. Only
+                files of a run folder are ever removed; anything else in it stays.
 
         Returns:
             The writer.
@@ -691,7 +691,7 @@ class RunFolder:
         found = _entries(path) - {_LOCK, _RUN + _TMP}
         if not found:
             return False
-        if not overwrite:
+        if not overwrite and not self._holds_nothing(found):
             what = f"run of {self._recorded()}" if _RUN in found else f"folder with {_listing(found)}"
             raise RunFolderError(
                 f"run folder {path} exists already and is not empty: found a {what}. Choose another folder, go on "
@@ -710,6 +710,13 @@ class RunFolder:
                 "another folder, or remove this one by hand."
             ) from None
         return True
+
+    def _holds_nothing(self, found: set[str]) -> bool:
+        """Tell whether the folder is that of a run which recorded nothing (training failed before its first step)."""
+        try:
+            return _RUN in found and found <= {_RUN, _LINES} and not (self.path / _LINES).stat().st_size
+        except OSError:
+            return False
 
     def _recorded(self) -> str:
         try:

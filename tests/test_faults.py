@@ -403,8 +403,8 @@ def test_two_processes_on_one_folder(tmp_path):
     said = done.stdout.splitlines()[-1]
     assert said.startswith(f"run folder {tmp_path / 'run'} is being written by process {os.getpid()} on host ")
     assert said.endswith(
-        ": two writers would mix their measurements. Wait until it has ended or close it there, or choose another "
-        "folder. Reading with RunFolder.open is possible meanwhile."
+        ": two writers would mix their measurements. Wait until it has ended or close it there "
+        "(NTKPlugin.close), or choose another folder. Reading with RunFolder.open is possible meanwhile."
     )
     assert RunFolder.open(tmp_path / "run").records() == before
     ntk.close()

@@ -284,6 +284,15 @@ def test_wiring_errors():
 
 ARGUMENTS = [
     ({"reduction": "trce"}, "unknown reduction 'trce': expected one of 'sum_logits', 'trace'. Did you mean 'trace'?"),
+    (
+        {"memory_budget": -1},
+        "memory_budget must be a positive number of bytes, found -1. Leave it out for the default.",
+    ),
+    (
+        {"dtype": torch.float16},
+        "unknown dtype torch.float16: expected torch.float32 or torch.float64. Half precision is too coarse for a "
+        "kernel; leave dtype out to compute in float32.",
+    ),
     ({"on_error": "ignore"}, "unknown on_error 'ignore': expected one of 'raise', 'warn'."),
     ({"outputs": "frist"}, "unknown outputs 'frist': expected one of 'all', 'first'. Did you mean 'first'?"),
     (

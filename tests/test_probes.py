@@ -48,6 +48,13 @@ def test_the_choice_depends_on_the_seed_only():
     assert ProbeSpec(size=8, seed=4).choose(dataset).hash != a.hash
 
 
+def test_a_probe_is_printed_without_its_numbers():
+    probe = Probe.from_tensors(torch.zeros(4, 3, 8, 8), [0, 0, 1, 1], name="mine")
+    assert repr(probe) == (f"Probe(name='mine', size=4, shape=(3, 8, 8), experience=None, hash='{probe.hash[:12]}')")
+    pair = Probe.from_tensors((torch.zeros(2, 3), torch.zeros(2)), [0, 1])
+    assert "shape=[(3,), ()]" in repr(pair)
+
+
 def test_the_hash_covers_inputs_labels_and_task_labels():
     x, y = torch.arange(4.0).unsqueeze(1), torch.tensor([0, 0, 1, 1])
     probes = [

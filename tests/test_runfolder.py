@@ -334,6 +334,17 @@ def test_an_existing_run_is_not_replaced_unasked(path):
     assert snapshot(path) == before
 
 
+def test_a_run_that_recorded_nothing_is_replaced_unasked(path):
+    RunFolder.create(path, {"seed": 1}).close()
+    with RunFolder.create(path, {"seed": 2}) as folder:
+        assert folder.meta == {"seed": 2}
+        with pytest.raises(RunFolderError, match="is being written by process"):
+            RunFolder.create(path, {"seed": 3})
+    (path / "notes.txt").write_text("mine")
+    assert "found a run of 0 records" in message_of(RunFolder.create, path, {"seed": 4})
+    assert RunFolder.open(path).meta == {"seed": 2}
+
+
 def test_overwrite_replaces_the_run_and_leaves_other_files(path):
     write_run(path)
     RunFolder.open(path).export_csv()
@@ -904,7 +915,7 @@ def test_a_second_writer_in_this_process_is_refused(path):
         assert found == (
             f"run folder {path} is being written by process {os.getpid()} on host {socket.gethostname()} (this "
             f"process) since {since}: two writers would mix their measurements. Wait until it has ended or close it "
-            "there, or choose another folder. Reading with RunFolder.open is possible meanwhile."
+            "there (NTKPlugin.close), or choose another folder. Reading with RunFolder.open is possible meanwhile."
         )
         assert message_of(RunFolder.create, path, overwrite=True) == found
         assert RunFolder.open(path).records() == []

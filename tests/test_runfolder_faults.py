@@ -472,8 +472,8 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
         since = json.loads((path / "lock").read_text())["since"]
         expected = (
             f"run folder {path} is being written by process {child.pid} on host {socket.gethostname()} since {since}: "
-            "two writers would mix their measurements. Wait until it has ended or close it there, or choose another "
-            "folder. Reading with RunFolder.open is possible meanwhile."
+            "two writers would mix their measurements. Wait until it has ended or close it there "
+            "(NTKPlugin.close), or choose another folder. Reading with RunFolder.open is possible meanwhile."
         )
         for call in (RunFolder.resume, lambda p: RunFolder.create(p, overwrite=True)):
             with pytest.raises(RunFolderError) as error:

@@ -122,6 +122,20 @@ def make_model(config: RunConfig, shape: tuple[int, ...], n_classes: int) -> tup
     return prepared.model, prepared.lr, prepared.sentence
 
 
+def _require_device(name: str) -> None:
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
+        return
+    there = getattr(torch, kind, None)
+    count = there.device_count() if there is not None and there.is_available() else 0
+    if int(number or 0) >= count:
+        found = f"{count} of this kind" if count else "none of this kind that torch can use"
+        raise ConfigError(
+            f"device: this machine has no {name!r}: found {found}. Give device cpu, or see what avalanche-ntk doctor "
+            "says."
+        )
+
+
 def make_setup(config: RunConfig, run_folder: Path, *, done: int, further: list[Any]) -> Setup:
     """Make everything of one run.
 
@@ -135,8 +149,9 @@ def make_setup(config: RunConfig, run_folder: Path, *, done: int, further: list[
         The set-up.
 
     Raises:
-        ConfigError: The strategy does not take what the configuration gives it.
+        ConfigError: The strategy does not take what the configuration gives it, or this machine has no such device.
     """
+    _require_device(config.device)
     benchmark, shape = make_benchmark(config)
     model, lr, regime = make_model(config, shape, benchmark.n_classes)
     recipe = RECIPES[config.strategy.name]

@@ -10,7 +10,7 @@ What a row holds (`E` experiences, `a[i, j]` the accuracy on experience j after 
 | `forgetting` | `mean_{j<E−1} (max_{j≤i<E−1} a[i, j] − a[E−1, j])` (Chaudhry et al. 2018) |
 | `backward_transfer` | `mean_{j<E−1} (a[E−1, j] − a[j, j])` (Lopez-Paz & Ranzato 2017) |
 | `moved`, `spike`, `ratio`, `norm_dip`, `norm_recovery`, `alignment_drop` | mean over the boundaries of `measures.Reactivation` |
-| `effective_rank` | at the last measurement |
+| `effective_rank` | at the last measurement, undefined where that failed |
 | `linearisation_error` | mean over the ends of the experiences from the second on, against the last boundary |
 | `measuring_share` | seconds of measuring over all seconds |
 
@@ -50,6 +50,7 @@ KERNEL = (
     "linearisation_error",
 )
 COLUMNS = (*LEARNING, *KERNEL, "measuring_share")
+_SETTINGS = ("strategy", "optimizer", "model", "schedule", "reduction", "outputs", "params", "observables", "dtype")
 _AT_BOUNDARIES = ("moved", "spike", "ratio", "norm_dip", "norm_recovery", "alignment_drop")
 _ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/(?:Task\d+/)?Exp(?P<experience>\d+)")
 
@@ -69,8 +70,9 @@ class RunRow:
         probe: Name, size and hash of the probe.
         cadence: How far apart measurements are.
         complete: Whether all experiences were trained.
+        failures: How many measurements of the probe failed, and why the first did; empty where none did.
         values: The columns; NaN where undefined.
-        reasons: Why, by column.
+        settings: What a run that has no configuration says of its model, optimizer and measurements.
     """
 
     name: str
@@ -82,12 +84,15 @@ class RunRow:
     cadence: str
     complete: bool
     values: Mapping[str, float]
-    reasons: Mapping[str, str] = field(default_factory=dict)
+    failures: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def group(self) -> str:
         """What runs that differ in the seed alone have in common."""
-        return self.label if self.config is None else content_hash(self.config, without=("seed",))
+        if self.config is None:
+            return f"{self.label} {content_hash(self.settings)}"
+        return content_hash(self.config, without=("seed",))
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,8 @@ def compare(
     for row in rows:
         if not row.complete:
             refusals.append(f"{row.name} is not complete: its numbers are those of the experiences it has")
+        if row.failures:
+            refusals.append(f"{row.name}: {row.failures}")
     labels = _labels(rows, by)
     table = pd.DataFrame(
         [
@@ -217,7 +224,8 @@ def _row(folder: RunFolder, probe: str | None) -> RunRow:
         there = ", ".join(map(repr, probes)) or "none yet"
         raise RunFolderError(f"{folder.path} holds no probe {probe!r}; it has {there}. Give one of these names.")
     accuracy = _accuracies(records)
-    values = {**_learning(accuracy), **_kernel([r for r in records if r.get("probe") == name])}
+    of_probe = [r for r in records if r.get("probe") == name]
+    values = {**_learning(accuracy), **_kernel(of_probe)}
     states = [r for r in records if r["kind"] == "state"]
     if states:
         measuring, training = (float(states[-1][f"{what}_seconds"]) for what in ("measuring", "training"))
@@ -234,7 +242,17 @@ def _row(folder: RunFolder, probe: str | None) -> RunRow:
         cadence=str(meta.get("cadence", "")),
         complete="status" not in meta or meta["status"] == "complete",
         values={c: float(values.get(c, math.nan)) for c in COLUMNS},
+        failures=_failures([r for r in of_probe if r["kind"] == "measurement"]),
+        settings={key: meta[key] for key in _SETTINGS if key in meta},
     )
+
+
+def _failures(measurements: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many measurements failed; nothing when none did."""
+    failed = [r["failure"] for r in measurements if r["failure"] is not None]
+    if not failed:
+        return ""
+    return f"{len(failed)} of {len(measurements)} measurements failed, the first for this reason: {failed[0]}"
 
 
 def _accuracies(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[int, float]]:
@@ -269,8 +287,9 @@ def _kernel(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     shifted = [boundaries[e] for e in sorted(boundaries)[1:]]
     for name in _AT_BOUNDARIES:
         _mean(found, name, [r.get(name) for r in shifted])
-    measured = [r for r in records if r["kind"] == "measurement" and r["failure"] is None]
-    if measured:
+    tried = [r for r in records if r["kind"] == "measurement"]
+    measured = [r for r in tried if r["failure"] is None]
+    if measured and tried[-1] is measured[-1]:
         _mean(found, "effective_rank", [measured[-1]["values"].get("effective_rank")])
     first = min(boundaries, default=0)
     ends = [r for r in measured if r["clock"]["event"] == "experience_end" and r["clock"]["experience"] > first]
@@ -340,6 +359,11 @@ def _at(row: RunRow, key: str, rows: Sequence[RunRow]) -> Any:
     for part in key.split("."):
         if not isinstance(here, Mapping) or part not in here:
             known = sorted({k for r in rows if r.config is not None for k in _flat(r.config)})
+            if not known:
+                raise ArgumentError(
+                    f"--by {key}: none of the runs has a configuration, since a script made them and not avalanche-ntk "
+                    "run. Leave --by out: runs of the same settings are a group."
+                )
             if key in known:
                 return None
             raise ArgumentError(f"--by: {row.name}: {unknown_choice('key', key, known)}")

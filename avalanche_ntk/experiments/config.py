@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,19 @@ from avalanche_ntk.experiments.schema import (
     unknown_choice,
 )
 from avalanche_ntk.schedule import Schedule
+
+
+def _check_device(name: str) -> None:
+    """Refuse what names no device on any machine; whether this one has it is known when torch is loaded.
+
+    Raises:
+        ArgumentError: It names none.
+    """
+    if not re.fullmatch(r"(cpu|mps|(cuda|xpu)(:\d+)?)", name):
+        raise ArgumentError(
+            f"unknown device {name!r}: expected 'cpu', 'cuda', 'cuda:N', 'mps', 'xpu' or 'xpu:N'. Leave it out for "
+            "'cpu'."
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +168,7 @@ class RunConfig:
     )
     on_error: str = option("warn", choices=lambda: ("warn", "raise"), help="What a measurement that fails does.")
     seed: int = option(0, least=0, help="Seed of data, model and training.")
-    device: str = option("cpu", help="Device, such as cpu, cuda or cuda:1.")
+    device: str = option("cpu", help="Device, such as cpu, cuda or cuda:1.", check=_check_device)
     threads: int = option(1, least=1, help="Threads of torch on the CPU: sums depend on their number.")
     checkpoint: str = option(
         "plain",

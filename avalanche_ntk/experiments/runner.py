@@ -22,7 +22,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.logging import TensorboardLogger
 
 from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
-from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.errors import NTKError, RunFolderError
 from avalanche_ntk.experiments import checkpoint
 from avalanche_ntk.experiments.assemble import Setup, make_setup
 from avalanche_ntk.experiments.config import RunConfig, content_hash, default_folder, load_config
@@ -32,6 +32,7 @@ from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.resume import is_run
 from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.strategies.recipes import RECIPES
 from avalanche_ntk.tensorboard import add_dashboard
 
 CONFIG = "config.yaml"
@@ -229,6 +230,12 @@ def _train(
             text = f"{type(error).__name__}: {error}"
             place = f"{Path(where.filename).name}:{where.lineno}"
             diary.note({"status": FAILED, "error": text, "error_at": place, "wall_seconds": spent()})
+        broken = RECIPES[config.strategy.name].broken_because
+        if broken is not None and not isinstance(error, NTKError):
+            raise NTKError(
+                f"{config.strategy.name} cannot be trained with the libraries that are installed: {broken}"
+                f" ({type(error).__name__}: {error}). Choose another strategy, or an older torch."
+            ) from error
         raise
     else:
         diary.note({"status": COMPLETE, "finished": _now(), "wall_seconds": spent()})

@@ -16,6 +16,7 @@ from avalanche_ntk.errors import (
     ModelError,
     NTKError,
     PrecisionWarning,
+    positive,
     unknown_name,
 )
 from avalanche_ntk.kernels import checks, engine, fallback
@@ -58,7 +59,8 @@ def empirical_ntk(
 
     Args:
         model: The model; `torch.compile` and `DataParallel` wrappers are looked through.
-        x1: N inputs: a tensor (`model(x)`), a tuple (`model(*x)`) or a dict (`model(**x)`), samples in dimension 0.
+        x1: N inputs: a tensor (`model(x)`), a tuple (`model(*x)`) or a dict (`model(**x)`), samples in dimension 0; a
+            model whose forward pass takes the tuple or dict as one argument gets it whole.
         x2: M inputs for a cross-kernel, of `x1`'s size or another (shorter sequences, larger images); None for the
             self-kernel of `x1`.
         task_labels: Given to the model as its next positional argument when not None (an integer, or one per sample).
@@ -231,8 +233,8 @@ def _measure(
         raise unknown_name("method", method, ways)
     method = Method(method)
     _check_estimator(estimator, n_projections, reduction)
-    budget = _positive("memory_budget", memory_budget, "bytes") or DEFAULT_BUDGET
-    block = _positive("block", block, "samples")
+    budget = positive("memory_budget", memory_budget, "bytes") or DEFAULT_BUDGET
+    block = positive("block", block, "samples")
     b1 = Batch.of(x1, task_labels)
     b2 = None
     if x2 is not None:
@@ -299,16 +301,6 @@ def _fits(name: str, pattern: str) -> bool:
     import fnmatch
 
     return fnmatch.fnmatchcase(name, pattern)
-
-
-def _positive(name: str, value: int | None, unit: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(
-            f"{name} must be a positive number of {unit}, found {value!r}. Leave it out for the default."
-        )
-    return value
 
 
 def _check_estimator(estimator: str | None, n_projections: int | None, reduction: str) -> None:

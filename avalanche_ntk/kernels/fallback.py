@@ -34,7 +34,7 @@ def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
     cast = batch.cast(subject.dtype)
 
     def one(*sample: Tensor) -> dict[str, Tensor]:
-        args, kwargs = cast.with_tensors([t.unsqueeze(0).clone() for t in sample]).arguments()
+        args, kwargs = cast.with_tensors([t.unsqueeze(0).clone() for t in sample]).arguments(subject.model)
 
         def f(theta: dict[str, Tensor]) -> Tensor:
             with swapped(subject.model, theta):

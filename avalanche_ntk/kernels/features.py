@@ -111,8 +111,9 @@ def _features_of_model(
     sizes = [h.shape[1] for h in found]
     if sizes[0] != sizes[-1]:
         raise ModelError(
-            f"the features of {type(subject.model).__name__} have {sizes[0]} numbers for a sample of the first batch and"
-            f" {sizes[-1]} for one of the second: expected as many. Give both batches sequences (or images) of one size."
+            f"the features of {type(subject.model).__name__} have {sizes[0]} numbers for a sample of the first batch"
+            f" and {sizes[-1]} for one of the second: expected as many. Give both batches sequences (or images) of one"
+            " size."
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError
 
@@ -39,8 +40,9 @@ class Batch:
     """N probe samples and, where the model wants them, their task labels.
 
     A tensor is given to the model as `model(x)`, a tuple as `model(*x)`, a dict as `model(**x)`; `task_labels` follow
-    as the next positional argument (as the keyword `task_labels` after a dict). Entries that are not tensors (None,
-    numbers, strings) are passed on unchanged.
+    as the next positional argument (as the keyword `task_labels` after a dict). Where the model's forward pass cannot
+    be called so, but with one argument, it gets the tuple or dict whole, as Avalanche's strategies give it. Entries
+    that are not tensors (None, numbers, strings) are passed on unchanged.
     """
 
     x: Any
@@ -106,12 +108,23 @@ class Batch:
         """Copies of the inputs that ask for a gradient where they can, and may be written to."""
         return Batch(_map(self.x, _asking), self.task_labels)
 
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the model's call."""
+        label = () if self.task_labels is None else (self.task_labels,)
+        whole: tuple[tuple[Any, ...], dict[str, Any]] = ((self.x, *label), {})
         if isinstance(self.x, Mapping):
-            return (), dict(self.x) | ({} if self.task_labels is None else {"task_labels": self.task_labels})
-        args = self.x if isinstance(self.x, tuple) else (self.x,)
-        return (*args, *(() if self.task_labels is None else (self.task_labels,))), {}
+            parts = (), dict(self.x) | dict.fromkeys(["task_labels"][: len(label)], self.task_labels)
+        elif isinstance(self.x, tuple):
+            parts = (*self.x, *label), {}
+        else:
+            return whole
+        return whole if _fits(model, whole) and not _fits(model, parts) else parts
+
+    def call_told(self, model: nn.Module) -> str:
+        """Return how the model is called, for messages."""
+        args, kwargs = self.arguments(model)
+        spread = isinstance(self.x, tuple) and args[0] is not self.x
+        return "model(**x)" if kwargs else "model(*x)" if spread else "model(x)"
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +150,15 @@ class Batch:
         rest = iter(tensors)
         x = _map(self.x, lambda _: next(rest))
         return Batch(x, next(rest) if isinstance(self.task_labels, Tensor) else self.task_labels)
+
+
+def _fits(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Tell whether a model's forward pass takes such arguments, as far as its signature says."""
+    try:
+        inspect.signature(model.forward).bind(*call[0], **call[1])
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:

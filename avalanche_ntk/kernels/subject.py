@@ -90,15 +90,24 @@ def _require(
         )
 
 
+def checked_precision(dtype: torch.dtype | None) -> torch.dtype | None:
+    """Return the precision as it is; None stays None.
+
+    Raises:
+        ArgumentError: No kernel is computed in it.
+    """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ArgumentError(
+            f"unknown dtype {dtype}: expected torch.float32 or torch.float64. Half precision is too coarse for"
+            " a kernel; leave dtype out to compute in float32."
+        )
+    return dtype
+
+
 def working_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
     """The precision to compute in, or None where the parameters' own serves (float32 for half precision models)."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if dtype is not None:
-        if dtype not in (torch.float32, torch.float64):
-            raise ArgumentError(
-                f"unknown dtype {dtype}: expected torch.float32 or torch.float64. Half precision is too coarse for"
-                " a kernel; leave dtype out to compute in float32."
-            )
+    if checked_precision(dtype) is not None:
         return None if kinds == {dtype} else dtype
     if not kinds & set(_LOW):
         return None
@@ -294,7 +303,7 @@ class Subject:
         batch = batch.cast(self.dtype)
         # the model gets copies: it may write into its inputs, and they are the caller's
         copies = [t if t.requires_grad else t.clone() for t in batch.tensors()]
-        args, kwargs = batch.with_tensors(copies).arguments()
+        args, kwargs = batch.with_tensors(copies).arguments(self.model)
         with _new_tensors_in(self.dtype):
             out = self.model(*args, **kwargs)
         if self.selector is not None:
@@ -306,13 +315,11 @@ class Subject:
         try:
             out = self.call(batch)
         except Exception as exc:
-            stars = "**" if isinstance(batch.x, dict) else "*" if isinstance(batch.x, tuple) else ""
-            how = f"model({stars}x)"
-            hint = "" if not stars else f" (x is a {type(batch.x).__name__}; wrap a model that takes it whole)"
+            hint = f" (x is a {type(batch.x).__name__})" if isinstance(batch.x, dict | tuple) else ""
             raise ModelError(
                 f"the forward pass of {type(self.model).__name__} failed in eval mode on the probe"
-                f" ({type(exc).__name__}: {exc}). Expected {how} to work on {len(batch)} samples{hint}; check the"
-                " inputs' shape, dtype and device, and task_labels for multi-task models."
+                f" ({type(exc).__name__}: {exc}). Expected {batch.call_told(self.model)} to work on {len(batch)}"
+                f" samples{hint}; check the inputs' shape, dtype and device, and task_labels for multi-task models."
             ) from exc
         return self.checked(out, len(batch))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.state import measuring
+from avalanche_ntk.kernels.state import measuring, unwrap
 from avalanche_ntk.probes import Probe
 
 
@@ -87,7 +87,8 @@ class Moment:
 
     def outputs(self, probe: Probe) -> Tensor:
         """Return all of the model's outputs `f(X)` on a probe in eval mode, shape `(N, C)`, without a gradient."""
-        args, kwargs = Batch.of(probe.x, probe.task_labels if self.multi_task else None).arguments()
+        batch = Batch.of(probe.x, probe.task_labels if self.multi_task else None)
+        args, kwargs = batch.arguments(unwrap(self.model))
         with measuring(self.model), torch.no_grad():
             self.model.eval()
             raw = self.model(*args, **kwargs)

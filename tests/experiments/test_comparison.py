@@ -114,6 +114,42 @@ def test_runs_that_differ_in_the_seed_alone_are_a_group(tmp_path):
     assert by["group"].tolist() == [f"model.width=8, seed={s}" for s in range(3)] + ["model.width=9, seed=0"]
 
 
+def rewrite(path, change):
+    """Change the records of a folder in place."""
+    lines = [json.loads(line) for line in (path / "measurements.jsonl").read_text().splitlines()]
+    (path / "measurements.jsonl").write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
+
+
+def test_a_run_whose_measurements_failed_says_so_and_has_no_rank_of_the_last(tmp_path):
+    def fail(record):
+        late = record["kind"] == "measurement" and record["index"] > 0
+        return {**record, "values": {}, "failure": f"KernelError: no {record['index']}"} if late else record
+
+    rewrite(make_run(tmp_path / "a"), fail)
+    found = compare([tmp_path])
+    assert found.refusals == ("a: 2 of 3 measurements failed, the first for this reason: KernelError: no 1",)
+    assert math.isnan(found.runs["effective_rank"][0])
+
+
+def test_runs_of_scripts_are_grouped_by_their_settings(tmp_path):
+    """They have no configuration: what the plugin stored of optimizer, model and measurements tells them apart."""
+    for name, seed, rate in (("a", 0, 0.1), ("b", 1, 0.1), ("c", 2, 0.5)):
+        make_run(tmp_path / name, seed=seed)
+        text = json.loads((tmp_path / name / "run.json").read_text())
+        for key in ("config", "config_hash"):
+            del text["meta"][key]
+        text["meta"]["optimizer"] = {"name": "SGD", "learning_rate": [rate]}
+        (tmp_path / name / "run.json").write_text(json.dumps(text))
+    found = compare([tmp_path])
+    assert found.groups[["group", "runs"]].values.tolist() == [["Naive", 2], ["c", 1]]
+    with pytest.raises(ArgumentError) as error:
+        compare([tmp_path], by=["model.width"])
+    assert str(error.value) == (
+        "--by model.width: none of the runs has a configuration, since a script made them and not avalanche-ntk run. "
+        "Leave --by out: runs of the same settings are a group."
+    )
+
+
 def test_the_bootstrap_is_seeded_and_has_its_quantiles():
     values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
     low, high = bootstrap(values, seed=1)

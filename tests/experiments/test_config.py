@@ -23,6 +23,10 @@ WRONG = {
     "optimizer:\n  lr: .inf\n": "x.yaml, line 2: optimizer.lr must be a finite number, found inf. The default is 0.1.",
     "optimizer: {name: adam}\n": "x.yaml, line 1: unknown optimizer.name 'adam': expected one of 'SGD', 'Adam', "
     "'AdamW', 'RMSprop', 'Adagrad'. Did you mean 'Adam'?",
+    "device: foo\n": "x.yaml, line 1: unknown device 'foo': expected 'cpu', 'cuda', 'cuda:N', 'mps', 'xpu' or 'xpu:N'. "
+    "Leave it out for 'cpu'.",
+    "device: cuda:x\n": "x.yaml, line 1: unknown device 'cuda:x': expected 'cpu', 'cuda', 'cuda:N', 'mps', 'xpu' or "
+    "'xpu:N'. Leave it out for 'cpu'.",
     "seed: yes\n": "x.yaml, line 1: seed must be an integer, found true. The default is 0.",
     "keep_kernels: 1\n": "x.yaml, line 1: keep_kernels must be true or false, found the number 1. The default is true.",
     "regime: rihc\n": "x.yaml, line 1: unknown regime.name 'rihc': expected one of 'lazy', 'rich', 'ntk', 'centred', "

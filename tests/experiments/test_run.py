@@ -15,11 +15,14 @@ import pytest
 import torch
 import yaml
 
-from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.errors import NTKError, RunFolderError
 from avalanche_ntk.experiments import ConfigError, checkpoint, load_config, run
 from avalanche_ntk.experiments.runner import _differences
 from avalanche_ntk.runfolder import RunFolder
 from tests.experiments.small import TINY, numbers
+
+COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0
+GPUS = f"{COUNT} of this kind" if COUNT else "none of this kind that torch can use"
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +325,27 @@ def test_a_failure_is_recorded_and_a_later_run_goes_on(uninterrupted, tmp_path, 
     assert RunFolder.open(tmp_path / "run").meta["error"] is None
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_strategy_that_the_installed_libraries_break_says_so(tmp_path):
+    with pytest.raises(NTKError) as error:
+        run({**TINY, "strategy": "BiC"}, tmp_path / "run")
+    assert str(error.value).startswith(
+        "BiC cannot be trained with the libraries that are installed: BiCPlugin calls MultiStepLR(verbose=...), an "
+        "argument that torch has removed"
+    )
+    meta = RunFolder.open(tmp_path / "run").meta
+    assert (meta["status"], meta["error"][:9], meta["experiences_done"]) == (
+        "failed",
+        "TypeError",
+        1,
+    )  # in the second task
+
+
 WRONG = {
+    "a device that this machine lacks": (
+        {"device": "cuda:77"},
+        f"device: this machine has no 'cuda:77': found {GPUS}. Give device cpu, or see what avalanche-ntk doctor says.",
+    ),
     "an argument that the strategy lacks": (
         {"strategy": {"name": "Naive", "arguments": {"eval_evry": 1}}},
         "strategy.arguments: Naive: unknown argument 'eval_evry': expected one of 'eval_every', 'eval_mb_size', "

@@ -148,6 +148,24 @@ def old_weight_norm(module: nn.Module) -> nn.Module:
         return nn.utils.weight_norm(module)
 
 
+class Whole(nn.Module):
+    """Takes its inputs as one argument, as Avalanche gives a minibatch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 2), nn.Embedding(5, 2)
+
+    def forward(self, batch: Any, task_labels: Tensor | None = None) -> Tensor:
+        u, ids = batch.values() if isinstance(batch, dict) else batch
+        y = self.a(u) * self.b(ids)
+        return y if task_labels is None else y * task_labels[:, None]
+
+
+class Pair(Whole):
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return super().forward(pair)
+
+
 class NTKLinear(nn.Module):
     def __init__(self, i: int, o: int) -> None:
         super().__init__()
@@ -544,6 +562,12 @@ CASES: dict[str, Case] = {
         lambda: Fn(lambda m, u, v: m.a(u) * m.b(v), a=nn.Linear(4, 2), b=nn.Embedding(5, 2)),
         lambda n: {"u": torch.randn(n, 4), "v": torch.randint(5, (n,))},
     ),
+    "dict_input_whole": Case(
+        Whole,
+        lambda n: {"u": torch.randn(n, 4), "ids": torch.randint(5, (n,))},
+        {"task_labels": lambda n: torch.ones(n)},
+    ),
+    "tuple_input_whole": Case(Pair, lambda n: (torch.randn(n, 4), torch.randint(5, (n,)))),
     "multi_task": Case(MultiTask, rand(4), {"task_labels": lambda n: torch.arange(n) % 2}, ways=GENERIC),
     "one_task": Case(MultiTask, rand(4), {"task_labels": lambda n: torch.zeros(n, dtype=torch.long)}, ways=GENERIC),
     "max_pool": Case(

@@ -361,12 +361,25 @@ def test_a_tied_weight_with_two_displacements():
     )
 
 
-def test_the_way_in_which_a_model_was_called_is_told():
-    model = Fn(lambda s, d: s.layer(d["pixels"]), layer=nn.Linear(3, 2))
-    message = refused(ModelError, lambda: empirical_ntk(model, {"pixels": X}))
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        ({"u": X, "v": X[:, :1]}, "model(**x) to work on 4 samples (x is a dict)"),
+        ((X, X[:, :1]), "model(*x) to work on 4 samples (x is a tuple)"),
+    ],
+)
+def test_the_way_in_which_a_model_was_called_is_told(x, told):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, u, v):
+            return self.layer(u @ v)
+
+    message = refused(ModelError, lambda: empirical_ntk(Two(), x))
     assert message.endswith(
-        "Expected model(**x) to work on 4 samples (x is a dict; wrap a model that takes it whole); check the inputs'"
-        " shape, dtype and device, and task_labels for multi-task models."
+        f"Expected {told}; check the inputs' shape, dtype and device, and task_labels for multi-task models."
     )
 
 
