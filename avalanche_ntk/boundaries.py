@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.measures.reactivation import NO_BOUNDARY
 
 if TYPE_CHECKING:
     from avalanche_ntk.trajectory import Measurement, Trajectory
 
 _PEAK_WINDOW = 3
+_NEW = "nothing was measured before it since the model was exchanged or reinitialised"
 # How far an interval may be from the one that is asked for.
 _TOLERANCE = 1.5
 # What depends on the interval that a velocity is taken over.
@@ -49,6 +51,9 @@ def reactivation_at(trajectory: Trajectory, experience: int) -> measures.Reactiv
     first = good[0].clock.experience
     onset = trajectory.reactivations[first].onset if first in trajectory.reactivations and first != experience else None
     found = _measure(trajectory, earlier, mine, previous, onset)
+    if not previous and experience != first:
+        told = {name: _NEW if reason == NO_BOUNDARY else reason for name, reason in found.reasons.items()}
+        return replace(found, reasons=told)
     if not found.mixed_cadence or found.cadence is None:
         return found
     interval = found.cadence[0]

@@ -176,6 +176,9 @@ def test_an_exchanged_model_begins_a_new_segment(shared):
     start = next(m for m in ntk.trajectory if m.clock.experience == 1)
     assert start.segment == 1 and "since the last experience: a new segment begins" in start.notes[0]
     assert not [name for name in start.values if name.startswith("distance")]
+    at = ntk.trajectory.reactivations[1]
+    assert at.spike is None
+    assert at.reasons["spike"] == "nothing was measured before it since the model was exchanged or reinitialised"
 
 
 def test_a_model_that_is_nothing_but_a_growing_head_stays_the_same():

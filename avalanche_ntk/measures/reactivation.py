@@ -122,6 +122,7 @@ _NEEDS_BOUNDARY = tuple(
     for f in fields(Reactivation)
     if f.name not in ("boundary", "end", "onset", "half_life_censored", "windows", "floor", "reasons")
 )
+NO_BOUNDARY = "the first experience has no boundary before it; its onset velocity is reported instead"
 _NO_ONSET = "no onset velocity of the first experience was given"
 
 
@@ -251,8 +252,7 @@ def reactivation(
         window = window[np.isfinite(window)]
         build.values["onset"] = float(window.max()) if window.size else None
         build.missing("no velocity was measured after the start of the first experience", "onset")
-        reason = "the first experience has no boundary before it; its onset velocity is reported instead"
-        build.missing(reason, *_NEEDS_BOUNDARY)
+        build.missing(NO_BOUNDARY, *_NEEDS_BOUNDARY)
         return Reactivation(boundary=float(boundary), end=last, **build.values, reasons=build.reasons)
 
     if boundary not in t:

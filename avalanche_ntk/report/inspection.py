@@ -115,6 +115,14 @@ def inspect_run(path: str | PathLike[str]) -> Inspection:
     measured = [record["clock"] for record in records if record["kind"] == "measurement"]
     if not measured and not problems:
         remarks.append("nothing was measured yet.")
+    ends = [record["experience"] for record in records if record["kind"] in ("state", "reactivation")]
+    ended = max(ends, default=-1)
+    begun = max((clock["experience"] for clock in measured), default=-1)
+    if begun > ended:
+        remarks.append(f"experience {begun} was begun and has not ended: training goes on, or was stopped.")
+    elif meta.get("experiences_done", 0) < meta.get("n_experiences", 0):
+        told = f"{meta['experiences_done']} of {meta['n_experiences']} experiences"
+        remarks.append(f"{told} were trained: training goes on, or was stopped.")
     size, kernels = _files(folder.path)
     unnamed = sorted(kernels - named)
     if unnamed and records:

@@ -114,6 +114,24 @@ def test_remarks_are_no_faults(make_run):
     ]
 
 
+def test_a_run_that_was_killed_is_intact_and_says_where_it_stands(make_run):
+    path = make_run()
+    lines = [json.loads(line) for line in (path / "measurements.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["kind"] == "measurement" or line["experience"] < 2]
+    (path / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    found = inspect_run(path)
+    assert found.whole
+    assert found.remarks == ["experience 2 was begun and has not ended: training goes on, or was stopped."]
+
+
+def test_a_run_that_has_some_of_its_experiences_says_how_many(make_run):
+    path = make_run()
+    text = json.loads((path / "run.json").read_text())
+    text["meta"] |= {"experiences_done": 3, "n_experiences": 5}
+    (path / "run.json").write_text(json.dumps(text))
+    assert inspect_run(path).remarks == ["3 of 5 experiences were trained: training goes on, or was stopped."]
+
+
 def test_a_run_that_has_just_begun(make_run):
     path = make_run(experiences=0)
     found = inspect_run(path)
