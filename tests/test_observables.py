@@ -144,6 +144,15 @@ def test_task_overlap_by_the_oracle(tmp_path):
     records = [r for r in RunFolder.open(tmp_path / "run").records() if r["kind"] == "task_overlap"]
     assert [r["clock"]["iteration"] for r in records] == [6, 12]  # the second probe exists from the second boundary on
     assert records[-1]["matrix"][0][1] == value
+    assert "task_overlap" not in ntk.trajectories["Exp000"][0].reasons
+
+
+def test_task_overlap_of_one_probe_says_that_it_needs_two():
+    with pytest.warns(UndefinedMeasureWarning, match="there is one probe so far, and an overlap is that of two"):
+        ntk, _ = observed(TaskOverlap(), probe=ProbeSpec(size=6))
+    told = [("task_overlap" in m.reasons, m.clock.experience > 0 and m.clock.is_boundary) for m in ntk.trajectory]
+    assert {a for a, _ in told} == {True, False}
+    assert all(a == b for a, b in told)
 
 
 def test_task_overlap_of_heads_of_their_own():

@@ -24,8 +24,11 @@ class TaskOverlap(Observable):
     def observe(self, moment: Moment) -> Observation:
         """Compute the matrix once for all probes, with the first of them."""
         names = list(moment.probes)
-        if moment.probe.name != names[0] or len(names) < 2:
+        if moment.probe.name != names[0]:
             return Observation()
+        if len(names) < 2:  # a probe for each task is one in the first of them, as it should be
+            told = "there is one probe so far, and an overlap is that of two"
+            return Observation(reasons={self.name: told} if moment.clock.experience > 0 else {})
         probes = [moment.probes[name] for name in names]
         found = Observation()
         # Tasks may have heads of their own, so every output takes part, whatever each probe's own series keeps.
