@@ -620,14 +620,14 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             for record in found.records:
                 trajectory.note(record)
         except RunFolderError as error:
-            self._report(error)  # the trajectory has the measurement; only the disk has not
+            self._report(error, "writing a measurement")  # the trajectory has it; only the disk has not
         except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
             if isinstance(error, (ArgumentError, ProbeError)) and not len(trajectory):
                 raise  # wrong from the start, and nothing has been trained yet
             try:
                 trajectory.add_failure(clock, f"{type(error).__name__}: {error}")
             except RunFolderError as second:
-                self._report(second)
+                self._report(second, "writing a measurement")
             self._report(error)
         finally:
             self.recorded += 1

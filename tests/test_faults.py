@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_from_some_moment_on(tmp_path, monkeypatch, plain):
         "NTKPlugin(on_error='raise') stops instead.)"
     )
     assert ours[0] == (
-        "a measurement of the NTK failed at iteration 3 and training goes on: "
+        "writing a measurement of the NTK failed at iteration 3 and training goes on: "
         f"{what}a record to measurements.jsonl{why}"
     )
     # Once for each kind of what could not be written.

@@ -500,7 +500,7 @@ class _Run:
             q, other = self._planned(b2)
             if q.graph.signature != p.graph.signature:
                 self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
-                return {}, list(subject.leaves), True
+                return {}, list(subject.leaves), plan.alone or other.alone
             plan, other = plan.matched(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:
