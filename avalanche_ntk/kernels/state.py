@@ -36,10 +36,13 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
     written back only where the measurement changed it, so that version counters of untouched buffers do not move; so
     are weights of embeddings with a `max_norm`, which rescale them in their forward pass. Attributes that a forward
     pass sets (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, activations put aside) are those of
-    before again.
+    before again, and what it makes when it is called first (a buffer, a parameter, a layer) is left to be made by
+    training.
     """
     modules = list(model.modules())
-    attributes = [(vars(m), dict(vars(m))) for m in modules]
+    flags = [(m, m.training) for m in modules]
+    tables = [t for m in modules for t in (vars(m), m._parameters, m._buffers, m._modules) if isinstance(t, dict)]
+    entries = [(table, dict(table)) for table in tables]
     rescaled = [
         (p, p.detach().clone())
         for m in modules
@@ -53,7 +56,9 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        for now, before in attributes:
+        for m, flag in flags:  # also of compiled modules, which keep theirs elsewhere
+            m.training = flag
+        for now, before in entries:
             for k in [k for k in now if k not in before]:
                 del now[k]
             now.update((k, v) for k, v in before.items() if k not in now or now[k] is not v)

@@ -181,6 +181,36 @@ def test_recurrent_layers_keep_their_flat_weights():
     assert model._flat_weights is held and all(a is b for a, b in zip(held, model.parameters(), strict=True))
 
 
+class MadeAtFirstCall(nn.Module):
+    """Makes a parameter, a buffer and a layer when it is called first."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.gain = nn.Linear(4, 4), None
+
+    def forward(self, x):
+        if self.gain is None:
+            self.gain, self.out = nn.Parameter(torch.randn(4).to(x)), nn.Linear(4, 2).to(x)
+            self.register_buffer("shift", torch.ones(4).to(x))
+        return self.out(self.layer(x) * self.gain + self.shift)
+
+
+@pytest.mark.parametrize("way", ["graph", "float64", "jacobian", "loop", "features", "oracle"])
+def test_what_is_made_at_the_first_call_is_left_to_training(way):
+    torch.manual_seed(0)
+    model, x = MadeAtFirstCall(), torch.randn(4, 4)
+    MEASUREMENTS[way](model, x)
+    assert model.gain is None and set(dict(model.named_parameters())) == {"layer.weight", "layer.bias"}
+    assert not model._buffers and set(model._modules) == {"layer"}
+    torch.manual_seed(1)
+    first = model(x)
+    torch.manual_seed(1)
+    other = MadeAtFirstCall()
+    other.layer.load_state_dict(model.layer.state_dict())
+    torch.manual_seed(1)
+    assert torch.equal(first, other(x)) and model.gain.dtype == torch.float32
+
+
 class Remembers(nn.Module):
     """Keeps its last features, and counts its calls, as plain attributes."""
 
@@ -267,6 +297,14 @@ def test_autocast_in_the_model_is_off_during_a_measurement_and_on_again_after_it
     assert torch.allclose(kernel, 3 * (x @ x.T + 1), rtol=1e-5)
     model(x)
     assert model.kinds[-1] == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_modules_compiled_to_torchscript_stay_in_train_mode():
+    model = torch.jit.script(nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 2)).train())
+    x = torch.randn(4, 4)
+    assert torch.allclose(empirical_ntk(model, x).double(), reference_ntk(model, x), rtol=1e-5)
+    assert all(m.training for m in model.modules())
 
 
 def test_models_made_in_inference_mode_are_measured():
