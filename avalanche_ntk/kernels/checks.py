@@ -100,9 +100,9 @@ def spot_check(
             " numbers of samples."
             " Give the inputs that it was computed from."
         )
-    g = generator if generator is not None else torch.Generator().manual_seed(seed)
-    rows = torch.randint(0, n, (n_entries,), generator=g).tolist()
-    cols = torch.randint(0, m, (n_entries,), generator=g).tolist()
+    g = generator if generator is not None else torch.Generator("cpu").manual_seed(seed)
+    rows = torch.randint(0, n, (n_entries,), generator=g, device="cpu").tolist()
+    cols = torch.randint(0, m, (n_entries,), generator=g, device="cpu").tolist()
 
     def jacobians(b: Batch, index: list[int]) -> dict[int, Tensor]:
         unique = sorted(set(index))

@@ -26,7 +26,7 @@ from avalanche_ntk.kernels.method import KernelInfo, Method
 from avalanche_ntk.kernels.plan import Plan
 from avalanche_ntk.kernels.reference import REDUCTIONS
 from avalanche_ntk.kernels.state import measuring, rng_fingerprint, wrapper_prefix
-from avalanche_ntk.kernels.subject import Subject, output_rows, select_parameters
+from avalanche_ntk.kernels.subject import Subject, names_of, output_rows, select_parameters
 
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
 
@@ -272,15 +272,20 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str)
         ArgumentError: A group names nothing.
     """
     members: dict[str, list[str]] = {}
+    if not isinstance(groups, Mapping):
+        raise ArgumentError(
+            f"groups must map a group's name to parameter or module names, found {type(groups).__name__}. Give a dict"
+            " such as {'head': ['fc']}."
+        )
     everything = dict(subject.model.named_parameters(remove_duplicate=False))
     for name, patterns in groups.items():
         chosen: set[str] = set()
-        for given in [patterns] if isinstance(patterns, str) else patterns:
+        for given in names_of(patterns, f"group {name!r}"):
             pattern = given.removeprefix(prefix)
             if pattern in subject.leaves:
                 chosen.add(pattern)
                 continue
-            as_parameter = pattern in everything or ("*" in pattern and any(_fits(n, pattern) for n in everything))
+            as_parameter = pattern in everything or any(_fits(n, pattern) for n in everything)
             kind = {"params": pattern} if as_parameter else {"layers": pattern}
             chosen |= set(select_parameters(subject.model, **kind))
         if not chosen:
@@ -320,7 +325,7 @@ def _check_estimator(estimator: str | None, n_projections: int | None, reduction
             " reduction='trace', or"
             " leave the estimator out."
         )
-    if n_projections is None or isinstance(n_projections, bool) or n_projections < 2:
+    if isinstance(n_projections, bool) or not isinstance(n_projections, int) or n_projections < 2:
         raise ArgumentError(
             f"n_projections must be an integer of at least 2 (a standard error needs two), found {n_projections!r}."
             " Give the number of random sign vectors, for example 32."
@@ -347,8 +352,8 @@ def _estimate(
     Returns:
         Group → estimated kernel.
     """
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (r, rows.shape[0]), generator=generator).to(rows) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(seed)
+    signs = torch.randint(0, 2, (r, rows.shape[0]), generator=generator, device="cpu").to(rows) * 2 - 1
     mean: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
     for i, v in enumerate(signs @ rows):
@@ -387,6 +392,8 @@ class _Run:
         """Run the model on the first batch (its first block where that is known) and refuse what has no kernel."""
         subject = self.subject
         alone = self.method in (Method.JACOBIAN, Method.LOOP)
+        if alone:
+            engine.apart(subject, batch)
         before = rng_fingerprint()
         self.whole = batch
         ahead = None if alone or len(batch) < 4 * engine.LARGE else engine.plan_ahead(subject, batch, self.budget)

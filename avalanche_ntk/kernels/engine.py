@@ -18,19 +18,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avalanche_ntk.errors import ModelError
+from avalanche_ntk.errors import ModelError, NTKError
 from avalanche_ntk.kernels import layout as lay
 from avalanche_ntk.kernels import signals
+from avalanche_ntk.kernels.checks import stochastic
 from avalanche_ntk.kernels.contraction import Tally, contract
 from avalanche_ntk.kernels.graph import Edge, Graph
 from avalanche_ntk.kernels.heap import free_bytes, release
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.order import LESS_EXACT, agree, channels_last_pays, never_again, ordered
-from avalanche_ntk.kernels.pattern import Pattern
+from avalanche_ntk.kernels.pattern import Pattern, numbers
 from avalanche_ntk.kernels.pieces import Dense, Piece, in_kind, merge
-from avalanche_ntk.kernels.plan import ROUTING, Handle, Plan, Use, chain, pure_nodes
+from avalanche_ntk.kernels.plan import Handle, Plan, Use, chain, pure_nodes
+from avalanche_ntk.kernels.routing import moves_by_values
 from avalanche_ntk.kernels.rules import Site, piece_of
-from avalanche_ntk.kernels.subject import Subject, require_graph
+from avalanche_ntk.kernels.subject import Subject, require_graph, swapped
 
 SMALL, LARGE = 3, 5  # batch sizes at which a plan is made; coprime, so that no dimension grows by accident
 WEIGHTS = (1.0, 1.5, 2.2, 3.3, 5.0)
@@ -87,7 +89,28 @@ def _forward(subject: Subject, batch: Batch, order: torch.memory_format) -> Pass
         out = subject.forward(_marked(batch, order))
     require_graph(out, subject)
     own = {id(p): n for n, p in subject.everything().items()}
-    return Pass(out, Graph.of(out, own), len(batch))
+    graph = Graph.of(out, own)
+    require_reached(subject, graph)
+    return Pass(out, graph, len(batch))
+
+
+def require_reached(subject: Subject, graph: Graph) -> None:
+    """Refuse a forward pass that takes a parameter from elsewhere than the module that holds it.
+
+    Raises:
+        ModelError: It does, so that what stands in for the parameter is passed by.
+    """
+    present = {id(p) for p in subject.model.parameters()}
+    known = subject.originals | {id(t): n for n, t in (subject.substitutes | subject.leaves).items()}
+    for i in graph.owner:
+        tensor = id(graph.nodes[i].variable)
+        if tensor in known and tensor not in present:
+            raise ModelError(
+                f"the forward pass uses parameter {known[tensor]!r} from elsewhere than the module that holds it (a"
+                " list, another attribute): expected it to be taken from its module, where another tensor stands in"
+                " for it (it has a hook, another precision is asked for, or derivatives by torch.func are). Hold such"
+                " lists as nn.ParameterList."
+            )
 
 
 def _marked(batch: Batch, order: torch.memory_format) -> Batch:
@@ -132,22 +155,59 @@ def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None
 
     Returns:
         The plan.
+
+    Raises:
+        ModelError: Outputs of one sample depend on other samples, or on chance.
+        NTKError: The model cannot be measured for another reason.
+        OutOfMemoryError: The device's memory is used up.
+        MemoryError: The computer's is.
     """
     key = (at.graph.signature, batch.shapes(), at.out.shape[1], at.out.dtype, tuple(subject.leaves))
     known = _PLANS.setdefault(subject.model, {})
     plan = next((p for p in known.get(key, ()) if p.serves(at.graph, at.n)), None)
     if plan is None:
-        plan = make_plan(subject, batch, at, budget)
+        try:
+            plan = make_plan(subject, batch, at, budget)
+        except (NTKError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - a graph that cannot be read (weights written in the forward pass)
+            cause = f"reading the graph failed ({type(exc).__name__}: {exc})"
+            plan = Plan(generic=dict.fromkeys(subject.leaves, cause), blind=True)
         if len(known) >= 32:
             known.clear()
         if not plan.blind:
             known[key] = [*known.get(key, [])[-7:], plan]
-    if plan.reads and not each_alone(subject, batch, at):
+    few, reads = _few_again(subject, batch, at)
+    if few is not None:
+        known.pop(key, None)
+        if not (reads or plan.reads or plan.alone):
+            error: ModelError = refusal(subject, few, at.graph.coarsest())
+            raise error
+    if (reads or plan.reads) and not (few is None and each_alone(subject, plan, batch, at)):
         return Plan(generic=dict.fromkeys(subject.leaves, FLOW), alone=True)
     if plan.routed:
         plan = plan.copy()
-        _prove_layouts(plan, at)
+        _prove_layouts(plan, at, budget)
     return plan
+
+
+def _few_again(subject: Subject, batch: Batch, at: Pass) -> tuple[Batch | None, bool]:
+    """Run some samples of the batch again, by themselves.
+
+    A plan that was proved once says nothing of what the model has become since: a gate that was closed may let samples
+    mix, a flag may let the path depend on values. This costs one small forward pass in every measurement.
+
+    Returns:
+        `(few, reads)`: samples whose outputs are others than in the batch, None where all are the same (or where
+        there is nothing to leave out); and whether the forward pass looked at values.
+    """
+    n = len(batch)
+    index = sorted({n // 4, n // 2, n - 1}) if n > SMALL else [n - 1]
+    few = batch.take(index)
+    with torch.no_grad(), plain_operators(subject.model), ReadsValues() as reads:
+        out = subject.forward(few)
+    same = at.agrees(out, at.out[index])
+    return None if same else batch.take([*index, *range(n)][:LARGE]), reads.found
 
 
 def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | None:
@@ -181,14 +241,25 @@ def keep_if_true(subject: Subject, ahead: Tensor, at: Pass) -> None:
 def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = None) -> Plan:
     """Read and prove a graph on `LARGE` samples of the batch (repeated where it has fewer).
 
+    They are the first ones; where they leave a part of the model dead, others are tried, from all over the batch.
+
     Returns:
         The plan.
 
     Raises:
         ModelError: Outputs of one sample depend on other samples, or on chance.
     """
-    index = [i % len(batch) for i in range(LARGE)]
-    few = batch.take(torch.tensor(index))
+    plan = _plan_on(subject, batch, at, budget, [i % len(batch) for i in range(LARGE)])
+    if plan.blind and len(batch) > LARGE:
+        other = _plan_on(
+            subject, batch, at, budget, [(i * len(batch)) // LARGE + len(batch) // LARGE - 1 for i in range(LARGE)]
+        )
+        plan = plan if other.blind else other
+    return plan
+
+
+def _plan_on(subject: Subject, batch: Batch, at: Pass, budget: int | None, index: list[int]) -> Plan:
+    few = batch.take(index)
     large = forward(subject, few)
     small = forward(subject, few.take(slice(0, SMALL)))
     alone = _alone(subject, few)
@@ -199,7 +270,7 @@ def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = Non
     if not separate:
         flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
         if _mixes(large) or not flow:
-            error: ModelError = coupled(subject, few, large.graph.coarsest())
+            error: ModelError = refusal(subject, few, large.graph.coarsest())
             raise error
     pattern = Pattern.of(small.graph, small.n, large.graph, large.n)
     same_shape = same_shape and pattern.fits(at.graph, at.n)
@@ -245,17 +316,22 @@ _VALUES = frozenset(
 )
 
 
-def each_alone(subject: Subject, batch: Batch, at: Pass) -> bool:
-    """Tell whether every sample has, alone, the output that it has in the batch.
+def each_alone(subject: Subject, plan: Plan, batch: Batch, at: Pass) -> bool:
+    """Tell whether every sample has, alone, the output that it has in the batch, by the same path.
+
+    The path matters where outputs do not show it: a value may decide what is detached.
 
     Returns:
         True when all agree.
     """
-    with torch.no_grad(), plain_operators(subject.model):
-        for n in range(len(batch)):
-            if not at.agrees(subject.forward(batch.take(slice(n, n + 1))), at.out[n : n + 1]):
-                return False
-    return True
+    paths = set()
+    for n in range(len(batch)):
+        one = forward(subject, batch.take(slice(n, n + 1)))
+        if not at.agrees(one.out, at.out[n : n + 1]):
+            return False
+        paths.add((one.graph.signature, tuple(numbers(one.graph))))
+    twice = forward(subject, batch.take([0, 0])).graph  # one sample takes another path than several in some layers
+    return len(paths) == 1 and (len(batch) == 1 or (twice.signature == at.graph.signature and plan.serves(twice, 2)))
 
 
 def _alone(subject: Subject, few: Batch) -> Pass | None:
@@ -283,7 +359,7 @@ def _mixes(at: Pass) -> bool:
     shapes |= {(i, 0): tuple(g.nodes[i].variable.shape) for i, name in g.owner.items() if name is None}
     edges = [e for e in edges if shapes[e] and shapes[e][0] == at.n]
     first = torch.zeros_like(at.out)
-    first[0] = torch.randn(at.out.shape[1], generator=torch.Generator().manual_seed(0)).to(first)
+    first[0] = _random(at.out.shape[1], 0).to(first)
     for e in edges:
         target = g.nodes[e[0]].variable if e[0] in g.owner else GradientEdge(g.nodes[e[0]], e[1])
         (s,) = torch.autograd.grad(at.out, [target], first, retain_graph=True, allow_unused=True)
@@ -292,8 +368,33 @@ def _mixes(at: Pass) -> bool:
     return False
 
 
-def coupled(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
-    """Return the error for outputs that depend on the other samples of the batch; it names the module if it can."""
+def apart(subject: Subject, batch: Batch) -> None:
+    """Refuse what no graph is read of, where outputs of some samples are others than those of more of them.
+
+    Copies stand in for the chosen parameters, as in derivatives by torch.func.
+
+    Raises:
+        ModelError: Outputs depend on other samples, or on chance; or copies do not reach the forward pass.
+    """
+    n = len(batch)
+    some = batch.take([(i * n) // LARGE for i in range(LARGE)]) if n > LARGE else batch
+    with swapped(subject.model, {name: t.detach().requires_grad_() for name, t in subject.leaves.items()}):
+        at = forward(subject, some)
+        few, _ = _few_again(subject, some, at)
+        if few is not None:
+            error: ModelError = refusal(subject, few, at.graph.coarsest())
+            raise error
+
+
+def refusal(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
+    """Return the error for outputs that change with the batch that a sample is given in.
+
+    It is by chance, or by the other samples; the error names the module if it can.
+    """
+    with torch.no_grad():
+        once, again = subject.forward(few), subject.forward(few)
+    if not agree(once, again, precision):
+        return stochastic(subject, few)
     for name, m in subject.model.named_modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
             return ModelError(
@@ -356,7 +457,7 @@ def _read(subject: Subject, small: Pass, large: Pass) -> Plan:
     g = large.graph
     pure = pure_nodes(small.graph, g)
     plan = Plan(batched=signals.batches_well(g))
-    plan.routed = any(not pure[i] and any(k in name for k in ROUTING) for i, name in enumerate(g.names))
+    plan.routed = moves_by_values(small.graph, g, pure, large.n / small.n)
     out_edges: list[set[int]] = [set() for _ in g.nodes]
     out_edges[0].add(0)
     for es in g.edges:
@@ -431,8 +532,7 @@ def _probe(out: Tensor, seed: int) -> Tensor:
     Returns:
         `(C,)`.
     """
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(out.shape[1], generator=g, dtype=torch.float64).to(out)
+    return _random(out.shape[1], seed).to(out)
 
 
 def _signals(at: Pass, edges: list[Edge], weights: Tensor) -> list[Tensor | None]:
@@ -445,8 +545,9 @@ def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, la
     """Read the samples' places off shapes and weighted signals.
 
     Returns:
-        A layout for every edge where it could be told, and whether some were only guessed: signals that vanish (a
-        head that starts at zero, dead units) show no order. A guess is checked on the whole batch, and not remembered.
+        A layout for every edge where it could be told, and whether signals vanish at some (a head or a gate that starts
+        at zero, dead units): they show no order, and prove nothing. What was guessed there is checked on the whole
+        batch, and not remembered.
     """
     if not sites:
         return {}, False
@@ -456,6 +557,7 @@ def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, la
     plain = _signals(large, sites, ones)
     weighted = _signals(large, sites, weights)
     found: dict[Edge, lay.Layout] = {}
+    number = torch.arange(large.n, device=large.out.device)
     for e, p, w in zip(sites, plain, weighted, strict=True):
         options = lay.candidates(small.graph.shape(e), large.graph.shape(e), small.n, large.n)
         if not options:
@@ -463,51 +565,47 @@ def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, la
         if p is None or w is None or not p.numel():  # no signal arrives here: any reading gives zero
             found[e] = options[0]
             continue
-        index, clear = lay.sample_of(p, w, weights)
-        fitting = [o for o in options if lay.consistent(o, index, clear, large.n)]
+        index, clear = lay.sample_of(p, w, weights, options[0].dim)
+        fitting = [o for o in options if lay.consistent(o, index, clear, number)]
         if fitting:
             found[e] = fitting[0]
-            blind = blind or len(fitting) > 1
+            blind = blind or len(fitting) > 1 or not bool(p.any())
     return found, blind
 
 
-def _prove_layouts(plan: Plan, at: Pass) -> None:
+def _prove_layouts(plan: Plan, at: Pass, budget: int | None) -> None:
     """Check every layout on the whole batch, digit by digit of the sample's number; demote what does not hold."""
     edges = plan.edges()
     if not edges or at.n == 1:
         return
-    base = 8
+    base = 64
     digits = 1
     while base**digits < at.n:
         digits += 1
     number = torch.arange(at.n, device=at.out.device)
-    plain = _signals(at, edges, torch.ones(at.n, dtype=at.out.dtype, device=at.out.device))
-    bad: set[Edge] = set()
+    places = torch.stack([(number // base**k) % base for k in range(digits)])
+    table = 1.05 ** torch.arange(base, dtype=at.out.dtype, device=at.out.device)
+    weights = torch.cat([torch.ones_like(table[places[:1]]), table[places]])
+    cotangents = weights[:, :, None] * _probe(at.out, 1)
     where = {u.edge: u.layout for h in plan.handles for u in h.uses}
-    table = 1.25 ** torch.arange(base, dtype=at.out.dtype, device=at.out.device)
-    for k in range(digits):
-        digit = (number // base**k) % base
-        weighted = _signals(at, edges, table[digit])
-        for e, p, w in zip(edges, plain, weighted, strict=True):
-            if p is None or w is None:
+    bad: set[Edge] = set()
+    # the signals of an edge, and what is made to compare them, are held at a time
+    room = float("inf") if budget is None else budget / (16 * at.out.element_size() * len(weights))
+    for arrived in signals.stream(at.out, at.graph, signals.segments([at.graph], edges, room), cotangents, False):
+        for e, s in arrived.items():
+            if s is None:
                 continue
-            if not where[e].fits(tuple(p.shape), at.n):
+            if not where[e].fits(tuple(s.shape[1:]), at.n):
                 bad.add(e)
                 continue
-            index, clear = lay.sample_of(p, w, table)
-            shape = p.shape
-            inner = where[e].after
-            for d in shape[where[e].dim + 1 :]:
-                inner *= d
-            position = torch.arange(p.numel(), device=p.device).reshape(shape)
-            if not bool((index == digit[(position // inner) % at.n])[clear].all()):
-                bad.add(e)
+            for k, place in enumerate(places):
+                index, clear = lay.sample_of(s[0], s[1 + k], table, where[e].dim)
+                if not lay.consistent(where[e], index, clear, place):
+                    bad.add(e)
+        arrived.clear()
     broken = {h for h, handle in enumerate(plan.handles) if any(u.edge in bad for u in handle.uses)}
-    for name, groups in list(plan.native.items()):
-        if broken & {h for g in groups for h in g}:
-            plan.demote(name, "samples are moved by their values")
-    for name, hs in list(plan.pulled.items()):
-        if broken & set(hs):
+    for name in (*plan.native, *plan.pulled):
+        if broken & set(plan.handles_of(name)):
             plan.demote(name, "samples are moved by their values")
 
 
@@ -584,7 +682,8 @@ def _inner(f: Tensor | None, g: Tensor | None) -> float:
 
 
 def _random(n: int, seed: int) -> Tensor:
-    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    # on the processor whatever torch's default device is
+    return torch.randn(n, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
 
 
 def _small_groups(subject: Subject, names: list[str], room: int) -> list[list[str]]:
@@ -645,7 +744,7 @@ def kernels(
     edges = plan.edges()
     if not edges:
         return {}
-    step = r if full else _outputs_at_once(p, q, edges, r, total, same)
+    step = r if full else _outputs_at_once(plan, p, q, r, total, same)
     if step < r and not plan.batched:
         step = 1  # a loop over outputs gains nothing from several, and one needs no copies
     room = total * 0.3 / sides
@@ -678,11 +777,11 @@ def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
     convolutions make of theirs: six in all.
 
     Returns:
-        `(alone, each)`: what one sample needs by itself, thrice its largest signal, gradient or patches (which are made
-        for some samples at a time); and what every sample of a block adds: explicit gradients are there as a rule makes
-        them, as they are contracted, and, where they are carried to the parameter, twice on the way.
+        `(alone, each)`: what one sample needs by itself, thrice its largest signals, gradient or patches (which are
+        made for some samples at a time); and what every sample of a block adds: explicit gradients are there as a rule
+        makes them, as they are contracted, and, where they are carried to the parameter, twice on the way.
     """
-    signal = max((_numel(at.graph.shape(e)) // at.n for e in plan.edges()), default=1)
+    signal = max((sum(_numel(at.graph.shape(e)) for e in edges) // at.n for edges in plan.together()), default=1)
     patches = []
     side = _Side(subject, plan, at)
     for handle in plan.handles:
@@ -703,15 +802,16 @@ def _largest_explicit(side: _Side) -> int:
     return max((side.subject.leaves[n].numel() for n in (*dense, *plan.pulled, *plan.generic)), default=1)
 
 
-def _outputs_at_once(p: Pass, q: Pass, edges: list[Edge], r: int, total: float, same: bool) -> int:
-    """Outputs for which the largest single signal, and the one held at a cut, fit.
+def _outputs_at_once(plan: Plan, p: Pass, q: Pass, r: int, total: float, same: bool) -> int:
+    """Outputs for which the largest signals of one parameter, and the one held at a cut, fit.
 
     Returns:
         Between 1 and r.
     """
     if total == float("inf"):
         return r
-    largest = max(_numel(p.graph.shape(e)) + (0 if same else _numel(q.graph.shape(e))) for e in edges)
+    graphs = [p.graph] if same else [p.graph, q.graph]
+    largest = max(sum(_numel(g.shape(e)) for g in graphs for e in edges) for edges in plan.together())
     return int(max(1, min(r, total * 0.125 // max(1, largest))))
 
 
@@ -735,9 +835,7 @@ class _Side:
 
     def w_shape(self, handle: Handle) -> tuple[int, ...]:
         """Return the shape of the handle's tensor."""
-        i, nr = handle.edge
-        g = self.at.graph
-        return tuple(g.nodes[i].variable.shape) if i in g.owner else g.shape((i, nr))
+        return self.at.graph.shape(handle.edge)
 
     def piece(self, handles: list[int], rows: slice, tally: Tally, name: str) -> Piece | None:
         """Return the merged piece of these handles for some outputs, or None where no signal arrives."""

@@ -71,12 +71,13 @@ class Graph:
         return Graph([], (), (), {}, self.signature)
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
-        """Shape of the tensor that runs along an edge.
+        """Shape of the tensor that runs along an edge, a parameter or probe input included.
 
         Returns:
             The shape, as a tuple.
         """
-        return tuple(self.nodes[edge[0]]._input_metadata[edge[1]].shape)
+        node = self.nodes[edge[0]]
+        return tuple(node.variable.shape if edge[0] in self.owner else node._input_metadata[edge[1]].shape)
 
     def dtype(self, edge: Edge) -> torch.dtype:
         """Return the type of the numbers of the tensor that runs along an edge."""

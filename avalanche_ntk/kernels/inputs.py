@@ -174,7 +174,12 @@ def _asking(t: Tensor) -> Tensor:
 def _labels(value: Any) -> Any:
     """Return an `int` for one label of all samples, a tensor for one each, anything else as it is."""
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
-        value = torch.as_tensor(value)
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise ArgumentError(
+                f"task_labels must be one integer or one per sample, found {value!r}. Give whole numbers."
+            ) from None
     if isinstance(value, Integral) or (isinstance(value, Tensor) and value.dim() == 0):
         return int(value)
     return value

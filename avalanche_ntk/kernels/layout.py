@@ -9,7 +9,6 @@ sample's weight. An entry that depends on two samples shows no such ratio.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
@@ -63,36 +62,44 @@ def candidates(small: tuple[int, ...], large: tuple[int, ...], n_small: int, n_l
     return [Layout(d, a, inner // a) for a in range(1, inner + 1) if inner % a == 0]
 
 
-def sample_of(plain: Tensor, weighted: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def sample_of(plain: Tensor, weighted: Tensor, weights: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Sample of each entry from the ratio of two signals.
 
     Args:
         plain: Signals of a cotangent that is the same for every sample.
         weighted: Signals of the same cotangent times `weights[n]`.
-        weights: `(N,)` well separated positive numbers.
+        weights: `(N,)` well separated positive numbers, ascending.
+        dim: Dimension in which the samples are.
 
     Returns:
         `(index, clear)`: the sample of each entry, -1 where the ratio is no sample's weight; and which entries are
-        large enough to tell.
+        large enough to tell, among those at the same place of `dim`: samples may differ much in size.
     """
     if not plain.numel():
         return torch.zeros_like(plain, dtype=torch.long), torch.zeros_like(plain, dtype=torch.bool)
-    size = plain.abs().max()
-    clear = plain.abs() > 1e-3 * size if size > 0 else torch.zeros_like(plain, dtype=torch.bool)
+    size = plain.abs()
+    others = [d for d in range(plain.dim()) if d != dim]
+    near = size.amax(others, keepdim=True) if others else size
+    clear = (size > 1e-3 * near) & (size > (1e-11 if size.dtype == torch.float64 else 1e-5) * size.max())
     ratio = torch.where(clear, weighted / torch.where(clear, plain, torch.ones_like(plain)), torch.zeros_like(plain))
-    distance = (ratio.unsqueeze(-1) - weights).abs() / weights
-    best = distance.min(-1)
-    return torch.where(best.values < 0.02, best.indices, torch.full_like(best.indices, -1)), clear
+    real = (ratio.real if ratio.is_complex() else ratio).contiguous()
+    index = torch.searchsorted(((weights[1:] + weights[:-1]) / 2).to(real), real)
+    known = (ratio - weights[index]).abs() < 0.02 * weights[index]
+    return torch.where(known, index, torch.full_like(index, -1)), clear
 
 
-def consistent(layout: Layout, index: Tensor, clear: Tensor, n: int) -> bool:
+def consistent(layout: Layout, index: Tensor, clear: Tensor, label: Tensor) -> bool:
     """Tell whether every clear entry belongs to the sample that the layout says.
+
+    Args:
+        layout: Where the samples are.
+        index: What each entry was found to belong to.
+        clear: Which entries tell.
+        label: `(N,)` what the entries of each sample should belong to.
 
     Returns:
         True when all agree.
     """
-    shape = index.shape
-    position = torch.arange(prod(shape), device=index.device).reshape(shape)
-    inner = prod(shape[layout.dim + 1 :]) * layout.after
-    expected = (position // inner) % n
-    return bool((index == expected)[clear].all())
+    expected = label.repeat_interleave(layout.after).repeat(layout.before)
+    expected = expected.reshape([-1 if d == layout.dim else 1 for d in range(index.dim())])
+    return not bool(((index != expected) & clear).any())

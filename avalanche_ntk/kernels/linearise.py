@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_ntk.errors import ArgumentError, ModelError
-from avalanche_ntk.kernels.engine import plain_operators
+from avalanche_ntk.kernels.engine import plain_operators, require_reached
+from avalanche_ntk.kernels.graph import Graph
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.state import measuring, unwrap
 from avalanche_ntk.kernels.subject import Subject, check_supported, in_precision, working_dtype
@@ -47,7 +48,8 @@ def jvp_prediction(
 
     Raises:
         ArgumentError: A name is unknown or a shape is not the model's (a head that has grown since).
-        ModelError: The model has no forward-mode and no double-backward derivative.
+        ModelError: The model has no forward-mode and no double-backward derivative, or takes a parameter from elsewhere
+            than the module that holds it.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -68,7 +70,7 @@ def jvp_prediction(
         base = {k: params_base.get(k, v).detach().to(v) for k, v in (own | buffers).items()}
         if work is not None:
             base = {k: in_precision(v, work) for k, v in base.items()}
-        base = {k: v.clone() if k in buffers else v for k, v in base.items()}
+        base = {k: v.clone() if k in buffers or v.is_inference() else v for k, v in base.items()}
         tangent = {k: delta[k].detach().to(base[k]) for k in own if k in delta}
         subject = Subject(inner, {}, work, output_selector)
         fixed = {k: v for k, v in base.items() if k not in tangent}
@@ -80,6 +82,10 @@ def jvp_prediction(
 
         if not moving:
             return torch.zeros_like(f({}).detach())
+        with subject.standing_in(fixed | {k: t.clone().requires_grad_() for k, t in moving.items()}):
+            out = subject.forward(batch.take(slice(0, 1)))
+            if out.requires_grad:
+                require_reached(subject, Graph.of(out, {}))
         with plain_operators(inner):
             return push(f, moving, tangent, type(inner).__name__)
 

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, unknown_name
-from avalanche_ntk.kernels.engine import plain_operators
+from avalanche_ntk.kernels.engine import apart, plain_operators
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.linearise import push
 from avalanche_ntk.kernels.reference import REDUCTIONS
@@ -39,6 +39,11 @@ class NTKOperator:
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return `Θ v` for a vector `(n,)` or the columns of a matrix `(n, k)`."""
+        if not isinstance(v, Tensor):
+            raise ArgumentError(
+                f"an operator is multiplied by a tensor, found {type(v).__name__}. Convert arrays with torch.as_tensor"
+                " first."
+            )
         if v.dim() not in (1, 2) or v.shape[0] != self.shape[0]:
             raise ArgumentError(
                 f"the operator has shape {self.shape}, the vector {tuple(v.shape)}: expected ({self.shape[0]},) or"
@@ -109,8 +114,8 @@ class NTKOperator:
         """
         n = self.shape[0]
         if n == 1 and k == 1:
-            return (self @ torch.ones(1)).double()
-        if not 1 <= k < n:
+            return (self @ torch.ones_like(self._rows[0, :1])).double()
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < n:
             raise ArgumentError(
                 f"k must be between 1 and {n - 1} (the operator has size {n}), found {k}. Ask for fewer eigenvalues, or"
                 " compute the kernel and all of its eigenvalues."
@@ -144,15 +149,15 @@ class NTKOperator:
         return self._mean(lambda z, tz: float(tz @ tz), n_probes, seed)
 
     def _mean(self, value: Callable[[Tensor, Tensor], float], n_probes: int, seed: int) -> tuple[float, float]:
-        if n_probes < 2:
+        if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 2:
             raise ArgumentError(
                 f"n_probes must be at least 2 (a standard error needs two), found {n_probes}. Give the number of random"
                 " sign vectors, for example 32."
             )
-        g = torch.Generator().manual_seed(seed)
+        g = torch.Generator("cpu").manual_seed(seed)
         found = []
         for _ in range(n_probes):
-            z = (torch.randint(0, 2, (self.shape[0],), generator=g) * 2 - 1).to(self._rows)
+            z = (torch.randint(0, 2, (self.shape[0],), generator=g, device="cpu") * 2 - 1).to(self._rows)
             found.append(value(z.double(), (self @ z).double()))
         t = torch.tensor(found, dtype=torch.float64)
         return float(t.mean()), float(t.std() / n_probes**0.5)
@@ -189,6 +194,7 @@ def ntk_operator(
 
     Raises:
         unknown_name: The reduction is none of these (an `ArgumentError`).
+        ModelError: Outputs of one sample depend on other samples, or on chance.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -204,6 +210,7 @@ def ntk_operator(
     with measuring(model):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         with subject.standing_in():
+            apart(subject, batch)
             out = subject.forward(batch.take(slice(0, 1)))
         require_graph(out, subject)
         kept = output_rows(outputs, out.shape[1])

@@ -35,7 +35,7 @@ class Pattern:
         """Read the numbers of two passes; what is neither constant nor grows evenly is left open."""
         constant: dict[int, Numbers] = {}
         growing: dict[int, tuple[tuple[int, int], ...]] = {}
-        low, high = _numbers(small), _numbers(large)
+        low, high = numbers(small), numbers(large)
         for i, (a, b) in enumerate(zip(low, high, strict=False)):
             if a == b:
                 constant[i] = a
@@ -52,7 +52,7 @@ class Pattern:
         Returns:
             True when all agree.
         """
-        found = _numbers(graph)
+        found = numbers(graph)
         return (
             len(found) == self.count
             and all(found[i] == value for i, value in self.constant.items())
@@ -67,8 +67,8 @@ def _line(u: int, v: int, n: int, m: int) -> tuple[int, int] | None:
     return None if rest or base < 0 else (base, slope)
 
 
-def _numbers(graph: Graph) -> list[Numbers]:
-    """Shapes of every node's outputs, and the whole numbers that it keeps for its backward pass."""
+def numbers(graph: Graph) -> list[Numbers]:
+    """Return the shapes of every node's outputs, and the whole numbers that it keeps for its backward pass."""
     found: list[Numbers] = []
     for node in graph.nodes:
         found.extend(tuple(m.shape) for m in node._input_metadata)

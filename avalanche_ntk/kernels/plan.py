@@ -9,6 +9,7 @@ numbers of nodes, never nodes, so that they serve every later forward pass of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from avalanche_ntk.kernels.graph import Edge, Graph
 from avalanche_ntk.kernels.layout import Layout
@@ -38,8 +39,6 @@ VIEWS = (
 )
 SCALES = ("MulBackward0", "DivBackward0", "NegBackward0")
 SPLITS = ("SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0", "ChunkBackward0")
-# Nodes that move entries between samples according to values: what was seen for one batch proves nothing for the next
-ROUTING = ("Index", "Gather", "Scatter", "Masked", "Sort", "Topk", "TopK", "Take", "RollBackward", "FlipBackward")
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,13 @@ class Plan:
         needed |= {h for hs in self.pulled.values() for h in hs}
         return sorted({u.edge for h in needed for u in self.handles[h].uses})
 
+    def together(self) -> list[set[Edge]]:
+        """Return, for each parameter, the edges whose signals are held together: all of its uses."""
+        return [
+            {u.edge for h in self.handles_of(name) for u in self.handles[h].uses}
+            for name in (*self.native, *self.pulled)
+        ]
+
     def matched(self, other: Plan) -> tuple[Plan, Plan]:
         """The plans for a kernel between two batches: both take the same way for every parameter.
 
@@ -153,7 +159,7 @@ class Plan:
 
     def _uses(self, name: str) -> list[tuple[Edge, list[tuple[int, int, Edge]]]]:
         """Return who uses a parameter where, without the layouts."""
-        handles = [self.handles[h] for h in self._handles(name)]
+        handles = [self.handles[h] for h in self.handles_of(name)]
         return [(h.edge, [(u.node, u.slot, u.edge) for u in h.uses]) for h in handles]
 
     def _kinds(self, name: str) -> list[list[str]] | None:
@@ -161,12 +167,13 @@ class Plan:
         groups = self.native.get(name)
         return None if groups is None else [[self.handles[h].kind for h in g] for g in groups]
 
-    def _handles(self, name: str) -> list[int]:
+    def handles_of(self, name: str) -> list[int]:
+        """Return the handles whose signals a parameter's kernel is made of."""
         return sorted(self.pulled.get(name) or [h for g in self.native.get(name, []) for h in g])
 
     def pull(self, name: str) -> None:
         """Let a parameter's gradients be carried to the parameter itself before they are contracted."""
-        self.pulled[name] = self._handles(name)
+        self.pulled[name] = self.handles_of(name)
         self.native.pop(name, None)
 
     def demote(self, name: str, reason: str) -> None:
@@ -212,6 +219,8 @@ def chain(graph: Graph, edge: Edge) -> tuple[str, bool, bool, tuple[int, int] | 
             break
         if name in SPLITS and part is None:
             part = (i, nr)
+        elif prod(shape) != prod(graph.shape(children[0])):
+            plain = False  # entries are used several times (a gain times a constant of a larger shape), or left out
         elif name in SCALES:
             scaled = True
             kind[-1] += f"@{i}"  # two scales may differ: never merged

@@ -48,25 +48,37 @@ def pull(
 
     Returns:
         `(R, *shape)` for each input, None where nothing arrives.
+
+    Raises:
+        OutOfMemoryError: The device's memory is used up.
     """
     r = cotangents[0].shape[0]
-    if r == 1 or not batched:
-        found: list[Tensor | None] = [None] * len(inputs)
-        for k in range(r):
-            row = torch.autograd.grad(outputs, inputs, [c[k] for c in cotangents], retain_graph=True, allow_unused=True)
-            for i, g in enumerate(row):
-                if g is None:
-                    continue
-                if r == 1:
-                    found[i] = g.unsqueeze(0)
-                    continue
-                if k == 0:
-                    found[i] = _room_for(r, g)
-                held = found[i]
-                assert held is not None
-                held[k].copy_(g)
-            del row
-        return found
+    if r > 1 and batched:
+        try:
+            return _vectorised(outputs, inputs, cotangents)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # an operator that refuses several cotangents at once (a sparse matrix)
+            pass
+    found: list[Tensor | None] = [None] * len(inputs)
+    for k in range(r):
+        row = torch.autograd.grad(outputs, inputs, [c[k] for c in cotangents], retain_graph=True, allow_unused=True)
+        for i, g in enumerate(row):
+            if g is None:
+                continue
+            if r == 1:
+                found[i] = g.unsqueeze(0)
+                continue
+            if k == 0:
+                found[i] = _room_for(r, g)
+            held = found[i]
+            assert held is not None
+            held[k].copy_(g)
+        del row
+    return found
+
+
+def _vectorised(outputs: Sequence[Any], inputs: Sequence[Any], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vmap announces operators without a batching rule; they are still exact
         return list(
@@ -175,7 +187,7 @@ def stream(
         out: `(N, C)` output.
         graph: Its graph.
         parts: From `segments`.
-        cotangents: `(R, C)`.
+        cotangents: `(R, C)`, or `(R, N, C)` where samples have different ones.
         batched: See `pull`.
 
     Yields:
@@ -183,7 +195,7 @@ def stream(
     """
     r = cotangents.shape[0]
     source: Any = out
-    gradient: Tensor | None = cotangents[:, None, :].expand(r, *out.shape)
+    gradient: Tensor | None = cotangents if cotangents.dim() == 3 else cotangents[:, None, :].expand(r, *out.shape)
     for part in parts:
         nxt: Tensor | None = None
         for i, step in enumerate(part.steps):

@@ -49,7 +49,7 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
         if getattr(m, "max_norm", None) is not None
         for p in m.parameters(recurse=False)
     ]
-    buffers = [(m, k, b, None if b is None else b.detach().clone()) for m in modules for k, b in m._buffers.items()]
+    buffers = [(m, k, b, _copy_of(b)) for m in modules for k, b in m._buffers.items()]
     params = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     for m in modules:
         m.training = False
@@ -76,6 +76,11 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
                 p.requires_grad_(needed)
             if p.grad is not grad:
                 p.grad = grad
+
+
+def _copy_of(buffer: Tensor | None) -> Tensor | None:
+    """Return a copy to compare with later; none of a sparse matrix, which no forward pass writes into."""
+    return None if buffer is None or buffer.layout != torch.strided else buffer.detach().clone()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

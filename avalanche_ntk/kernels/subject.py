@@ -8,9 +8,10 @@ they are cast copies that stand in for them during the call, so the user's tenso
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -55,12 +56,12 @@ def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) 
     chosen: set[str] = set()
     aliases = dict(model.named_parameters(remove_duplicate=False))
     canonical = {id(p): n for n, p in everything.items()}
-    for pattern in (name.removeprefix(prefix) for name in _names(params, "params")):
+    for pattern in _without(prefix, params, "params"):
         hits = {canonical[id(aliases[n])] for n in aliases if n == pattern or fnmatch.fnmatchcase(n, pattern)}
         _require(hits, pattern, "parameter", aliases, trainable)
         chosen |= hits
     modules = [n for n, _ in model.named_modules(remove_duplicate=False)]
-    for pattern in (name.removeprefix(prefix) for name in _names(layers, "layers")):
+    for pattern in _without(prefix, layers, "layers"):
         inside = [m for m in modules if m == pattern or fnmatch.fnmatchcase(m, pattern)]
         hits = {canonical[id(aliases[n])] for n in aliases for m in inside if m == "" or n.startswith(m + ".")}
         _require(hits, pattern, "layer", modules, trainable, found_module=bool(inside))
@@ -68,10 +69,17 @@ def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) 
     return [n for n in trainable if n in chosen]
 
 
-def _names(value: Any, what: str) -> list[str]:
-    if value is None:
-        return []
-    names = [value] if isinstance(value, str) else list(value)
+def _without(prefix: str, value: Any, what: str) -> list[str]:
+    return [] if value is None else [name.removeprefix(prefix) for name in names_of(value, what)]
+
+
+def names_of(value: Any, what: str) -> list[str]:
+    """Return one name or several as a list.
+
+    Raises:
+        ArgumentError: It is something else, or holds none.
+    """
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else []
     if not names or not all(isinstance(n, str) for n in names):
         raise ArgumentError(f"{what} must be a name or a non-empty sequence of names, found {value!r}.")
     return names
@@ -156,7 +164,13 @@ def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) 
     if isinstance(outputs, slice):
         kept = list(range(n_outputs))[outputs]
     else:
-        kept = [int(i) for i in (outputs.tolist() if isinstance(outputs, Tensor) else outputs)]
+        given = outputs.tolist() if isinstance(outputs, Tensor) else outputs
+        if not isinstance(given, Iterable) or any(isinstance(i, bool) or not isinstance(i, Integral) for i in given):
+            raise ArgumentError(
+                f"outputs must be indices of outputs, found {outputs!r}. Give a list of whole numbers or a slice"
+                " (mask.nonzero() of a mask)."
+            )
+        kept = [int(i) for i in given]
     bad = [i for i in kept if not -n_outputs <= i < n_outputs]
     kept = [i % n_outputs for i in kept if i not in bad]
     if bad or not kept or len(set(kept)) != len(kept):
@@ -224,7 +238,7 @@ def _substitutes(model: nn.Module, work: torch.dtype | None, wanted: set[str]) -
     # A hook on a parameter changes its gradient, not the function: the same memory stands in without the hook.
     bare = {n: own[n].detach().requires_grad_() for n in wanted if own[n]._backward_hooks}
     # What was made in inference mode has no gradient: a copy of it has.
-    return bare | {n: t.clone().requires_grad_(n in wanted) for n, t in both.items() if t.is_inference()}
+    return bare | {n: t.detach().clone().requires_grad_(n in wanted) for n, t in both.items() if t.is_inference()}
 
 
 @dataclass
@@ -237,6 +251,7 @@ class Subject:
         dtype: Working precision, or None for the parameters' own.
         selector: Maps the raw output to `(N, C)`.
         substitutes: Every tensor that stands in for one of the model's (empty when the model's own are used).
+        originals: The model's own parameters, id → name.
     """
 
     model: nn.Module
@@ -244,6 +259,11 @@ class Subject:
     dtype: torch.dtype | None = None
     selector: Callable[[Any], Tensor] | None = None
     substitutes: dict[str, Tensor] = field(default_factory=dict)
+    originals: dict[int, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note the model's own parameters, before others stand in for them."""
+        self.originals = {id(p): n for n, p in self.model.named_parameters()}
 
     @staticmethod
     def of(
