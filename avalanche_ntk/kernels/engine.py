@@ -205,7 +205,10 @@ def _few_again(subject: Subject, batch: Batch, at: Pass) -> tuple[Batch | None, 
     index = sorted({n // 4, n // 2, n - 1}) if n > SMALL else [n - 1]
     few = batch.take(index)
     with torch.no_grad(), plain_operators(subject.model), ReadsValues() as reads:
-        out = subject.forward(few)
+        try:
+            out = subject.forward(few)
+        except ModelError as exc:  # batch norm asks for two samples
+            raise _by_batch_statistics(subject.model) or exc from exc
     same = at.agrees(out, at.out[index])
     return None if same else batch.take([*index, *range(n)][:LARGE]), reads.found
 
@@ -395,14 +398,9 @@ def refusal(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
         once, again = subject.forward(few), subject.forward(few)
     if not agree(once, again, precision):
         return stochastic(subject, few)
-    for name, m in subject.model.named_modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
-            return ModelError(
-                f"module {name!r} ({type(m).__name__}) normalises by the statistics of the batch also in eval mode"
-                " (track_running_stats=False): expected each output to depend on its own sample only, so that"
-                " a per-sample"
-                " kernel exists. Use running statistics, or a norm without batch statistics (GroupNorm, LayerNorm)."
-            )
+    norm = _by_batch_statistics(subject.model)
+    if norm is not None:
+        return norm
     culprit = _first_coupled_module(subject, few, precision)
     where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else f"the model {type(subject.model).__name__}"
     return ModelError(
@@ -410,6 +408,19 @@ def refusal(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
         " changes with the other samples given beside x, so no per-sample kernel exists. Remove the operation over"
         " dimension 0 (a mean, a batch norm, attention over the batch), or measure the part of the model before it."
     )
+
+
+def _by_batch_statistics(model: nn.Module) -> ModelError | None:
+    """Return the error for a batch norm without running statistics, None if the model has none."""
+    for name, m in model.named_modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
+            return ModelError(
+                f"module {name!r} ({type(m).__name__}) normalises by the statistics of the batch also in eval mode"
+                " (track_running_stats=False): expected each output to depend on its own sample only, so that"
+                " a per-sample kernel exists. Use running statistics, or a norm without batch statistics (GroupNorm,"
+                " LayerNorm)."
+            )
+    return None
 
 
 def _first_coupled_module(subject: Subject, few: Batch, precision: torch.dtype) -> tuple[str, str] | None:
