@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import ArgumentError, ModelError
+from avalanche_ntk.errors import ArgumentError, ModelError, unknown_name
 from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.reference import reference_jacobian
+from avalanche_ntk.kernels.reference import REDUCTIONS, reference_jacobian
 from avalanche_ntk.kernels.state import rng_fingerprint
 from avalanche_ntk.kernels.subject import Subject
 
@@ -88,17 +88,24 @@ def spot_check(
         The largest error found; 0.0 where both are zero.
 
     Raises:
-        ArgumentError: `n_entries` is not positive, or the kernel's shape does not fit the inputs.
+        ArgumentError: `n_entries` is not positive, or the kernel is none or its shape does not fit the inputs.
+        unknown_name: The reduction is none of these (an `ArgumentError`).
     """
+    if reduction not in REDUCTIONS:
+        raise unknown_name("reduction", reduction, REDUCTIONS)
+    if not isinstance(kernel, Tensor):
+        raise ArgumentError(
+            f"kernel must be a tensor, found {type(kernel).__name__}. Give what `empirical_ntk` returned."
+        )
     b1, b2 = Batch.of(x, task_labels), None if x2 is None else Batch.of(x2, task_labels2)
     n, m = len(b1), len(b1 if b2 is None else b2)
     if n_entries < 1:
         raise ArgumentError(f"n_entries must be at least 1, found {n_entries}. Give the number of entries to compare.")
-    if tuple(kernel.shape[:2]) != (n, m):
+    if tuple(kernel.shape[:2]) != (n, m) or kernel.dim() != (4 if reduction == "full" else 2):
         raise ArgumentError(
-            f"the kernel has shape {tuple(kernel.shape)}: expected its first two sizes to be {(n, m)}, the"
-            " numbers of samples."
-            " Give the inputs that it was computed from."
+            f"the kernel has shape {tuple(kernel.shape)}: expected {(n, m)}, the numbers of samples, and two numbers of"
+            f" outputs after them for reduction='full' only (reduction={reduction!r} was given). Give the inputs and"
+            " the reduction that it was computed from."
         )
     g = generator if generator is not None else torch.Generator("cpu").manual_seed(seed)
     rows = torch.randint(0, n, (n_entries,), generator=g, device="cpu").tolist()

@@ -371,10 +371,16 @@ def _mixes(at: Pass) -> bool:
     return False
 
 
-def apart(subject: Subject, batch: Batch) -> None:
+def apart(subject: Subject, batch: Batch, at_once: bool = False) -> None:
     """Refuse what no graph is read of, where outputs of some samples are others than those of more of them.
 
     Copies stand in for the chosen parameters, as in derivatives by torch.func.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+        at_once: The samples are going to run all at once: where values that are read may decide the path, each has to
+            come out alone as it does then.
 
     Raises:
         ModelError: Outputs depend on other samples, or on chance; or copies do not reach the forward pass.
@@ -383,10 +389,20 @@ def apart(subject: Subject, batch: Batch) -> None:
     some = batch.take([(i * n) // LARGE for i in range(LARGE)]) if n > LARGE else batch
     with swapped(subject.model, {name: t.detach().requires_grad_() for name, t in subject.leaves.items()}):
         at = forward(subject, some)
-        few, _ = _few_again(subject, some, at)
+        few, reads = _few_again(subject, some, at)
         if few is not None:
             error: ModelError = refusal(subject, few, at.graph.coarsest())
             raise error
+    if reads and at_once:
+        with torch.no_grad():
+            out = subject.forward(batch)
+            alone = torch.cat([subject.forward(batch.take(slice(i, i + 1))) for i in range(n)])
+        if not agree(out, alone, at.graph.coarsest()):
+            raise ModelError(
+                f"the path through {type(subject.model).__name__} depends on values of the batch, and some sample goes"
+                " another one alone: expected one path for all, to run them at once. Use empirical_ntk, which takes"
+                " such samples one by one."
+            )
 
 
 def refusal(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ModelError
+from avalanche_ntk.kernels.engine import ReadsValues
 from avalanche_ntk.kernels.inputs import Batch, labels_of_second
-from avalanche_ntk.kernels.layout import candidates
+from avalanche_ntk.kernels.layout import Layout, candidates
 from avalanche_ntk.kernels.order import agree
 from avalanche_ntk.kernels.state import measuring
 from avalanche_ntk.kernels.subject import Subject
@@ -122,7 +123,7 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     """Input of the last linear layer called, one row a sample.
 
     Where the samples are in it is found out from batches of two sizes: in dimension 0 as a rule, in another where
-    tokens come first.
+    tokens come first. Where values that are read may decide the path, each sample goes its own.
 
     Returns:
         `(N, D)`.
@@ -133,7 +134,8 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     n = len(batch)
     parts = [batch.take([i % n for i in range(size)]) for size in (SMALL, LARGE)]
     which = _last_that_counts(subject, parts[0])
-    h, *few = [_inputs(subject, part)[which][0] for part in (batch, *parts)]
+    with ReadsValues() as reads:
+        h, *few = [_inputs(subject, part)[which][0] for part in (batch, *parts)]
     options = candidates(tuple(few[0].shape), tuple(few[1].shape), SMALL, LARGE) or []
     index = [i % n for i in range(LARGE)]
     for layout in options:
@@ -141,7 +143,7 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
         if layout.fits(tuple(h.shape), n) and agree(rows[0], rows[1][:SMALL], torch.float32):
             found = layout.samples_first(h[None], n)[0].reshape(n, -1)
             if agree(found[index], rows[1].reshape(LARGE, -1), torch.float32):
-                return found.clone()
+                return _each_alone(subject, batch, which, layout) if reads.found else found.clone()
     name = type(subject.model).__name__
     raise ModelError(
         f"the last linear layer of {name} sees an input of shape {tuple(h.shape)} for {n} samples: expected one"
@@ -149,8 +151,16 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     )
 
 
-def _inputs(subject: Subject, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+def _each_alone(subject: Subject, batch: Batch, which: int, layout: Layout) -> Tensor:
+    """Return the features of each sample given alone, one row each."""
+    rows = [_inputs(subject, batch.take(slice(i, i + 1)))[which][0] for i in range(len(batch))]
+    return torch.cat([layout.samples_first(t[None], 1)[0].reshape(1, -1) for t in rows])
+
+
+def _inputs(subject: Subject, batch: Batch, copies: bool = False) -> list[tuple[Tensor, Tensor]]:
     """What each linear layer called in a forward pass reads and gives, in the order of the calls.
+
+    Copies of what they read are made only where the forward pass writes into it afterwards.
 
     Returns:
         `(input, output)` of each call, and those of the model at the end.
@@ -159,11 +169,13 @@ def _inputs(subject: Subject, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         ModelError: No linear layer is called.
     """
     calls: list[tuple[Tensor, Tensor]] = []
+    versions: list[int] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         x = next((t for t in (*inputs, *named.values()) if isinstance(t, Tensor)), None)
         if x is not None and (isinstance(module, nn.Linear) or _multiplies_rows(module, x, output)):
-            calls.append((x.detach(), output))
+            calls.append((x.detach().clone() if copies else x.detach(), output))
+            versions.append(_writes(calls[-1][0]))
 
     hooks = [m.register_forward_hook(keep, with_kwargs=True) for m in subject.model.modules()]
     try:
@@ -176,7 +188,14 @@ def _inputs(subject: Subject, batch: Batch) -> list[tuple[Tensor, Tensor]]:
             f"{type(subject.model).__name__} calls no linear layer in its forward pass: expected a last one, whose"
             " input is the feature vector. Leave the feature kernel out for this model."
         )
+    if not copies and any(_writes(x) != v for (x, _), v in zip(calls, versions, strict=True)):
+        return _inputs(subject, batch, copies=True)
     return [*calls, (out, out)]
+
+
+def _writes(t: Tensor) -> int:
+    """Return how often a tensor was written into; nothing counts that for tensors of inference mode."""
+    return 0 if t.is_inference() else t._version
 
 
 def _last_that_counts(subject: Subject, few: Batch) -> int:

@@ -210,7 +210,7 @@ def ntk_operator(
     with measuring(model):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         with subject.standing_in():
-            apart(subject, batch)
+            apart(subject, batch, at_once=True)
             out = subject.forward(batch.take(slice(0, 1)))
         require_graph(out, subject)
         kept = output_rows(outputs, out.shape[1])

@@ -302,12 +302,6 @@ class Subject:
         names = dict(self.model.named_parameters())
         return {n: self.substitutes.get(n, p) for n, p in names.items()}
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Precision of the kernel."""
-        kinds = [p.dtype for p in self.leaves.values()]
-        return torch.float64 if torch.float64 in kinds else torch.float32
-
     @contextmanager
     def standing_in(self, extra: dict[str, Tensor] | None = None) -> Generator[None, None, None]:
         """The model with its substitutes (and `extra` tensors by name) in place of its own tensors."""
@@ -328,6 +322,8 @@ class Subject:
             out = self.model(*args, **kwargs)
         if self.selector is not None:
             out = self.selector(out)
+        if self.dtype is not None and isinstance(out, Tensor) and out.is_floating_point():
+            out = out.to(self.dtype)  # a model that ends in .float(): cotangents of unit vectors lose nothing there
         return out
 
     def forward(self, batch: Batch) -> Tensor:

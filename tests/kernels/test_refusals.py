@@ -445,7 +445,7 @@ def test_neighbours_refuse_too():
         " sample first."
     )
     assert refused(ArgumentError, lambda: spot_check(model, X, torch.zeros(3, 3))) == (
-        "the kernel has shape (3, 3): expected its first two sizes to be (4, 4), the numbers of samples. Give"
-        " the inputs that"
-        " it was computed from."
+        "the kernel has shape (3, 3): expected (4, 4), the numbers of samples, and two numbers of outputs after them"
+        " for reduction='full' only (reduction='trace' was given). Give the inputs and the reduction that it was computed"
+        " from."
     )

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from avalanche_ntk.errors import ArgumentError, ModelError
-from avalanche_ntk.kernels import empirical_ntk, jvp_prediction, ntk_operator, reference_ntk
+from avalanche_ntk.kernels import (
+    empirical_ntk,
+    feature_kernel,
+    jvp_prediction,
+    ntk_operator,
+    penultimate_features,
+    reference_ntk,
+    spot_check,
+)
 from avalanche_ntk.kernels.engine import sample_sizes
 from avalanche_ntk.kernels.graph import Graph
 from avalanche_ntk.kernels.plan import pure_nodes
@@ -35,6 +43,9 @@ def check(model, *batches, ways=None, **kwargs):
             want = reference_ntk(model, x, reduction=reduction, **kwargs)
             assert float((got - want).norm()) <= 1e-12 * float(want.norm()), (reduction, info.methods, info.reasons)
             assert ways is None or set(info.methods.values()) <= ways, (info.methods, info.reasons)
+
+
+F64 = {"dtype": torch.float64}
 
 
 class Body(nn.Module):
@@ -331,10 +342,47 @@ class ByNorm(Body):
 
 
 def test_a_path_decided_by_the_whole_batch_is_left_for_that_of_each_sample():
-    x = torch.ones(6, 4)
-    check(ByNorm(), x, -x)
+    model, x = ByNorm(), torch.ones(6, 4)
+    check(model, x, -x)
+    assert torch.allclose(ntk_operator(model, x, reduction="trace") @ torch.eye(6), reference_ntk(model, x), rtol=1e-12)
     x[0] = -1
-    check(ByNorm(), x, ways={"loop"})
+    check(model, x, ways={"loop"})
+    with pytest.raises(ModelError, match="goes another one alone.* Use empirical_ntk"):
+        ntk_operator(model, x)
+    alone = torch.stack([model.between(torch.tanh(model.layer(row)), row) for row in x])
+    assert torch.equal(penultimate_features(model, x), alone)
+
+
+class WritesAfterwards(Body):
+    """What the head has read is written into in evaluation, where no gradient asks for it."""
+
+    def forward(self, x):
+        h = torch.tanh(self.layer(x))
+        y = self.head(h)
+        if not h.requires_grad:
+            h.zero_()
+        return y
+
+
+def test_features_that_are_written_into_afterwards():
+    model, x = WritesAfterwards(), torch.randn(5, 4)
+    assert torch.equal(penultimate_features(model, x), torch.tanh(model.layer(x)).detach())
+
+
+class EndsInFloat(Body):
+    """Logits are given in single precision, whatever came before (as language models do)."""
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(x))).float()
+
+
+def test_logits_in_single_precision_do_not_spoil_a_kernel_in_double():
+    model, x = EndsInFloat().float(), torch.randn(7, 4).float()
+    for reduction in ("trace", "full"):
+        got, want = (f(model, x, reduction=reduction, **k) for f, k in ((empirical_ntk, F64), (reference_ntk, {})))
+        assert got.dtype == torch.float64
+        assert float((got - want).norm()) <= 1e-12 * float(want.norm())
+    assert feature_kernel(model, x, **F64).dtype == torch.float64
 
 
 # --- parameters that the forward pass takes from elsewhere
@@ -463,3 +511,14 @@ def test_arguments_of_an_operator():
             operator.top_eigenvalues(k)
     with pytest.raises(ArgumentError, match="n_probes must be at least 2"):
         operator.trace(1.5)
+
+
+def test_arguments_of_a_spot_check():
+    model, x = nn.Linear(4, 3), torch.randn(5, 4)
+    kernel = empirical_ntk(model, x)
+    with pytest.raises(ArgumentError, match="kernel must be a tensor, found str"):
+        spot_check(model, x, "kernel")
+    with pytest.raises(ArgumentError, match="unknown reduction 'all'"):
+        spot_check(model, x, kernel, reduction="all")
+    with pytest.raises(ArgumentError, match="for reduction='full' only"):
+        spot_check(model, x, kernel, reduction="full")
