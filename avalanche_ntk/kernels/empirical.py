@@ -386,7 +386,8 @@ class _Run:
         self.whole: Batch | None = None
         self.plan: Plan | None = None
         self.size: int | None = None
-        self.left: tuple[Batch | None, engine.Pass | None] = (None, None)
+        self.left: tuple[Batch, tuple[engine.Pass, Plan] | None] | None = None
+        self.again = True
 
     def check(self, batch: Batch) -> None:
         """Run the model on the first batch (its first block where that is known) and refuse what has no kernel."""
@@ -423,6 +424,7 @@ class _Run:
             for i in range(0, n, size):
                 left = b1.take(slice(i, i + size))
                 self.left = (left, None)
+                self.again = b2 is not None and i == 0  # blocks on the right: else they are, or will be, on the left
                 for k in range(i if b2 is None else 0, m, size):
                     right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
                     for g, value in self.pair(left, right, rows).items():
@@ -430,7 +432,7 @@ class _Run:
                         if b2 is None and k != i:
                             turned = value.permute(1, 0, 3, 2) if self.full else value.T
                             result[g][k : k + size, i : i + size] = turned
-        self.left = (None, None)
+        self.left = None
         self.info.methods |= self.tally.forms
         self.info.flops = self.tally.flops
         self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
@@ -461,22 +463,11 @@ class _Run:
     def _plan(self, batch: Batch, at: engine.Pass) -> Plan:
         """Return the plan of a pass; that of the first pass is looked up once."""
         if at is not self.first:
-            return engine.plan_for(self.subject, batch, at, self.budget)
+            on_the_left = self.left is not None and batch is self.left[0]
+            return engine.plan_for(self.subject, batch, at, self.budget, self.again or on_the_left)
         if self.plan is None:
             self.plan = engine.plan_for(self.subject, batch, at, self.budget)
         return self.plan
-
-    def _pass(self, batch: Batch) -> engine.Pass:
-        """Return the model's pass on a batch; the first one, and the last left-hand block's, are at hand already."""
-        if batch is self.whole:
-            return self.first
-        if batch is not self.left[0]:
-            return engine.forward(self.subject, batch)
-        if self.left[1] is None:
-            self.left = (batch, engine.forward(self.subject, batch))
-        found = self.left[1]
-        assert found is not None
-        return found
 
     def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
         """Return group → kernel of one pair of blocks."""
@@ -526,8 +517,20 @@ class _Run:
         return values, list(plan.generic), plan.alone
 
     def _planned(self, batch: Batch) -> tuple[engine.Pass, Plan]:
-        """Return the pass of a batch and its plan; of one sample given twice where the model treats one otherwise."""
-        at = self._pass(batch)
+        """Return the pass of a batch and its plan; of one sample given twice where the model treats one otherwise.
+
+        Those of the whole batch are at hand already, and so are those of the block on the left.
+        """
+        if self.left is not None and batch is self.left[0]:
+            known = self.left[1]
+            if known is None:
+                known = self._newly_planned(batch)
+                self.left = (batch, known)
+            return known
+        return self._newly_planned(batch)
+
+    def _newly_planned(self, batch: Batch) -> tuple[engine.Pass, Plan]:
+        at = self.first if batch is self.whole else engine.forward(self.subject, batch)
         plan = self._plan(batch, at)
         if not plan.twice:
             return at, plan

@@ -150,8 +150,15 @@ def forget_plans() -> None:
     _PLANS.clear()
 
 
-def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None) -> Plan:
+def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None, again: bool = True) -> Plan:
     """The plan of a pass: a known one for the same graph, or a new one, proved on a few of its samples.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+        at: Their pass.
+        budget: Bytes for what is held at a time.
+        again: Run some of the samples again by themselves; needed once for each sample's block.
 
     Returns:
         The plan.
@@ -177,13 +184,14 @@ def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None
             known.clear()
         if not plan.blind:
             known[key] = [*known.get(key, [])[-7:], plan]
-    few, reads = _few_again(subject, batch, at)
+    few, reads = _few_again(subject, batch, at) if again else (None, False)
+    plan.reads = plan.reads or reads
     if few is not None:
         known.pop(key, None)
-        if not (reads or plan.reads or plan.alone):
+        if not (plan.reads or plan.alone):
             error: ModelError = refusal(subject, few, at.graph.coarsest())
             raise error
-    if (reads or plan.reads) and not (few is None and each_alone(subject, plan, batch, at)):
+    if plan.reads and not (few is None and each_alone(subject, plan, batch, at)):
         return Plan(generic=dict.fromkeys(subject.leaves, FLOW), alone=True)
     if plan.routed:
         plan = plan.copy()

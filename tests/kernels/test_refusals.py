@@ -446,6 +446,6 @@ def test_neighbours_refuse_too():
     )
     assert refused(ArgumentError, lambda: spot_check(model, X, torch.zeros(3, 3))) == (
         "the kernel has shape (3, 3): expected (4, 4), the numbers of samples, and two numbers of outputs after them"
-        " for reduction='full' only (reduction='trace' was given). Give the inputs and the reduction that it was computed"
-        " from."
+        " for reduction='full' only (reduction='trace' was given). Give the inputs and the reduction that it was"
+        " computed from."
     )
