@@ -6,6 +6,7 @@ Every message says what was expected, what was found and what to do. Errors abou
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 
 class NTKError(Exception):
@@ -88,3 +89,14 @@ def positive(name: str, value: int | None, unit: str) -> int | None:
             f"{name} must be a positive number of {unit}, found {value!r}. Leave it out for the default."
         )
     return value
+
+
+def checked_seed(seed: object, name: str = "seed") -> int:
+    """Return a random number generator's seed as an `int`.
+
+    Raises:
+        ArgumentError: It is no whole number from 0 on.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ArgumentError(f"{name} must be a whole number from 0 on, found {seed!r}. Give for example {name}=0.")
+    return int(seed)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avalanche_ntk.errors import ArgumentError, unknown_name
+from avalanche_ntk.errors import ArgumentError, checked_seed, unknown_name
 
 PARAMETRISATIONS = ("standard", "ntk")
 
@@ -678,7 +678,7 @@ def build_model(
         built = builder.call(**{**builder.fixed, **chosen})
     else:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(checked_seed(seed))
             built = builder.call(**{**builder.fixed, **chosen})
     if not isinstance(built, nn.Module):
         raise ArgumentError(

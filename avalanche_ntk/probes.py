@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.data import default_collate
 
-from avalanche_ntk.errors import ArgumentError, ProbeError, unknown_name
+from avalanche_ntk.errors import ArgumentError, ProbeError, checked_seed, unknown_name
 from avalanche_ntk.randomness import preserved_rng_state
 
 BALANCES = ("class", "none")
@@ -158,6 +158,7 @@ class ProbeSpec:
             raise unknown_name("balance", self.balance, BALANCES)
         if self.split not in SPLITS:
             raise unknown_name("split", self.split, SPLITS)
+        checked_seed(self.seed)
 
     @property
     def label(self) -> str:

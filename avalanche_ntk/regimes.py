@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from avalanche_ntk.errors import ArgumentError, ModelError, unknown_name
+from avalanche_ntk.errors import ArgumentError, ModelError, checked_seed, unknown_name
 from avalanche_ntk.models import NTKConv2d, NTKLinear, build_model
 
 # Those of torch.nn.init.calculate_gain; what it does not know is given ReLU's, which the others resemble.
@@ -172,7 +172,7 @@ def _lazy(r: _Request) -> Prepared:
 
 
 def _rich(r: _Request) -> Prepared:
-    generator = torch.Generator().manual_seed(r.seed)
+    generator = torch.Generator().manual_seed(checked_seed(r.seed))
     model = kaiming_uniform_(r.build("standard"), r.activation, generator)
     return Prepared(
         model, r.base_lr, "rich", f"standard parametrisation, Kaiming uniform, η = {r.base_lr:g} at any width"

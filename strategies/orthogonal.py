@@ -46,7 +46,7 @@ def logit_gradients(model: nn.Module, samples: Probe, logits: str = "true") -> T
     """
     batch = Batch.of(samples.x, labels_for(model, samples))
     names = list(trainable_shapes(model))
-    with measuring(model), trained_function(model):
+    with measuring(model, batch), trained_function(model):
         subject = Subject.of(model, dtype=torch.float64)
         with subject.standing_in():
             n_outputs = subject.forward(batch).shape[1]

@@ -17,7 +17,7 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche_ntk.strategies.memory import at_least, remember
 from torch import nn
 
-from avalanche_ntk.errors import ArgumentError, PluginError
+from avalanche_ntk.errors import ArgumentError, PluginError, checked_seed
 from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.reading import model_of
@@ -276,7 +276,7 @@ class ReactivationReplayPlugin(ReactivationPlugin):
         self.mem_size = mem_size
         self.batch_size_mem = batch_size_mem
         self.patience = patience
-        self.seed = seed
+        self.seed = checked_seed(seed)
         self.memory: list[Probe] = []
         self.on = False
         self.replayed: list[int] = []

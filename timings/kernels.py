@@ -31,8 +31,9 @@ from torch.autograd.graph import GradientEdge
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from avalanche_ntk.kernels import empirical_ntk, engine
+from avalanche_ntk.kernels import empirical_ntk, planning
 from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.passes import forward
 from avalanche_ntk.kernels.subject import Subject
 
 
@@ -146,8 +147,8 @@ def signals_only(model, x):
     """C backward passes for the signals at all uses of parameters, without a weight gradient, as a function to time."""
     subject = Subject.of(model)
     batch = Batch.of(x)
-    at = engine.forward(subject, batch)
-    plan = engine.plan_for(subject, batch, at)
+    at = forward(subject, batch)
+    plan = planning.plan_for(subject, batch, at)
     edges = [GradientEdge(at.graph.nodes[i], nr) for i, nr in plan.edges()]
 
     def run():

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Subset
 
 from avalanche_ntk.benchmarks.images import read_folder, read_zip
 from avalanche_ntk.benchmarks.sequences import markov_sequences
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.errors import ArgumentError, checked_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ def split_by_class(y: Tensor, test_share: float, seed: int) -> Tensor:
     if not 0 < test_share < 1:
         raise ArgumentError(f"test_share must lie between 0 and 1; found {test_share}. Use 0.25, for example.")
     labels = y.numpy()
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(checked_seed(seed))
     is_test = torch.zeros(len(labels), dtype=torch.bool)
     for c in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == c))

@@ -9,7 +9,7 @@ import torch
 from avalanche.benchmarks import nc_benchmark
 from torch.utils.data import TensorDataset
 
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.errors import ArgumentError, checked_seed
 
 _DIGITS_CLASSES = 10
 
@@ -46,7 +46,7 @@ def split_digits(n_experiences: int = 5, *, seed: int = 0, test_share: float = 0
     digits = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     y = torch.tensor(digits.target, dtype=torch.int64)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(checked_seed(seed))
     test: list[int] = []
     for c in range(_DIGITS_CLASSES):
         members = generator.permutation(np.flatnonzero(digits.target == c))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.errors import ArgumentError, checked_seed
 
 
 def markov_chains(n_classes: int = 10, *, vocabulary: int = 16, noise: float = 0.1, seed: int = 0) -> np.ndarray:
@@ -43,7 +43,7 @@ def markov_chains(n_classes: int = 10, *, vocabulary: int = 16, noise: float = 0
             f"each class has a permutation of the {vocabulary} tokens of its own and there are {most}; found"
             f" n_classes={n_classes}. Use n_classes={most} or less, or a larger vocabulary."
         )
-    generator = np.random.default_rng([seed, 0])
+    generator = np.random.default_rng([checked_seed(seed), 0])
     chosen: dict[tuple[int, ...], None] = {}
     while len(chosen) < n_classes:
         chosen[tuple(generator.permutation(vocabulary).tolist())] = None

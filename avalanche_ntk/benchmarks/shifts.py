@@ -25,7 +25,7 @@ from torch import Tensor
 
 from avalanche_ntk.benchmarks.data import LabelledData, load_data
 from avalanche_ntk.benchmarks.streams import Part, benchmark_of
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.errors import ArgumentError, checked_seed
 
 Data = LabelledData | str | Path
 
@@ -34,7 +34,7 @@ class _Pool:
     """Samples by class in an order drawn from the seed, and the classes in an order of their own."""
 
     def __init__(self, data: LabelledData, seed: int) -> None:
-        self.data, self.seed = data, seed
+        self.data, self.seed = data, checked_seed(seed)
         self.train = _by_class(data.train_labels, data.n_classes, np.random.default_rng([seed, 0]))
         self.test = _by_class(data.test_labels, data.n_classes, np.random.default_rng([seed, 1]))
         self.order: list[int] = np.random.default_rng([seed, 2]).permutation(data.n_classes).tolist()
@@ -586,7 +586,7 @@ def permuted(
     _n_tasks(n_tasks)
     shape = data.input_shape
     positions = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
-    generator = np.random.default_rng([seed, 3])
+    generator = np.random.default_rng([checked_seed(seed), 3])
     orders = [torch.from_numpy(generator.permutation(positions)) for _ in range(n_tasks - 1)]
     return _transformed(
         data,

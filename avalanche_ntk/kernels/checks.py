@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import ArgumentError, ModelError, unknown_name
+from avalanche_ntk.errors import ArgumentError, ModelError, checked_seed, unknown_name
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.reference import REDUCTIONS, reference_jacobian
 from avalanche_ntk.kernels.state import rng_fingerprint
@@ -107,7 +107,7 @@ def spot_check(
             f" outputs after them for reduction='full' only (reduction={reduction!r} was given). Give the inputs and"
             " the reduction that it was computed from."
         )
-    g = generator if generator is not None else torch.Generator("cpu").manual_seed(seed)
+    g = generator if generator is not None else torch.Generator("cpu").manual_seed(checked_seed(seed))
     rows = torch.randint(0, n, (n_entries,), generator=g, device="cpu").tolist()
     cols = torch.randint(0, m, (n_entries,), generator=g, device="cpu").tolist()
 

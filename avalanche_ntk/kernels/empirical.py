@@ -16,13 +16,15 @@ from avalanche_ntk.errors import (
     ModelError,
     NTKError,
     PrecisionWarning,
+    checked_seed,
     positive,
     unknown_name,
 )
-from avalanche_ntk.kernels import checks, engine, fallback
+from avalanche_ntk.kernels import checks, engine, fallback, planning, separation
 from avalanche_ntk.kernels.contraction import Tally
 from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.method import KernelInfo, Method
+from avalanche_ntk.kernels.passes import Pass, forward
 from avalanche_ntk.kernels.plan import Plan
 from avalanche_ntk.kernels.reference import REDUCTIONS
 from avalanche_ntk.kernels.state import measuring, rng_fingerprint, wrapper_prefix
@@ -240,7 +242,7 @@ def _measure(
     if x2 is not None:
         b2 = Batch.of(x2, labels_of_second(task_labels, task_labels2))
     info = KernelInfo()
-    with measuring(model):
+    with measuring(model, b1):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         members = {"": list(subject.leaves)} if whole else {}
         members |= _members(subject, groups or {}, wrapper_prefix(model))
@@ -248,7 +250,7 @@ def _measure(
             subject = subject.restricted({n for names in members.values() for n in names})
         with subject.standing_in():
             run = _Run(subject, members, reduction == "full", budget, method, info)
-            run.check(b1)
+            run.check(b1, b2)
             rows = _cotangents(run.first.out, outputs, reduction)
             if estimator is None:
                 result = run.all_blocks(b1, b2, rows, block)
@@ -352,7 +354,7 @@ def _estimate(
     Returns:
         Group → estimated kernel.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(checked_seed(seed))
     signs = torch.randint(0, 2, (r, rows.shape[0]), generator=generator, device="cpu").to(rows) * 2 - 1
     mean: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
@@ -382,29 +384,33 @@ class _Run:
         self.budget, self.method, self.info = budget, method, info
         self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
         self.tally = Tally()
-        self.first: engine.Pass
+        self.first: Pass
         self.whole: Batch | None = None
         self.plan: Plan | None = None
         self.size: int | None = None
-        self.left: tuple[Batch, tuple[engine.Pass, Plan] | None] | None = None
+        self.left: tuple[Batch, tuple[Pass, Plan] | None] | None = None
         self.again = True
 
-    def check(self, batch: Batch) -> None:
-        """Run the model on the first batch (its first block where that is known) and refuse what has no kernel."""
+    def check(self, batch: Batch, second: Batch | None) -> None:
+        """Run the model on the first batch and refuse what has no kernel."""
         subject = self.subject
         alone = self.method in (Method.JACOBIAN, Method.LOOP)
         if alone:
-            engine.apart(subject, batch)
-        before = rng_fingerprint()
+            for b in (batch, *([] if second is None else [second])):
+                separation.apart(subject, b)
         self.whole = batch
-        ahead = None if alone or len(batch) < 4 * engine.LARGE else engine.plan_ahead(subject, batch, self.budget)
-        self.first = engine.forward(subject, batch.take(slice(0, 1)) if alone else batch)
+        ahead = None if alone or len(batch) < 4 * separation.LARGE else planning.plan_ahead(subject, batch, self.budget)
+        self.first = self._forward(batch.take(slice(0, 1)) if alone else batch)
         if ahead is not None:
-            engine.keep_if_true(subject, ahead, self.first)
-        if rng_fingerprint() != before:
-            again = engine.forward(subject, batch.take(slice(0, 1)) if alone else batch)
-            if not torch.equal(self.first.out, again.out):
-                raise checks.stochastic(subject, batch.take(slice(0, 1)))
+            planning.keep_if_true(subject, ahead, self.first)
+
+    def _forward(self, batch: Batch) -> Pass:
+        """Return a pass; where it drew random numbers, it is run again and has to come out the same."""
+        before = rng_fingerprint()
+        at = forward(self.subject, batch)
+        if rng_fingerprint() != before and not torch.equal(at.out, forward(self.subject, batch).out):
+            raise checks.stochastic(self.subject, batch)
+        return at
 
     def all_blocks(self, b1: Batch, b2: Batch | None, rows: Tensor, block: int | None) -> dict[str, Tensor]:
         """Return group → kernel of the whole batches, computed block by block."""
@@ -418,7 +424,7 @@ class _Run:
             result = self.pair(b1, b2, rows)
         else:
             self.whole = None  # the pass of the whole batch is let go: blocks make their own
-            self.first = engine.Pass(self.first.out.detach(), self.first.graph.empty(), self.first.n)
+            self.first = Pass(self.first.out.detach(), self.first.graph.empty(), self.first.n)
             shape = (n, m, r, r) if self.full else (n, m)
             result = {g: rows.new_zeros(shape) for g in self.members}
             for i in range(0, n, size):
@@ -460,13 +466,13 @@ class _Run:
             size *= 2
         return size
 
-    def _plan(self, batch: Batch, at: engine.Pass) -> Plan:
+    def _plan(self, batch: Batch, at: Pass) -> Plan:
         """Return the plan of a pass; that of the first pass is looked up once."""
         if at is not self.first:
             on_the_left = self.left is not None and batch is self.left[0]
-            return engine.plan_for(self.subject, batch, at, self.budget, self.again or on_the_left)
+            return planning.plan_for(self.subject, batch, at, self.budget, self.again or on_the_left)
         if self.plan is None:
-            self.plan = engine.plan_for(self.subject, batch, at, self.budget)
+            self.plan = planning.plan_for(self.subject, batch, at, self.budget)
         return self.plan
 
     def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
@@ -516,7 +522,7 @@ class _Run:
             values = {g: value[:n, :m].clone() for g, value in values.items()}
         return values, list(plan.generic), plan.alone
 
-    def _planned(self, batch: Batch) -> tuple[engine.Pass, Plan]:
+    def _planned(self, batch: Batch) -> tuple[Pass, Plan]:
         """Return the pass of a batch and its plan; of one sample given twice where the model treats one otherwise.
 
         Those of the whole batch are at hand already, and so are those of the block on the left.
@@ -529,13 +535,13 @@ class _Run:
             return known
         return self._newly_planned(batch)
 
-    def _newly_planned(self, batch: Batch) -> tuple[engine.Pass, Plan]:
-        at = self.first if batch is self.whole else engine.forward(self.subject, batch)
+    def _newly_planned(self, batch: Batch) -> tuple[Pass, Plan]:
+        at = self.first if batch is self.whole else self._forward(batch)
         plan = self._plan(batch, at)
         if not plan.twice:
             return at, plan
         batch = batch.take([0, 0])
-        at = engine.forward(self.subject, batch)
+        at = forward(self.subject, batch)
         return at, self._plan(batch, at)
 
 

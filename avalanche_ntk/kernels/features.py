@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ModelError
-from avalanche_ntk.kernels.engine import ReadsValues
 from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.layout import Layout, candidates
 from avalanche_ntk.kernels.order import agree
+from avalanche_ntk.kernels.passes import ReadsValues
 from avalanche_ntk.kernels.state import measuring
 from avalanche_ntk.kernels.subject import Subject
 
@@ -105,7 +105,7 @@ def _features_of_model(
     output_selector: Callable[[Any], Tensor] | None,
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    with measuring(model), torch.no_grad():
+    with measuring(model, batches[0]), torch.no_grad():
         subject = Subject.without_leaves(model, dtype, output_selector)
         with subject.standing_in():
             found = [_features(subject, batch) for batch in batches]

@@ -21,7 +21,8 @@ def _map(value: Any, fn: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _map(v, fn) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_map(v, fn) for v in value)
+        parts = [_map(v, fn) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else parts if isinstance(value, list) else tuple(parts)
     return value
 
 
@@ -114,7 +115,7 @@ class Batch:
         whole: tuple[tuple[Any, ...], dict[str, Any]] = ((self.x, *label), {})
         if isinstance(self.x, Mapping):
             parts = (), dict(self.x) | dict.fromkeys(["task_labels"][: len(label)], self.task_labels)
-        elif isinstance(self.x, tuple):
+        elif isinstance(self.x, tuple | list):
             parts = (*self.x, *label), {}
         else:
             return whole
@@ -123,7 +124,7 @@ class Batch:
     def call_told(self, model: nn.Module) -> str:
         """Return how the model is called, for messages."""
         args, kwargs = self.arguments(model)
-        spread = isinstance(self.x, tuple) and args[0] is not self.x
+        spread = isinstance(self.x, tuple | list) and args[0] is not self.x
         return "model(**x)" if kwargs else "model(*x)" if spread else "model(x)"
 
     @property

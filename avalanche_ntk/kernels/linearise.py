@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from avalanche_ntk.errors import ArgumentError, ModelError
-from avalanche_ntk.kernels.engine import plain_operators, require_reached
 from avalanche_ntk.kernels.graph import Graph
 from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.passes import plain_operators, require_reached
 from avalanche_ntk.kernels.state import measuring, unwrap
 from avalanche_ntk.kernels.subject import Subject, check_supported, in_precision, working_dtype
 
@@ -58,7 +58,7 @@ def jvp_prediction(
         tensor([[11.]])
     """
     batch = Batch.of(x, task_labels)
-    with measuring(model):
+    with measuring(model, batch):
         inner = unwrap(model)
         check_supported(inner)
         work = working_dtype(inner, dtype)

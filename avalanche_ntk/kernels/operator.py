@@ -10,11 +10,12 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import ArgumentError, unknown_name
-from avalanche_ntk.kernels.engine import apart, plain_operators
+from avalanche_ntk.errors import ArgumentError, checked_seed, unknown_name
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.linearise import push
+from avalanche_ntk.kernels.passes import plain_operators
 from avalanche_ntk.kernels.reference import REDUCTIONS
+from avalanche_ntk.kernels.separation import apart
 from avalanche_ntk.kernels.state import measuring
 from avalanche_ntk.kernels.subject import Subject, output_rows, require_graph
 
@@ -67,7 +68,7 @@ class NTKOperator:
             `(N, C)`.
         """
         values = self._values
-        with measuring(self._model):
+        with measuring(self._model, self._batch):
             leaves = {k: t.requires_grad_() for k, t in values["leaves"].items()}
             subject = Subject(values["model"], leaves, values["dtype"], values["selector"], values["all"] | leaves)
 
@@ -120,7 +121,7 @@ class NTKOperator:
                 f"k must be between 1 and {n - 1} (the operator has size {n}), found {k}. Ask for fewer eigenvalues, or"
                 " compute the kernel and all of its eigenvalues."
             )
-        start = np.random.default_rng(seed).standard_normal(n)
+        start = np.random.default_rng(checked_seed(seed)).standard_normal(n)
         values = eigsh(self.as_linear_operator(), k=k, which="LA", tol=tol, v0=start, return_eigenvectors=False)
         return torch.from_numpy(np.sort(values)[::-1].copy())
 
@@ -154,7 +155,7 @@ class NTKOperator:
                 f"n_probes must be at least 2 (a standard error needs two), found {n_probes}. Give the number of random"
                 " sign vectors, for example 32."
             )
-        g = torch.Generator("cpu").manual_seed(seed)
+        g = torch.Generator("cpu").manual_seed(checked_seed(seed))
         found = []
         for _ in range(n_probes):
             z = (torch.randint(0, 2, (self.shape[0],), generator=g, device="cpu") * 2 - 1).to(self._rows)
@@ -207,7 +208,7 @@ def ntk_operator(
     if reduction not in REDUCTIONS:
         raise unknown_name("reduction", reduction, REDUCTIONS)
     batch = Batch.of(x, task_labels)
-    with measuring(model):
+    with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         with subject.standing_in():
             apart(subject, batch, at_once=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from avalanche_ntk.kernels.graph import Graph, Node
 
 Numbers = tuple[int, ...] | None
@@ -73,6 +75,29 @@ def numbers(graph: Graph) -> list[Numbers]:
     for node in graph.nodes:
         found.extend(tuple(m.shape) for m in node._input_metadata)
         found.extend(_whole(getattr(node, name)) for name in _kept(node))
+    return found
+
+
+def scalars(graph: Graph) -> list[complex]:
+    """Return the numbers besides whole ones that nodes keep: Python's, and tensors without dimensions.
+
+    A value that was read in the forward pass (`c = h.mean().item()`) may say how much of a gradient passes
+    (`c * h + (1 - c) * h.detach()`), which no output shows.
+    """
+    found: list[complex] = []
+    for node in graph.nodes:
+        for name in dir(node):
+            if not name.startswith("_saved_"):
+                continue
+            try:
+                value = getattr(node, name)
+            except RuntimeError:  # a saved tensor that was written into, or let go
+                continue
+            if isinstance(value, Tensor):
+                value = None if value.dim() else value.item()
+                found.extend([] if value is None else [complex(value)])
+            elif isinstance(value, float):
+                found.append(value)
     return found
 
 

@@ -47,7 +47,7 @@ def reference_jacobian(
         `(N, C, P)` with P the number of chosen parameters.
     """
     batch = Batch.of(x, task_labels)
-    with measuring(model):
+    with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         leaves = list(subject.leaves.values())
         jacobian: Tensor | None = None

@@ -22,6 +22,9 @@ from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.kernels.holdings import noted, same_bits
+from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.writes import watch, written
 from avalanche_ntk.randomness import preserved_rng_state
 
 # Modes of torch belong to the process: two threads that measure at once would restore each other's
@@ -34,23 +37,19 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
 
     Flags are set one by one and not by `model.eval()`: some modules override `train()` with side effects. A buffer is
     written back only where the measurement changed it, so that version counters of untouched buffers do not move; so
-    are weights of embeddings with a `max_norm`, which rescale them in their forward pass. Attributes that a forward
+    are parameters that a forward pass is known to write into (`writes.py`). Attributes that a forward
     pass sets (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, activations put aside) are those of
-    before again, and what it makes when it is called first (a buffer, a parameter, a layer) is left to be made by
-    training.
+    before again, with what they hold (`holdings.py`). What it makes when it is called first (a buffer, a parameter, a
+    layer) is left to be made by training.
     """
     modules = list(model.modules())
     flags = [(m, m.training) for m in modules]
     tables = [t for m in modules for t in (vars(m), m._parameters, m._buffers, m._modules) if isinstance(t, dict)]
     entries = [(table, dict(table)) for table in tables]
-    rescaled = [
-        (p, p.detach().clone())
-        for m in modules
-        if getattr(m, "max_norm", None) is not None
-        for p in m.parameters(recurse=False)
-    ]
+    rewritten = [(p, p.detach().clone()) for p in written(unwrap(model)) or ()]
     buffers = [(m, k, b, _copy_of(b)) for m in modules for k, b in m._buffers.items()]
-    params = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    params = [(p, p.requires_grad, p.grad, _memory(p)) for p in model.parameters()]
+    holdings = noted(modules)
     for m in modules:
         m.training = False
     try:
@@ -62,32 +61,34 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
             for k in [k for k in now if k not in before]:
                 del now[k]
             now.update((k, v) for k, v in before.items() if k not in now or now[k] is not v)
+        for put_back in holdings:
+            put_back()
         with torch.no_grad():
-            for p, held in rescaled:
-                if not _same(p, held):
+            for p, held in rewritten:
+                if not same_bits(p, held):
                     p.copy_(held)
             for m, k, buffer, value in buffers:
                 if m._buffers.get(k) is not buffer:
                     m._buffers[k] = buffer
-                if buffer is not None and value is not None and not _same(buffer, value):
+                if buffer is not None and value is not None and not same_bits(buffer, value):
                     buffer.copy_(value)
-        for p, needed, grad in params:
+        for p, needed, grad, data in params:
+            if data is not None and (p.data_ptr() != data.data_ptr() or p.shape != data.shape):
+                p.data = data
             if p.requires_grad != needed:
                 p.requires_grad_(needed)
             if p.grad is not grad:
                 p.grad = grad
 
 
+def _memory(p: nn.Parameter) -> Tensor | None:
+    """Return what holds a parameter's numbers, which a forward pass may exchange (`weight.data = …`)."""
+    return None if isinstance(p, nn.parameter.UninitializedParameter) or p.layout != torch.strided else p.data
+
+
 def _copy_of(buffer: Tensor | None) -> Tensor | None:
     """Return a copy to compare with later; none of a sparse matrix, which no forward pass writes into."""
     return None if buffer is None or buffer.layout != torch.strided else buffer.detach().clone()
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are bitwise interchangeable (NaN equals NaN)."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return bool(torch.equal(a, b)) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 @contextmanager
@@ -190,8 +191,16 @@ def _call(function: Any, _preserve: bool, *args: Any) -> Any:
 
 
 @contextmanager
-def measuring(model: nn.Module) -> Generator[None, None, None]:
-    """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were."""
+def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
+    """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were.
+
+    Args:
+        model: The model.
+        batch: Some of what it is going to be run on.
+
+    Raises:
+        ArgumentError: The model is no module, or a transform of `torch.func` is under way.
+    """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
             f"model must be a torch.nn.Module, found {type(model).__name__}. Wrap a function in a module that holds"
@@ -205,13 +214,17 @@ def measuring(model: nn.Module) -> Generator[None, None, None]:
     with (
         _ONE_AT_A_TIME,
         preserved_rng_state(),
-        preserve_modules(model),
         exact_arithmetic(),
         fresh_parametrizations(),
         eager(model),
         plain_calls(),
     ):
-        yield
+        inner = unwrap(model)
+        if written(inner) is None:
+            with preserve_modules(model):
+                watch(inner, batch)
+        with preserve_modules(model):
+            yield
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -331,7 +331,7 @@ class Subject:
         try:
             out = self.call(batch)
         except Exception as exc:
-            hint = f" (x is a {type(batch.x).__name__})" if isinstance(batch.x, dict | tuple) else ""
+            hint = f" (x is a {type(batch.x).__name__})" if isinstance(batch.x, dict | tuple | list) else ""
             raise ModelError(
                 f"the forward pass of {type(self.model).__name__} failed in eval mode on the probe"
                 f" ({type(exc).__name__}: {exc}). Expected {batch.call_told(self.model)} to work on {len(batch)}"

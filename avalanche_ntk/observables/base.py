@@ -89,7 +89,7 @@ class Moment:
         """Return all of the model's outputs `f(X)` on a probe in eval mode, shape `(N, C)`, without a gradient."""
         batch = Batch.of(probe.x, probe.task_labels if self.multi_task else None)
         args, kwargs = batch.arguments(unwrap(self.model))
-        with measuring(self.model), torch.no_grad():
+        with measuring(self.model, batch), torch.no_grad():
             self.model.eval()
             raw = self.model(*args, **kwargs)
         selector = self.options.get("output_selector")

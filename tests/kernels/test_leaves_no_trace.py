@@ -283,20 +283,21 @@ def test_autocast_in_the_model_is_off_during_a_measurement_and_on_again_after_it
     class Half(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.kinds = nn.Linear(4, 3), []
+            self.a = nn.Linear(4, 3)
 
         @torch.autocast("cpu", dtype=torch.bfloat16)
         def forward(self, x):
             y = self.a(x)
-            self.kinds.append(y.dtype)
+            kinds.append(y.dtype)
             return y.float()
 
+    kinds = []
     model, x = Half(), torch.randn(5, 4)
     kernel = empirical_ntk(model, x)
-    assert set(model.kinds) == {torch.float32}
+    assert set(kinds) == {torch.float32}
     assert torch.allclose(kernel, 3 * (x @ x.T + 1), rtol=1e-5)
     model(x)
-    assert model.kinds[-1] == torch.bfloat16
+    assert kinds[-1] == torch.bfloat16
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")

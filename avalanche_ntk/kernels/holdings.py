@@ -1,0 +1,111 @@
+"""What modules hold beside parameters and buffers: lists, dicts (of hooks too), generators, plain tensors.
+
+A forward pass may write into any of them; a measurement puts them back as they were, in place, because others may hold
+the same object.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LARGEST = 2**22  # numbers in a plain tensor that is still copied; larger ones are data rather than state
+_CONTAINERS = (dict, list, set, deque)
+_ATOMS = frozenset({bool, int, float, str, tuple, type(None)})
+_ELSEWHERE = frozenset({"_parameters", "_buffers", "_modules"})
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are bitwise interchangeable (NaN equals NaN)."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(torch.equal(a, b)) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def noted(modules: Iterable[nn.Module]) -> list[Callable[[], None]]:
+    """Note what the attributes of modules hold, also in containers of containers.
+
+    Returns:
+        Functions that put each of them back as it is now.
+    """
+    modules = list(modules)
+    seen = {id(t) for m in modules for table in (m._parameters, m._buffers) for t in table.values()}
+    empty: list[Any] = []  # nearly all: every module has ten dicts of hooks
+    undo: list[Callable[[], None]] = [lambda: _empty_again(empty)]
+    waiting = [v for m in modules for k, v in vars(m).items() if v.__class__ not in _ATOMS and k not in _ELSEWHERE]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _CONTAINERS) and not value:
+            empty.append(value)
+            continue
+        put_back = _noted(value)
+        if put_back is None or id(value) in seen:
+            continue
+        seen.add(id(value))
+        undo.append(put_back)
+        if isinstance(value, _CONTAINERS):
+            inside = value.values() if isinstance(value, dict) else value
+            waiting.extend(v for v in inside if v.__class__ not in _ATOMS)
+    return undo
+
+
+def _empty_again(containers: list[Any]) -> None:
+    for c in containers:
+        if c:
+            c.clear()
+
+
+def _noted(value: Any) -> Callable[[], None] | None:
+    if isinstance(value, _CONTAINERS):
+        return _container(value)
+    if isinstance(value, Tensor):
+        return None if isinstance(value, nn.Parameter) else _tensor(value)
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return None
+
+
+def _entries(container: Any) -> list[Any]:
+    return [part for entry in container.items() for part in entry] if isinstance(container, dict) else list(container)
+
+
+def _container(container: Any) -> Callable[[], None]:
+    before = _entries(container)
+
+    def put_back() -> None:
+        now = _entries(container)
+        if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
+            return
+        container.clear()
+        if isinstance(container, dict):
+            container.update(zip(before[::2], before[1::2], strict=True))
+        elif isinstance(container, set):
+            container.update(before)
+        else:
+            container.extend(before)
+
+    return put_back
+
+
+def _tensor(t: Tensor) -> Callable[[], None] | None:
+    if t.layout != torch.strided or t.numel() > LARGEST or t.is_inference():
+        return None
+    before = t.detach().clone()
+
+    def put_back() -> None:
+        with torch.no_grad():
+            if not same_bits(t, before):
+                t.copy_(before)
+
+    return put_back

@@ -1,0 +1,154 @@
+"""The plan of a pass: one that is known for such a graph, or a new one, read on a few samples and proved there."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_ntk.errors import ModelError, NTKError
+from avalanche_ntk.kernels.heap import release
+from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.passes import Pass, ReadsValues, forward
+from avalanche_ntk.kernels.pattern import Pattern
+from avalanche_ntk.kernels.plan import Plan
+from avalanche_ntk.kernels.proof import prove, prove_layouts
+from avalanche_ntk.kernels.separation import LARGE, SMALL, each_alone, few_again, first_alone, mixes, refusal
+from avalanche_ntk.kernels.subject import Subject
+from avalanche_ntk.kernels.uses import read
+
+FLOW = "the path through the model depends on the values of the samples"
+
+
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Plan]]] = (
+    weakref.WeakKeyDictionary()
+)  # forgotten with their model
+
+
+def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None, again: bool = True) -> Plan:
+    """The plan of a pass: a known one for the same graph, or a new one, proved on a few of its samples.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+        at: Their pass.
+        budget: Bytes for what is held at a time.
+        again: Run some of the samples again by themselves; needed once for each sample's block.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ModelError: Outputs of one sample depend on other samples, or on chance.
+        NTKError: The model cannot be measured for another reason.
+        OutOfMemoryError: The device's memory is used up.
+        MemoryError: The computer's is.
+    """
+    key = (at.graph.signature, batch.shapes(), at.out.shape[1], at.out.dtype, tuple(subject.leaves))
+    known = _PLANS.setdefault(subject.model, {})
+    plan = next((p for p in known.get(key, ()) if p.serves(at.graph, at.n)), None)
+    if plan is None:
+        try:
+            plan = make_plan(subject, batch, at, budget)
+        except (NTKError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - a graph that cannot be read (weights written in the forward pass)
+            cause = f"reading the graph failed ({type(exc).__name__}: {exc})"
+            plan = Plan(generic=dict.fromkeys(subject.leaves, cause), blind=True)
+        if len(known) >= 32:
+            known.clear()
+        if not plan.blind:
+            known[key] = [*known.get(key, [])[-7:], plan]
+    few, reads = few_again(subject, batch, at) if again else (None, False)
+    plan.reads = plan.reads or reads
+    if few is not None:
+        known.pop(key, None)
+        if not (plan.reads or plan.alone):
+            error: ModelError = refusal(subject, few, at.graph.coarsest())
+            raise error
+    if plan.reads and not (few is None and each_alone(subject, plan, batch, at)):
+        return Plan(generic=dict.fromkeys(subject.leaves, FLOW), alone=True)
+    if plan.routed:
+        plan = plan.copy()
+        prove_layouts(plan, at, budget)
+    return plan
+
+
+def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | None:
+    """Make the plan of a model that has none for such inputs from a few samples, while no large pass is held.
+
+    Returns:
+        The outputs of the samples it was made on, for `keep_if_true`; None where nothing was made.
+    """
+    known = _PLANS.setdefault(subject.model, {})
+    shapes, leaves = batch.shapes(), tuple(subject.leaves)
+    if any(key[1] == shapes and key[4] == leaves for key in known):
+        return None
+    few = batch.take(slice(0, LARGE))
+    try:
+        at = forward(subject, few)
+        plan_for(subject, few, at, budget)
+        out = at.out.detach()
+        del at
+        release()
+    except ModelError:  # found again, with the whole batch's words, where it is no matter of these few
+        return None
+    return out
+
+
+def keep_if_true(subject: Subject, ahead: Tensor, at: Pass) -> None:
+    """Forget the plan made ahead where its samples have other outputs in the whole batch."""
+    if not at.agrees(at.out[: len(ahead)], ahead):
+        _PLANS.pop(subject.model, None)
+
+
+def make_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None = None) -> Plan:
+    """Read and prove a graph on `LARGE` samples of the batch (repeated where it has fewer).
+
+    They are the first ones; where they leave a part of the model dead, others are tried, from all over the batch.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ModelError: Outputs of one sample depend on other samples, or on chance.
+    """
+    plan = _plan_on(subject, batch, at, budget, [i % len(batch) for i in range(LARGE)])
+    if plan.blind and len(batch) > LARGE:
+        other = _plan_on(
+            subject, batch, at, budget, [(i * len(batch)) // LARGE + len(batch) // LARGE - 1 for i in range(LARGE)]
+        )
+        plan = plan if other.blind else other
+    return plan
+
+
+def _plan_on(subject: Subject, batch: Batch, at: Pass, budget: int | None, index: list[int]) -> Plan:
+    few = batch.take(index)
+    large = forward(subject, few)
+    small = forward(subject, few.take(slice(0, SMALL)))
+    alone = first_alone(subject, few)
+    names = list(subject.leaves)
+    same_shape = large.graph.signature == small.graph.signature == at.graph.signature
+    separate = large.agrees(large.out[:SMALL], small.out) and at.agrees(at.out[: len(batch)][index], large.out)
+    separate = separate and (alone is None or large.agrees(large.out[:1], alone.out))
+    if not separate:
+        flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
+        if mixes(large) or not flow:
+            error: ModelError = refusal(subject, few, large.graph.coarsest())
+            raise error
+    pattern = Pattern.of(small.graph, small.n, large.graph, large.n)
+    same_shape = same_shape and pattern.fits(at.graph, at.n)
+    if separate and len(batch) == 1 and not same_shape and large.graph.signature == small.graph.signature:
+        return Plan(twice=True)  # copies of one sample: it is their number that makes the difference
+    if not same_shape or not separate:
+        return Plan(generic=dict.fromkeys(names, FLOW), alone=True)
+    plan = read(subject, small, large)
+    plan.pattern = pattern
+    with torch.no_grad(), ReadsValues() as reads:  # apart: composite operators take other ways under a dispatch mode
+        subject.forward(few.take(slice(0, SMALL)))
+    plan.reads = reads.found
+    del small, alone  # what a pass computes from parameters alone (a parametrised weight) may be large
+    prove(subject, plan, few, large, budget)
+    return plan
