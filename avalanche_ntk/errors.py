@@ -95,8 +95,10 @@ def checked_seed(seed: object, name: str = "seed") -> int:
     """Return a random number generator's seed as an `int`.
 
     Raises:
-        ArgumentError: It is no whole number from 0 on.
+        ArgumentError: It is no whole number from 0 to 2**63 - 1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        raise ArgumentError(f"{name} must be a whole number from 0 on, found {seed!r}. Give for example {name}=0.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise ArgumentError(
+            f"{name} must be a whole number from 0 to 2**63 - 1, found {seed!r}. Give for example {name}=0."
+        )
     return int(seed)

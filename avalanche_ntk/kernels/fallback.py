@@ -15,6 +15,7 @@ from torch.func import vjp, vmap
 from avalanche_ntk.kernels.contraction import inner
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.subject import Subject, require_graph, swapped
+from avalanche_ntk.kernels.writes import exchanges_memory
 
 
 def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: list[str]) -> dict[str, Tensor]:
@@ -132,7 +133,7 @@ def jacobian(
     Returns:
         name → `(N, R, *shape)`, and the way taken.
     """
-    if not alone:
+    if not alone and not exchanges_memory(subject.model):
         starts = range(0, len(batch), 8)
         try:
             chunks = [jacobian_vmap(subject, batch.take(slice(i, i + 8)), cotangents, names) for i in starts]

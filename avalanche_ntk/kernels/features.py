@@ -13,6 +13,7 @@ from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.layout import Layout, candidates
 from avalanche_ntk.kernels.order import agree
 from avalanche_ntk.kernels.passes import ReadsValues
+from avalanche_ntk.kernels.separation import LARGE, SMALL
 from avalanche_ntk.kernels.state import measuring
 from avalanche_ntk.kernels.subject import Subject
 
@@ -96,19 +97,20 @@ def penultimate_features(
     return _features_of_model(model, [Batch.of(x, task_labels)], output_selector, dtype)[0]
 
 
-SMALL, LARGE = 3, 5  # batch sizes at which the samples are looked for
-
-
 def _features_of_model(
     model: nn.Module,
     batches: list[Batch],
     output_selector: Callable[[Any], Tensor] | None,
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    with measuring(model, batches[0]), torch.no_grad():
+    with measuring(model, batches[0]):
         subject = Subject.without_leaves(model, dtype, output_selector)
         with subject.standing_in():
-            found = [_features(subject, batch) for batch in batches]
+            try:
+                with torch.no_grad():
+                    found = [_features(subject, batch) for batch in batches]
+            except ModelError:  # a model that differentiates something in its forward pass
+                found = [_features(subject, batch).detach() for batch in batches]
     sizes = [h.shape[1] for h in found]
     if sizes[0] != sizes[-1]:
         raise ModelError(
@@ -134,8 +136,9 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     n = len(batch)
     parts = [batch.take([i % n for i in range(size)]) for size in (SMALL, LARGE)]
     which = _last_that_counts(subject, parts[0])
-    with ReadsValues() as reads:
-        h, *few = [_inputs(subject, part)[which][0] for part in (batch, *parts)]
+    h, *few = [_inputs(subject, part)[which][0] for part in (batch, *parts)]
+    with ReadsValues() as reads:  # apart: what is kept of the layers looks at values too
+        subject.forward(parts[0])
     options = candidates(tuple(few[0].shape), tuple(few[1].shape), SMALL, LARGE) or []
     index = [i % n for i in range(LARGE)]
     for layout in options:
@@ -143,7 +146,7 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
         if layout.fits(tuple(h.shape), n) and agree(rows[0], rows[1][:SMALL], torch.float32):
             found = layout.samples_first(h[None], n)[0].reshape(n, -1)
             if agree(found[index], rows[1].reshape(LARGE, -1), torch.float32):
-                return _each_alone(subject, batch, which, layout) if reads.found else found.clone()
+                return _each_alone(subject, batch, layout) if reads.found else found.clone()
     name = type(subject.model).__name__
     raise ModelError(
         f"the last linear layer of {name} sees an input of shape {tuple(h.shape)} for {n} samples: expected one"
@@ -151,10 +154,24 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     )
 
 
-def _each_alone(subject: Subject, batch: Batch, which: int, layout: Layout) -> Tensor:
-    """Return the features of each sample given alone, one row each."""
-    rows = [_inputs(subject, batch.take(slice(i, i + 1)))[which][0] for i in range(len(batch))]
-    return torch.cat([layout.samples_first(t[None], 1)[0].reshape(1, -1) for t in rows])
+def _each_alone(subject: Subject, batch: Batch, layout: Layout) -> Tensor:
+    """Return the features of each sample given alone, one row each; its path may end in a layer of its own.
+
+    Raises:
+        ModelError: They are not as many for each.
+    """
+    rows = []
+    for i in range(len(batch)):
+        one = batch.take([i])
+        h = _inputs(subject, one)[_last_that_counts(subject, one)][0]
+        rows.append(layout.samples_first(h[None], 1)[0].reshape(1, -1) if layout.fits(tuple(h.shape), 1) else h[None])
+    if len({row.shape for row in rows}) > 1:
+        sizes = sorted({row.numel() for row in rows})
+        raise ModelError(
+            f"the features of {type(subject.model).__name__} have {sizes} numbers for different samples, by paths that"
+            " depend on their values: expected as many for each. Leave the feature kernel out for this model."
+        )
+    return torch.cat(rows)
 
 
 def _inputs(subject: Subject, batch: Batch, copies: bool = False) -> list[tuple[Tensor, Tensor]]:

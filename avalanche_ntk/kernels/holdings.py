@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 LARGEST = 2**22  # numbers in a plain tensor that is still copied; larger ones are data rather than state
 _CONTAINERS = (dict, list, set, deque)
-_ATOMS = frozenset({bool, int, float, str, tuple, type(None)})
+ATOMS = frozenset({bool, int, float, str, type(None)})
 _ELSEWHERE = frozenset({"_parameters", "_buffers", "_modules"})
 
 
@@ -29,7 +29,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return bool(torch.equal(a, b)) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def noted(modules: Iterable[nn.Module]) -> list[Callable[[], None]]:
+def noted(modules: Iterable[nn.Module]) -> list[Callable[[], object]]:
     """Note what the attributes of modules hold, also in containers of containers.
 
     Returns:
@@ -38,21 +38,23 @@ def noted(modules: Iterable[nn.Module]) -> list[Callable[[], None]]:
     modules = list(modules)
     seen = {id(t) for m in modules for table in (m._parameters, m._buffers) for t in table.values()}
     empty: list[Any] = []  # nearly all: every module has ten dicts of hooks
-    undo: list[Callable[[], None]] = [lambda: _empty_again(empty)]
-    waiting = [v for m in modules for k, v in vars(m).items() if v.__class__ not in _ATOMS and k not in _ELSEWHERE]
+    undo: list[Callable[[], object]] = [lambda: _empty_again(empty)]
+    waiting = [v for m in modules for k, v in vars(m).items() if v.__class__ not in ATOMS and k not in _ELSEWHERE]
     while waiting:
         value = waiting.pop()
         if isinstance(value, _CONTAINERS) and not value:
             empty.append(value)
             continue
         put_back = _noted(value)
+        if isinstance(value, tuple):
+            waiting.extend(v for v in value if v.__class__ not in ATOMS)
         if put_back is None or id(value) in seen:
             continue
         seen.add(id(value))
         undo.append(put_back)
         if isinstance(value, _CONTAINERS):
             inside = value.values() if isinstance(value, dict) else value
-            waiting.extend(v for v in inside if v.__class__ not in _ATOMS)
+            waiting.extend(v for v in inside if v.__class__ not in ATOMS)
     return undo
 
 
@@ -62,7 +64,7 @@ def _empty_again(containers: list[Any]) -> None:
             c.clear()
 
 
-def _noted(value: Any) -> Callable[[], None] | None:
+def _noted(value: Any) -> Callable[[], object] | None:
     if isinstance(value, _CONTAINERS):
         return _container(value)
     if isinstance(value, Tensor):
@@ -80,7 +82,7 @@ def _entries(container: Any) -> list[Any]:
     return [part for entry in container.items() for part in entry] if isinstance(container, dict) else list(container)
 
 
-def _container(container: Any) -> Callable[[], None]:
+def _container(container: Any) -> Callable[[], object]:
     before = _entries(container)
 
     def put_back() -> None:
@@ -98,9 +100,14 @@ def _container(container: Any) -> Callable[[], None]:
     return put_back
 
 
-def _tensor(t: Tensor) -> Callable[[], None] | None:
-    if t.layout != torch.strided or t.numel() > LARGEST or t.is_inference():
+def _tensor(t: Tensor) -> Callable[[], object] | None:
+    if t.layout != torch.strided or t.is_meta or t.is_inference() or t.numel() > LARGEST:
         return None
+    return copied(t)
+
+
+def copied(t: Tensor) -> Callable[[], object]:
+    """Return what writes a tensor's numbers back as they are now, where they are others then."""
     before = t.detach().clone()
 
     def put_back() -> None:

@@ -14,8 +14,11 @@ from avalanche_ntk.errors import ArgumentError, ModelError
 from avalanche_ntk.kernels.graph import Graph
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.passes import plain_operators, require_reached
+from avalanche_ntk.kernels.planning import is_new, note
+from avalanche_ntk.kernels.separation import require_alone
 from avalanche_ntk.kernels.state import measuring, unwrap
 from avalanche_ntk.kernels.subject import Subject, check_supported, in_precision, working_dtype
+from avalanche_ntk.kernels.writes import exchanges_memory, written
 
 
 def jvp_prediction(
@@ -48,8 +51,9 @@ def jvp_prediction(
 
     Raises:
         ArgumentError: A name is unknown or a shape is not the model's (a head that has grown since).
-        ModelError: The model has no forward-mode and no double-backward derivative, or takes a parameter from elsewhere
-            than the module that holds it.
+        ModelError: The model has no forward-mode and no double-backward derivative, mixes samples, is random, takes
+            another path for a sample alone than for all at once, or takes a parameter from elsewhere than the module
+            that holds it.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -72,7 +76,7 @@ def jvp_prediction(
             base = {k: in_precision(v, work) for k, v in base.items()}
         base = {k: v.clone() if k in buffers or v.is_inference() else v for k, v in base.items()}
         tangent = {k: delta[k].detach().to(base[k]) for k in own if k in delta}
-        subject = Subject(inner, {}, work, output_selector)
+        subject = Subject(inner, {}, work or dtype, output_selector)
         fixed = {k: v for k, v in base.items() if k not in tangent}
         moving = {k: base[k] for k in tangent}
 
@@ -82,37 +86,46 @@ def jvp_prediction(
 
         if not moving:
             return torch.zeros_like(f({}).detach())
-        with subject.standing_in(fixed | {k: t.clone().requires_grad_() for k, t in moving.items()}):
-            out = subject.forward(batch.take(slice(0, 1)))
+        asking = {k: t.clone().requires_grad_() for k, t in moving.items()}
+        with subject.showing_originals(), subject.standing_in(fixed | asking):
+            out = subject.forward(batch.take(slice(0, 2)))  # some models cannot be called with one sample
             if out.requires_grad:
                 require_reached(subject, Graph.of(out, {}))
         with plain_operators(inner):
-            return push(f, moving, tangent, type(inner).__name__)
+            out, moved = push(f, moving, tangent, inner)
+        with subject.standing_in(fixed | moving):
+            require_alone(subject, batch, out, every=is_new(inner, batch))
+        note(inner, batch)
+        return moved
 
 
 def push(
-    f: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor], name: str
-) -> Tensor:
+    f: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor], model: nn.Module
+) -> tuple[Tensor, Tensor]:
     """Directional derivative of `f` by forward mode, or by two backward passes where an operator has no forward mode.
 
     Returns:
-        A tensor of the output's shape.
+        `f` and its derivative, of one shape.
     """
+    name = type(model).__name__
+    if exchanges_memory(model) or written(model):  # forward mode loses what is written without a gradient
+        return _double_backward(f, at, tangent, name)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch's own, when it first loads forward mode
         try:
-            return torch.func.jvp(f, (at,), (tangent,))[1].detach()
+            found = torch.func.jvp(f, (at,), (tangent,))
+            return found[0].detach(), found[1].detach()
         except (RuntimeError, NotImplementedError, ModelError):
             return _double_backward(f, at, tangent, name)
 
 
 def _double_backward(
     f: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor], name: str
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The same product by differentiating `uᵀJ` in u, for operators without a forward-mode derivative.
 
     Returns:
-        `(N, C)`.
+        `f` and its derivative, `(N, C)` both.
 
     Raises:
         ModelError: Neither derivative exists.
@@ -124,7 +137,7 @@ def _double_backward(
         grads = torch.autograd.grad(out, list(leaves.values()), u, create_graph=True, allow_unused=True)
         pairs = [(g, tangent[k]) for k, g in zip(leaves, grads, strict=True) if g is not None]
         total = torch.stack([(g * t).sum() for g, t in pairs]).sum() if pairs else u.sum() * 0
-        return torch.autograd.grad(total, u)[0].detach()
+        return out.detach(), torch.autograd.grad(total, u)[0].detach()
     except RuntimeError as exc:
         raise ModelError(
             f"{name} has an operator with neither a forward-mode nor a second derivative ({exc}): expected one"
@@ -144,16 +157,29 @@ def _names(model: nn.Module, inner: nn.Module) -> dict[str, str]:
     return names
 
 
+def told(given: object) -> str:
+    """Return what an argument is, for messages: its class, or those of a mapping's values."""
+    if not isinstance(given, Mapping):
+        return type(given).__name__
+    return "a mapping to " + ", ".join(sorted({type(v).__name__ for v in given.values()}))
+
+
 def _fitting(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Mapping[str, str], what: str
 ) -> dict[str, Tensor]:
     """Return the tensors under the names they go by.
 
     Raises:
-        ArgumentError: A name is unknown, a shape is not the model's, or a tied weight is given two values.
+        ArgumentError: They are no tensors by name, a name is unknown, a shape is not the model's, or a tied weight is
+            given two values.
     """
     found: dict[str, Tensor] = {}
     seen: dict[str, str] = {}
+    if not isinstance(given, Mapping) or not all(isinstance(v, Tensor) for v in given.values()):
+        raise ArgumentError(
+            f"{what} must map names of parameters to tensors, found {told(given)}. Give for example"
+            " dict(model.named_parameters()), detached and cloned."
+        )
     for given_name, v in given.items():
         k = names.get(given_name, given_name)
         if k not in own:

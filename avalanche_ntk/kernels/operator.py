@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.linearise import push
 from avalanche_ntk.kernels.passes import plain_operators
 from avalanche_ntk.kernels.reference import REDUCTIONS
-from avalanche_ntk.kernels.separation import apart
+from avalanche_ntk.kernels.separation import refuse_several_paths
 from avalanche_ntk.kernels.state import measuring
 from avalanche_ntk.kernels.subject import Subject, output_rows, require_graph
 
@@ -87,7 +88,7 @@ class NTKOperator:
 
             at = {k: leaves[k].detach() for k in moved}
             with plain_operators(values["model"]):
-                return push(g, at, moved, type(values["model"]).__name__)
+                return push(g, at, moved, values["model"])[1]
 
     def as_linear_operator(self) -> LinearOperator:
         """Return the operator as scipy's, for `scipy.sparse.linalg`."""
@@ -116,13 +117,13 @@ class NTKOperator:
         n = self.shape[0]
         if n == 1 and k == 1:
             return (self @ torch.ones_like(self._rows[0, :1])).double()
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < n:
+        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < n:
             raise ArgumentError(
-                f"k must be between 1 and {n - 1} (the operator has size {n}), found {k}. Ask for fewer eigenvalues, or"
-                " compute the kernel and all of its eigenvalues."
+                f"k must be an integer from 1 to {max(1, n - 1)} (the operator has size {n}), found {k!r}. Ask for"
+                " fewer eigenvalues, or compute the kernel and all of its eigenvalues."
             )
         start = np.random.default_rng(checked_seed(seed)).standard_normal(n)
-        values = eigsh(self.as_linear_operator(), k=k, which="LA", tol=tol, v0=start, return_eigenvectors=False)
+        values = eigsh(self.as_linear_operator(), k=int(k), which="LA", tol=tol, v0=start, return_eigenvectors=False)
         return torch.from_numpy(np.sort(values)[::-1].copy())
 
     def trace(self, n_probes: int = 32, *, seed: int = 0) -> tuple[float, float]:
@@ -150,14 +151,14 @@ class NTKOperator:
         return self._mean(lambda z, tz: float(tz @ tz), n_probes, seed)
 
     def _mean(self, value: Callable[[Tensor, Tensor], float], n_probes: int, seed: int) -> tuple[float, float]:
-        if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 2:
+        if isinstance(n_probes, bool) or not isinstance(n_probes, Integral) or n_probes < 2:
             raise ArgumentError(
-                f"n_probes must be at least 2 (a standard error needs two), found {n_probes}. Give the number of random"
-                " sign vectors, for example 32."
+                f"n_probes must be an integer of at least 2 (a standard error needs two), found {n_probes!r}. Give"
+                " the number of random sign vectors, for example 32."
             )
         g = torch.Generator("cpu").manual_seed(checked_seed(seed))
         found = []
-        for _ in range(n_probes):
+        for _ in range(int(n_probes)):
             z = (torch.randint(0, 2, (self.shape[0],), generator=g, device="cpu") * 2 - 1).to(self._rows)
             found.append(value(z.double(), (self @ z).double()))
         t = torch.tensor(found, dtype=torch.float64)
@@ -211,7 +212,7 @@ def ntk_operator(
     with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         with subject.standing_in():
-            apart(subject, batch, at_once=True)
+            refuse_several_paths(subject, batch)
             out = subject.forward(batch.take(slice(0, 1)))
         require_graph(out, subject)
         kept = output_rows(outputs, out.shape[1])

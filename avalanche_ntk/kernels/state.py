@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp import autocast_mode
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.kernels.holdings import noted, same_bits
+from avalanche_ntk.kernels.holdings import copied, noted
 from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.writes import watch, written
+from avalanche_ntk.kernels.writes import is_watched, watch, written
 from avalanche_ntk.randomness import preserved_rng_state
 
 # Modes of torch belong to the process: two threads that measure at once would restore each other's
@@ -37,58 +38,61 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
 
     Flags are set one by one and not by `model.eval()`: some modules override `train()` with side effects. A buffer is
     written back only where the measurement changed it, so that version counters of untouched buffers do not move; so
-    are parameters that a forward pass is known to write into (`writes.py`). Attributes that a forward
-    pass sets (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, activations put aside) are those of
-    before again, with what they hold (`holdings.py`). What it makes when it is called first (a buffer, a parameter, a
-    layer) is left to be made by training.
+    are parameters that a forward pass is known to write into (`writes.py`). Attributes that a forward pass sets
+    (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, activations put aside) are those of before again,
+    with what they hold (`holdings.py`). What it makes when it is called first (a buffer, a parameter, a layer) is left
+    to be made by training.
     """
     modules = list(model.modules())
-    flags = [(m, m.training) for m in modules]
+    params = list(model.parameters())
+    buffers = [b for m in modules for b in m._buffers.values() if b is not None]
+    dense = [t for t in (*params, *buffers) if t.layout == torch.strided and not is_lazy(t)]
+    watched = {id(t) for t in (*written(unwrap(model)), *buffers)}
     tables = [t for m in modules for t in (vars(m), m._parameters, m._buffers, m._modules) if isinstance(t, dict)]
-    entries = [(table, dict(table)) for table in tables]
-    rewritten = [(p, p.detach().clone()) for p in written(unwrap(model)) or ()]
-    buffers = [(m, k, b, _copy_of(b)) for m in modules for k, b in m._buffers.items()]
-    params = [(p, p.requires_grad, p.grad, _memory(p)) for p in model.parameters()]
-    holdings = noted(modules)
-    for m in modules:
-        m.training = False
-    try:
+    with ExitStack() as undo:  # the last first, and the others too where one fails
+        undo.callback(_gradients_back, [(p, p.requires_grad, p.grad) for p in params])
+        for t in dense:  # no forward pass writes into a sparse matrix
+            if id(t) in watched:
+                undo.callback(copied(t))
+        undo.callback(_memory_back, [(t, t.data) for t in dense])
+        undo.callback(_holdings_back, noted(modules))
+        undo.callback(_entries_back, [(table, dict(table)) for table in tables])
+        undo.callback(_flags_back, [(m, m.training) for m in modules])
+        for m in modules:
+            m.training = False
         yield
-    finally:
-        for m, flag in flags:  # also of compiled modules, which keep theirs elsewhere
-            m.training = flag
-        for now, before in entries:
-            for k in [k for k in now if k not in before]:
-                del now[k]
-            now.update((k, v) for k, v in before.items() if k not in now or now[k] is not v)
-        for put_back in holdings:
-            put_back()
-        with torch.no_grad():
-            for p, held in rewritten:
-                if not same_bits(p, held):
-                    p.copy_(held)
-            for m, k, buffer, value in buffers:
-                if m._buffers.get(k) is not buffer:
-                    m._buffers[k] = buffer
-                if buffer is not None and value is not None and not same_bits(buffer, value):
-                    buffer.copy_(value)
-        for p, needed, grad, data in params:
-            if data is not None and (p.data_ptr() != data.data_ptr() or p.shape != data.shape):
-                p.data = data
-            if p.requires_grad != needed:
-                p.requires_grad_(needed)
-            if p.grad is not grad:
-                p.grad = grad
 
 
-def _memory(p: nn.Parameter) -> Tensor | None:
-    """Return what holds a parameter's numbers, which a forward pass may exchange (`weight.data = …`)."""
-    return None if isinstance(p, nn.parameter.UninitializedParameter) or p.layout != torch.strided else p.data
+def _flags_back(flags: list[tuple[nn.Module, bool]]) -> None:
+    for m, flag in flags:  # also of compiled modules, which keep theirs elsewhere
+        m.training = flag
 
 
-def _copy_of(buffer: Tensor | None) -> Tensor | None:
-    """Return a copy to compare with later; none of a sparse matrix, which no forward pass writes into."""
-    return None if buffer is None or buffer.layout != torch.strided else buffer.detach().clone()
+def _entries_back(entries: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    for now, before in entries:
+        for k in [k for k in now if k not in before]:
+            del now[k]
+        now.update((k, v) for k, v in before.items() if k not in now or now[k] is not v)
+
+
+def _holdings_back(undo: list[Callable[[], object]]) -> None:
+    for put_back in undo:
+        put_back()
+
+
+def _memory_back(memory: list[tuple[Tensor, Tensor]]) -> None:
+    """Give tensors the memory that they had, which a forward pass may exchange (`weight.data = …`) or resize."""
+    for t, data in memory:
+        if t.data_ptr() != data.data_ptr() or t.shape != data.shape:
+            t.data = data
+
+
+def _gradients_back(gradients: list[tuple[nn.Parameter, bool, Tensor | None]]) -> None:
+    for p, needed, grad in gradients:
+        if p.requires_grad != needed:
+            p.requires_grad_(needed)
+        if p.grad is not grad:
+            p.grad = grad
 
 
 @contextmanager
@@ -98,6 +102,7 @@ def exact_arithmetic() -> Generator[None, None, None]:
     Autocast is off also where the model itself turns it on in its forward pass.
     """
     precision = torch.get_float32_matmul_precision()
+    default, threads = torch.get_default_dtype(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     conv = torch.backends.cudnn.allow_tf32 if torch.cuda.is_available() else None
@@ -117,6 +122,10 @@ def exact_arithmetic() -> Generator[None, None, None]:
             yield
         finally:
             autocast_mode.autocast.__enter__ = enter  # type: ignore[method-assign]
+            if torch.get_default_dtype() != default:  # by the model itself
+                torch.set_default_dtype(default)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
             if torch.get_float32_matmul_precision() != precision:
                 torch.set_float32_matmul_precision(precision)
             if conv:
@@ -220,7 +229,7 @@ def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
         plain_calls(),
     ):
         inner = unwrap(model)
-        if written(inner) is None:
+        if not is_watched(inner):
             with preserve_modules(model):
                 watch(inner, batch)
         with preserve_modules(model):

@@ -123,7 +123,7 @@ def test_everything_is_as_it_was_after_a_failure(name, fail_at):
     except ModelError as exc:
         assert "half-way" in str(exc)
     else:  # a way that needs fewer passes, or goes on without the one that failed
-        assert fail_at > 1
+        assert fail_at > 1 or name in ("loop", "features")
     same(before, snapshot(model))
 
 
