@@ -13,19 +13,38 @@ import subprocess
 import sys
 import time
 
+import torch
+from torch import nn
+
 CASES = {
     "mlp 3072-4096-4096-10, N=2048": ("mlp", 2048, 256),
     "resnet18 (CIFAR stem), N=256": ("resnet18", 256, 256),
     "resnet18 (CIFAR stem), N=64": ("resnet18", 64, 256),
     "embedding 50000x32, N=16": ("embedding", 16, 256),
+    "weights behind functions 300x300, N=256": ("functions", 256, 256),
+    "a weight without a rule 300x300, N=64": ("no rule", 64, 256),
 }
+
+
+class Weights(nn.Module):
+    """Two weights behind functions of them, or one that is used by an operator without a rule."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.w, self.v = (nn.Parameter(torch.randn(300, 300) / 17) for _ in range(2))
+        self.head = nn.Linear(300, 10)
+
+    def forward(self, x):
+        """Return the logits of x, (N, 10)."""
+        if self.kind == "functions":
+            return self.head(torch.tanh(x @ torch.tanh(self.w) + 0.1 * x @ self.v.cumsum(0)))
+        pairs = torch.addcmul(x[:, :1, None].expand(-1, 300, 300), x[:, :, None], self.w)
+        return self.head(torch.tanh(pairs).mean(1))
 
 
 def build(kind, n):
     """Return a model in eval mode and its inputs."""
-    import torch
-    from torch import nn
-
     torch.manual_seed(0)
     if kind == "mlp":
         layers = [nn.Linear(3072, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 10)]
@@ -33,6 +52,8 @@ def build(kind, n):
     if kind == "embedding":
         model = nn.Sequential(nn.Embedding(50000, 32), nn.Flatten(), nn.Linear(32 * 64, 10))
         return model.eval(), torch.randint(50000, (n, 64))
+    if kind in ("functions", "no rule"):
+        return Weights(kind).eval(), torch.randn(n, 300)
     import torchvision
 
     model = torchvision.models.resnet18(num_classes=10)
@@ -42,8 +63,6 @@ def build(kind, n):
 
 def worker(kind, n, budget, what):
     """Do one thing and print the peak resident size in MiB."""
-    import torch
-
     from avalanche_ntk.kernels import empirical_ntk
 
     torch.set_num_threads(1)
@@ -62,9 +81,6 @@ def worker(kind, n, budget, what):
 
 def growth(times=50):
     """Resident size after the 5th and after the last of many small measurements, MiB."""
-    import torch
-    from torch import nn
-
     from avalanche_ntk.kernels import empirical_ntk
 
     torch.set_num_threads(1)

@@ -37,7 +37,7 @@ class Tally:
     flops: float = 0.0
     forms: dict[str, str] = field(default_factory=dict)
     peak: int = 0
-    last: tuple[Any, Tensor] | None = None
+    last: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
     lefts: dict[str, Tensor] | None = None
     room: float = 0.0  # numbers that `lefts` may still take
     steps: int = 1  # how often the same parameters come again, with other outputs
@@ -228,12 +228,14 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor
 def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
     """`Σ_r G_r H_rᵀ` for one position; the last one is kept, because a weight and its bias ask for the same.
 
+    The signals are kept with it: memory of theirs that was let go could come back with others in it.
+
     Returns:
         `(N, M)`.
     """
     key = (g.data_ptr(), h.data_ptr(), tuple(g.shape), g.stride(), tuple(h.shape), h.stride())
     if tally.last is not None and tally.last[0] == key:
-        return tally.last[1]
+        return tally.last[2]
     r, n, _, b = g.shape
     m = h.shape[1]
     if r == 1 or b >= 128:
@@ -244,7 +246,7 @@ def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
         left = g.transpose(0, 1).reshape(n, r * b)
         right = left if g is h else h.transpose(0, 1).reshape(m, r * b)
         out = inner(left, right)
-    tally.last = (key, out)
+    tally.last = (key, (g, h), out)
     return out
 
 

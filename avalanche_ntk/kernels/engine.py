@@ -22,8 +22,10 @@ from avalanche_ntk.kernels.heap import free_bytes, release
 from avalanche_ntk.kernels.passes import Pass
 from avalanche_ntk.kernels.pieces import Dense, Piece, in_kind, merge
 from avalanche_ntk.kernels.plan import Handle, Plan
-from avalanche_ntk.kernels.rules import Site, piece_of
+from avalanche_ntk.kernels.rules import RULES, Site, piece_of
 from avalanche_ntk.kernels.subject import Subject
+
+CARRIED = 2**21  # numbers that are carried through a parameter's own chain at a time
 
 _Stream = Iterator[dict[Edge, Tensor | None]]
 
@@ -103,7 +105,7 @@ def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
     """Numbers that one sample of this pass needs at a time.
 
     A backward pass holds, besides the signals asked for, those of both branches of a residual block and the copies that
-    convolutions make of theirs: six in all.
+    convolutions make of theirs: six in all. The rule for nodes without one makes as many again, all of a node's inputs.
 
     Returns:
         `(alone, each)`: what one sample needs by itself, thrice its largest signals, gradient or patches (which are
@@ -121,7 +123,8 @@ def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
                 patches.append(prod(weight) // max(1, weight[0]) * (prod(out) // max(1, out[1])) // at.n)
     explicit = largest_explicit(subject, plan, at)
     pulled = max((subject.leaves[name].numel() for name in plan.pulled), default=0)
-    return 3 * max(signal, explicit, *patches, 1), max(6 * signal, 3 * explicit, 5 * pulled)
+    held = 6 if all(at.graph.names[u.node] in RULES for handle in plan.handles for u in handle.uses) else 12
+    return 3 * max(signal, explicit, *patches, 1), max(held * signal, 3 * explicit, 5 * pulled)
 
 
 def largest_explicit(subject: Subject, plan: Plan, at: Pass) -> int:
@@ -225,18 +228,36 @@ class _Side:
             handle = self.plan.handles[h]
             j = piece.dense(self.w_shape(handle))
             if handle.edge[0] not in self.at.graph.owner:
-                n, r = j.shape[:2]
-                edge = GradientEdge(self.at.graph.nodes[handle.edge[0]], handle.edge[1])
-                flat = j.reshape(n * r, *j.shape[2:]).to(self.at.graph.dtype(handle.edge))
-                try:
-                    (got,) = signals.pull([edge], [leaf], [flat], True)
-                except RuntimeError:
-                    (got,) = signals.pull([edge], [leaf], [flat], False)
-                if got is None:
+                carried = self._through_chain(j, handle, leaf, own=not isinstance(piece, Dense))
+                if carried is None:
                     continue
-                j = got.reshape(n, r, *leaf.shape)
+                j = carried
             total = j if total is None else total + j
         return None if total is None else Dense(total.to(self.at.out.dtype))
+
+    def _through_chain(self, j: Tensor, handle: Handle, leaf: Tensor, own: bool) -> Tensor | None:
+        """Carry gradients `(N, R, …)` to the parameter that the handle is made from, some at a time.
+
+        Those that are our own are overwritten where they have the parameter's shape: all of them once more are large.
+
+        Returns:
+            `(N, R, *leaf.shape)`, or None where nothing arrives.
+        """
+        n, r = j.shape[:2]
+        edge = GradientEdge(self.at.graph.nodes[handle.edge[0]], handle.edge[1])
+        flat = j.reshape(n * r, *j.shape[2:]).to(self.at.graph.dtype(handle.edge))
+        step = max(1, CARRIED // max(1, leaf.numel(), flat[0].numel()))
+        found: Tensor | None = None
+        for start in range(0, n * r, step):
+            (got,) = signals.pull([edge], [leaf], [flat[start : start + step]], True)
+            if got is None:
+                return None
+            if found is None:
+                same = own and flat.shape[1:] == leaf.shape and flat.dtype == got.dtype
+                found = flat if same else got.new_empty(n * r, *leaf.shape)
+            found[start : start + step] = got.clone() if found is flat else got  # a transpose is a view of them
+        assert found is not None  # there is a sample, and an output
+        return found.reshape(n, r, *leaf.shape)
 
 
 @dataclass
@@ -312,7 +333,7 @@ class _Sums:
         scales: list[Any] = [1.0]
         if name in one.plan.native:
             pairs = [(one.scale(g, name), two.scale(g, name)) for g in one.plan.native[name]]
-            scales = [None if None in pair else prod(pair) for pair in pairs]  # type: ignore[arg-type]
+            scales = [None if None in pair else prod(pair) for pair in pairs]
             if None in scales:  # entries are not all multiplied alike
                 scales = [1.0]
                 for side in {id(one): one, id(two): two}.values():

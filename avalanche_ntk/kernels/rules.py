@@ -442,20 +442,22 @@ def masked(s: Site) -> Piece:
     r = s.g.shape[0]
     shape = s.g.shape
     split = s.g.reshape(*shape[:d], s.layout.before, s.n, s.layout.after, *shape[d + 1 :])
-    rows = []
+    only = torch.zeros_like(split)  # and its gradient's place: memory for each sample anew would be scattered
+    found: Tensor | None = None
     for n in range(s.n):
-        only = torch.zeros_like(split)
-        only.select(d + 1, n).copy_(split.select(d + 1, n))
-        only = only.reshape(shape)
-        per = []
+        mine = only.select(d + 1, n)
+        mine.copy_(split.select(d + 1, n))
         for k in range(r):
-            grads = s.node(only[k])
+            grads = s.node(only.reshape(shape)[k])
             w = grads[s.slot] if isinstance(grads, tuple) else grads
             _need(w is not None)
             # a node called by hand returns the gradient before torch sums it over broadcast dimensions
-            per.append(w.to_dense().sum_to_size(s.shape))
-        rows.append(torch.stack(per))
-    return Dense(torch.stack(rows))
+            w = w.to_dense().sum_to_size(s.shape)
+            found = w.new_empty(s.n, r, *s.shape) if found is None else found
+            found[n, k] = w
+        mine.zero_()
+    assert found is not None  # there is a sample, and an output
+    return Dense(found)
 
 
 def piece_of(s: Site, name: str) -> tuple[Piece, str]:
