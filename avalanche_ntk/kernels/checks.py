@@ -1,48 +1,17 @@
-"""Is there a per-sample kernel at all? And is the one at hand right?"""
+"""Is the kernel at hand right?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import ArgumentError, ModelError, checked_seed, unknown_name
-from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.errors import ArgumentError, checked_seed, unknown_name
+from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.reference import REDUCTIONS, reference_jacobian
-from avalanche_ntk.kernels.state import rng_fingerprint
-from avalanche_ntk.kernels.subject import Subject
-
-
-def stochastic(subject: Subject, batch: Batch) -> ModelError:
-    """Return the error for a forward pass that is random in eval mode; names the module that draws."""
-    found: list[tuple[str, str]] = []
-    hooks = []
-    stack: list[Any] = []
-    try:
-        for name, m in subject.model.named_modules():
-
-            def enter(_m: nn.Module, _i: Any) -> None:
-                stack.append(rng_fingerprint())
-
-            def leave(m: nn.Module, _i: Any, _o: Any, name: str = name) -> None:
-                if stack.pop() != rng_fingerprint() and not found:
-                    found.append((name or "model", type(m).__name__))
-
-            hooks.append(m.register_forward_pre_hook(enter))
-            hooks.append(m.register_forward_hook(leave))
-        with torch.no_grad():
-            subject.call(batch)
-    finally:
-        for h in hooks:
-            h.remove()
-    where = f"module {found[0][0]!r} ({found[0][1]})" if found else f"the model {type(subject.model).__name__}"
-    return ModelError(
-        f"{where} is random in eval mode: expected the same output for the same input, found two different ones, so the"
-        " kernel is not defined. Make it honour eval mode (F.dropout(x, p, self.training), no sampling), or"
-        " fix its noise."
-    )
 
 
 def spot_check(
@@ -65,8 +34,8 @@ def spot_check(
     """Compare random entries of a kernel with the float64 oracle.
 
     The error of an entry is `|K[n,m] − Θ[n,m]| / sqrt(Θ[n,n]·Θ[m,m])`: relative to the largest value that the entry
-    could
-    have (Cauchy–Schwarz), so that entries near zero do not blow it up. For `full`, the norm over output pairs is used.
+    could have (Cauchy–Schwarz), so that entries near zero do not blow it up. For `full`, the norm over output pairs is
+    used.
 
     Args:
         model: The model, as it was when the kernel was computed.
@@ -88,7 +57,7 @@ def spot_check(
         The largest error found; 0.0 where both are zero.
 
     Raises:
-        ArgumentError: `n_entries` is not positive, or the kernel is none or its shape does not fit the inputs.
+        ArgumentError: `n_entries` is not positive, or the kernel is no tensor or its shape does not fit the inputs.
         unknown_name: The reduction is none of these (an `ArgumentError`).
     """
     if reduction not in REDUCTIONS:
@@ -97,10 +66,13 @@ def spot_check(
         raise ArgumentError(
             f"kernel must be a tensor, found {type(kernel).__name__}. Give what `empirical_ntk` returned."
         )
-    b1, b2 = Batch.of(x, task_labels), None if x2 is None else Batch.of(x2, task_labels2)
+    b1, b2 = Batch.of(x, task_labels), None if x2 is None else Batch.of(x2, labels_of_second(task_labels, task_labels2))
     n, m = len(b1), len(b1 if b2 is None else b2)
-    if n_entries < 1:
-        raise ArgumentError(f"n_entries must be at least 1, found {n_entries}. Give the number of entries to compare.")
+    if isinstance(n_entries, bool) or not isinstance(n_entries, Integral) or n_entries < 1:
+        raise ArgumentError(
+            f"n_entries must be a whole number of at least 1, found {n_entries!r}. Give the number of entries to"
+            " compare."
+        )
     if tuple(kernel.shape[:2]) != (n, m) or kernel.dim() != (4 if reduction == "full" else 2):
         raise ArgumentError(
             f"the kernel has shape {tuple(kernel.shape)}: expected {(n, m)}, the numbers of samples, and two numbers of"
@@ -108,8 +80,8 @@ def spot_check(
             " the reduction that it was computed from."
         )
     g = generator if generator is not None else torch.Generator("cpu").manual_seed(checked_seed(seed))
-    rows = torch.randint(0, n, (n_entries,), generator=g, device="cpu").tolist()
-    cols = torch.randint(0, m, (n_entries,), generator=g, device="cpu").tolist()
+    rows = torch.randint(0, n, (int(n_entries),), generator=g, device="cpu").tolist()
+    cols = torch.randint(0, m, (int(n_entries),), generator=g, device="cpu").tolist()
 
     def jacobians(b: Batch, index: list[int]) -> dict[int, Tensor]:
         unique = sorted(set(index))
@@ -133,6 +105,11 @@ def spot_check(
         theta = left[i] @ right[k].T
         want = theta if reduction == "full" else theta.diagonal().sum()
         have = kernel[i, k].to(theta)
+        if have.shape != want.shape:
+            raise ArgumentError(
+                f"the kernel has {tuple(have.shape)} pairs of outputs, the model {tuple(want.shape)}: expected as many."
+                " Give outputs= as it was when the kernel was computed."
+            )
         scale = float(left[i].norm() * right[k].norm())
         gap = float((have - want).norm())
         worst = max(worst, gap / scale if scale else (0.0 if gap == 0 else float("inf")))

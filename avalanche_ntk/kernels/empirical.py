@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from avalanche_ntk.errors import (
     positive,
     unknown_name,
 )
-from avalanche_ntk.kernels import checks, engine, fallback, planning, separation
+from avalanche_ntk.kernels import engine, fallback, planning, refusals, separation
 from avalanche_ntk.kernels.contraction import Tally
 from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.method import KernelInfo, Method
@@ -168,6 +170,11 @@ def empirical_ntk_by_group(
         ArgumentError: No group is given, a group names nothing trainable or nothing that the whole covers, or is called
             as the whole is.
     """
+    if not isinstance(groups, Mapping):
+        raise ArgumentError(
+            f"groups must map a group's name to parameter or module names, found {type(groups).__name__}. Give a dict"
+            " such as {'head': ['fc']}."
+        )
     if not groups:
         raise ArgumentError(
             "groups must name at least one group of parameters, found none. Give a dict from a name to a list of"
@@ -256,6 +263,8 @@ def _measure(
                 result = run.all_blocks(b1, b2, rows, block)
             else:
                 result = _estimate(run, b1, b2, rows, int(n_projections or 0), seed, block, info)
+        for b in run.new:
+            planning.note(subject.model, b)
     for name, kernel in result.items():
         _require_finite(kernel, name)
     if b2 is None:
@@ -274,11 +283,6 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str)
         ArgumentError: A group names nothing.
     """
     members: dict[str, list[str]] = {}
-    if not isinstance(groups, Mapping):
-        raise ArgumentError(
-            f"groups must map a group's name to parameter or module names, found {type(groups).__name__}. Give a dict"
-            " such as {'head': ['fc']}."
-        )
     everything = dict(subject.model.named_parameters(remove_duplicate=False))
     for name, patterns in groups.items():
         chosen: set[str] = set()
@@ -287,14 +291,9 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str)
             if pattern in subject.leaves:
                 chosen.add(pattern)
                 continue
-            as_parameter = pattern in everything or any(_fits(n, pattern) for n in everything)
+            as_parameter = pattern in everything or any(fnmatchcase(n, pattern) for n in everything)
             kind = {"params": pattern} if as_parameter else {"layers": pattern}
             chosen |= set(select_parameters(subject.model, **kind))
-        if not chosen:
-            raise ArgumentError(
-                f"group {name!r} names no parameters: expected at least one parameter or module name. Leave the"
-                " group out."
-            )
         members[name] = [n for n in subject.leaves if n in chosen]
         if not members[name]:
             raise ArgumentError(
@@ -302,12 +301,6 @@ def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str)
                 f" ({', '.join(subject.leaves)}). Leave the group out, or let params cover it."
             )
     return members
-
-
-def _fits(name: str, pattern: str) -> bool:
-    import fnmatch
-
-    return fnmatch.fnmatchcase(name, pattern)
 
 
 def _check_estimator(estimator: str | None, n_projections: int | None, reduction: str) -> None:
@@ -327,7 +320,7 @@ def _check_estimator(estimator: str | None, n_projections: int | None, reduction
             " reduction='trace', or"
             " leave the estimator out."
         )
-    if isinstance(n_projections, bool) or not isinstance(n_projections, int) or n_projections < 2:
+    if isinstance(n_projections, bool) or not isinstance(n_projections, Integral) or n_projections < 2:
         raise ArgumentError(
             f"n_projections must be an integer of at least 2 (a standard error needs two), found {n_projections!r}."
             " Give the number of random sign vectors, for example 32."
@@ -390,6 +383,8 @@ class _Run:
         self.size: int | None = None
         self.left: tuple[Batch, tuple[Pass, Plan] | None] | None = None
         self.again = True
+        self.new: list[Batch] = []
+        self.every = [True, True]  # whether all samples of the first and of the second batch are still to be looked at
 
     def check(self, batch: Batch, second: Batch | None) -> None:
         """Run the model on the first batch and refuse what has no kernel."""
@@ -397,8 +392,10 @@ class _Run:
         alone = self.method in (Method.JACOBIAN, Method.LOOP)
         if alone:
             for b in (batch, *([] if second is None else [second])):
-                separation.apart(subject, b)
+                separation.refuse_mixing(subject, b, one_by_one=self.method is Method.LOOP)
         self.whole = batch
+        self.every = [b is not None and planning.is_new(subject.model, b) for b in (batch, second)]
+        self.new = [b for b, new in zip((batch, second), self.every, strict=True) if b is not None and new]
         ahead = None if alone or len(batch) < 4 * separation.LARGE else planning.plan_ahead(subject, batch, self.budget)
         self.first = self._forward(batch.take(slice(0, 1)) if alone else batch)
         if ahead is not None:
@@ -409,7 +406,7 @@ class _Run:
         before = rng_fingerprint()
         at = forward(self.subject, batch)
         if rng_fingerprint() != before and not torch.equal(at.out, forward(self.subject, batch).out):
-            raise checks.stochastic(self.subject, batch)
+            raise refusals.stochastic(self.subject, batch)
         return at
 
     def all_blocks(self, b1: Batch, b2: Batch | None, rows: Tensor, block: int | None) -> dict[str, Tensor]:
@@ -439,6 +436,7 @@ class _Run:
                             turned = value.permute(1, 0, 3, 2) if self.full else value.T
                             result[g][k : k + size, i : i + size] = turned
         self.left = None
+        self.every = [False, False]
         self.info.methods |= self.tally.forms
         self.info.flops = self.tally.flops
         self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
@@ -470,9 +468,11 @@ class _Run:
         """Return the plan of a pass; that of the first pass is looked up once."""
         if at is not self.first:
             on_the_left = self.left is not None and batch is self.left[0]
-            return planning.plan_for(self.subject, batch, at, self.budget, self.again or on_the_left)
+            every = self.every[0 if on_the_left else 1]
+            return planning.plan_for(self.subject, batch, at, self.budget, self.again or on_the_left, every)
         if self.plan is None:
-            self.plan = planning.plan_for(self.subject, batch, at, self.budget)
+            self.plan = planning.plan_for(self.subject, batch, at, self.budget, every=self.every[0])
+            self.every[0] = False
         return self.plan
 
     def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
@@ -536,10 +536,15 @@ class _Run:
         return self._newly_planned(batch)
 
     def _newly_planned(self, batch: Batch) -> tuple[Pass, Plan]:
-        at = self.first if batch is self.whole else self._forward(batch)
-        plan = self._plan(batch, at)
-        if not plan.twice:
-            return at, plan
+        try:
+            at = self.first if batch is self.whole else self._forward(batch)
+        except ModelError:
+            if len(batch) > 1:
+                raise
+        else:  # else a rest of one sample, with which the model cannot be called
+            plan = self._plan(batch, at)
+            if not plan.twice:
+                return at, plan
         batch = batch.take([0, 0])
         at = forward(self.subject, batch)
         return at, self._plan(batch, at)

@@ -62,7 +62,9 @@ def candidates(small: tuple[int, ...], large: tuple[int, ...], n_small: int, n_l
     return [Layout(d, a, inner // a) for a in range(1, inner + 1) if inner % a == 0]
 
 
-def sample_of(plain: Tensor, weighted: Tensor, weights: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def sample_of(
+    plain: Tensor, weighted: Tensor, weights: Tensor, dim: int, precision: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Sample of each entry from the ratio of two signals.
 
     Args:
@@ -70,6 +72,8 @@ def sample_of(plain: Tensor, weighted: Tensor, weights: Tensor, dim: int) -> tup
         weighted: Signals of the same cotangent times `weights[n]`.
         weights: `(N,)` well separated positive numbers, ascending.
         dim: Dimension in which the samples are.
+        precision: Of the numbers that the signals are made of, where a ratio has to be a weight but for rounding; by
+            default within 2 %.
 
     Returns:
         `(index, clear)`: the sample of each entry, -1 where the ratio is no sample's weight; and which entries are
@@ -84,7 +88,11 @@ def sample_of(plain: Tensor, weighted: Tensor, weights: Tensor, dim: int) -> tup
     ratio = torch.where(clear, weighted / torch.where(clear, plain, torch.ones_like(plain)), torch.zeros_like(plain))
     real = (ratio.real if ratio.is_complex() else ratio).contiguous()
     index = torch.searchsorted(((weights[1:] + weights[:-1]) / 2).to(real), real)
-    known = (ratio - weights[index]).abs() < 0.02 * weights[index]
+    tolerance: Tensor | float = 0.02
+    if precision is not None:  # what is small beside the rest of its sample has less relative accuracy
+        eps = max(torch.finfo(precision).eps, 1e-10)
+        tolerance = (200 * eps * near / torch.where(clear, size, near)).clamp(1e3 * eps, 0.02)
+    known = (ratio - weights[index]).abs() < tolerance * weights[index]
     return torch.where(known, index, torch.full_like(index, -1)), clear
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels.graph import Graph
 from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.order import LESS_EXACT, agree, channels_last_pays, never_again, ordered
+from avalanche_ntk.kernels.order import LESS_EXACT, channels_last_pays, never_again, ordered
 from avalanche_ntk.kernels.subject import Subject, require_graph
 
 
@@ -25,10 +25,6 @@ class Pass:
     out: Tensor
     graph: Graph
     n: int
-
-    def agrees(self, mine: Tensor, other: Tensor) -> bool:
-        """Return whether outputs of the model differ by no more than the rounding of its least exact part."""
-        return agree(mine, other, self.graph.coarsest())
 
     def mix(self, seed: int) -> Tensor:
         """Return a random combination of outputs, `(C,)`, by a generator of its own."""
@@ -81,8 +77,8 @@ def require_reached(subject: Subject, graph: Graph) -> None:
     Raises:
         ModelError: It does, so that what stands in for the parameter is passed by.
     """
-    present = {id(p) for p in subject.model.parameters()}
-    known = subject.originals | {id(t): n for n, t in (subject.substitutes | subject.leaves).items()}
+    present = {id(p) for m in subject.model.modules() for p in m._parameters.values()}
+    known = {id(t): n for table in (subject.originals, subject.substitutes, subject.leaves) for n, t in table.items()}
     for i in graph.owner:
         tensor = id(graph.nodes[i].variable)
         if tensor in known and tensor not in present:

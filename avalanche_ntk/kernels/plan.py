@@ -93,6 +93,7 @@ class Plan:
         reads: Whether the forward pass looks at values, so that every sample is compared with itself alone each time.
         alone: Whether generic paths take one sample at a time.
         blind: Whether some layouts were guessed, because no signal arrived: the plan is not kept.
+        turns: How often it was used.
         twice: Whether nothing is planned because one sample takes another path than several (as torch's attention
             does): it is to be given twice.
         pattern: What the graph has to be like for this plan to be used again; None where nothing was read off it.
@@ -107,6 +108,7 @@ class Plan:
     reads: bool = False
     alone: bool = False
     blind: bool = False
+    turns: int = 0
     twice: bool = False
     pattern: Pattern | None = None
 

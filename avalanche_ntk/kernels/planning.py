@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ModelError, NTKError
+from avalanche_ntk.kernels import refusals
 from avalanche_ntk.kernels.heap import release
 from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.order import agree
 from avalanche_ntk.kernels.passes import Pass, ReadsValues, forward
 from avalanche_ntk.kernels.pattern import Pattern
 from avalanche_ntk.kernels.plan import Plan
 from avalanche_ntk.kernels.proof import prove, prove_layouts
-from avalanche_ntk.kernels.separation import LARGE, SMALL, each_alone, few_again, first_alone, mixes, refusal
+from avalanche_ntk.kernels.separation import (
+    LARGE,
+    NOTHING_SEEN,
+    SMALL,
+    alike,
+    each_alone,
+    first_alone,
+    mixes,
+    outputs_alone,
+    run_again,
+)
 from avalanche_ntk.kernels.subject import Subject
 from avalanche_ntk.kernels.uses import read
 
 FLOW = "the path through the model depends on the values of the samples"
 
+# Forgotten with their model
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Plan]]] = weakref.WeakKeyDictionary()
+_LAST: weakref.WeakKeyDictionary[nn.Module, deque[Any]] = weakref.WeakKeyDictionary()  # batches that were measured
+_BLIND: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose last plan was not kept
 
-_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Plan]]] = (
-    weakref.WeakKeyDictionary()
-)  # forgotten with their model
 
-
-def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None, again: bool = True) -> Plan:
+def plan_for(
+    subject: Subject, batch: Batch, at: Pass, budget: int | None = None, again: bool = True, every: bool = True
+) -> Plan:
     """The plan of a pass: a known one for the same graph, or a new one, proved on a few of its samples.
 
     Args:
@@ -36,6 +51,7 @@ def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None
         at: Their pass.
         budget: Bytes for what is held at a time.
         again: Run some of the samples again by themselves; needed once for each sample's block.
+        every: Run all of them so, as is done for a new plan.
 
     Returns:
         The plan.
@@ -50,30 +66,60 @@ def plan_for(subject: Subject, batch: Batch, at: Pass, budget: int | None = None
     known = _PLANS.setdefault(subject.model, {})
     plan = next((p for p in known.get(key, ()) if p.serves(at.graph, at.n)), None)
     if plan is None:
-        try:
-            plan = make_plan(subject, batch, at, budget)
-        except (NTKError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as exc:  # noqa: BLE001 - a graph that cannot be read (weights written in the forward pass)
-            cause = f"reading the graph failed ({type(exc).__name__}: {exc})"
-            plan = Plan(generic=dict.fromkeys(subject.leaves, cause), blind=True)
+        plan = _new_plan(subject, batch, at, budget)
         if len(known) >= 32:
             known.clear()
+        (_BLIND.add if plan.blind else _BLIND.discard)(subject.model)
         if not plan.blind:
             known[key] = [*known.get(key, [])[-7:], plan]
-    few, reads = few_again(subject, batch, at) if again else (None, False)
-    plan.reads = plan.reads or reads
-    if few is not None:
+    seen = NOTHING_SEEN
+    if again:
+        seen = run_again(subject, batch, at.out, at.graph.coarsest(), every or not plan.turns, plan.turns)
+        plan.turns += 1
+    plan.reads = plan.reads or seen.reads
+    if plan.alone:
+        return plan
+    if seen.differing is not None:
         known.pop(key, None)
-        if not (plan.reads or plan.alone):
-            error: ModelError = refusal(subject, few, at.graph.coarsest())
+        if not plan.reads:
+            error: ModelError = refusals.mixing(subject, seen.differing, at.graph.coarsest())
             raise error
-    if plan.reads and not (few is None and each_alone(subject, plan, batch, at)):
-        return Plan(generic=dict.fromkeys(subject.leaves, FLOW), alone=True)
+    if plan.reads and not (seen.differing is None and each_alone(subject, batch, at, plan)):
+        return _alone(subject)
     if plan.routed:
         plan = plan.copy()
-        prove_layouts(plan, at, budget)
+        if not prove_layouts(plan, at, budget) and not outputs_alone(subject, batch, at):
+            mixed: ModelError = refusals.mixing(subject, batch, at.graph.coarsest())
+            raise mixed
     return plan
+
+
+def _alone(subject: Subject) -> Plan:
+    return Plan(generic=dict.fromkeys(subject.leaves, FLOW), alone=True)
+
+
+def _new_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None) -> Plan:
+    try:
+        return make_plan(subject, batch, at, budget)
+    except (NTKError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as exc:  # noqa: BLE001 - a graph that cannot be read (weights written in the forward pass)
+        cause = f"reading the graph failed ({type(exc).__name__}: {exc})"
+        return Plan(generic=dict.fromkeys(subject.leaves, cause), blind=True)
+
+
+def is_new(model: nn.Module, batch: Batch) -> bool:
+    """Return whether a batch is none of the last ones that were measured on a model."""
+    return _identity(batch) not in _LAST.get(model, ())
+
+
+def note(model: nn.Module, batch: Batch) -> None:
+    """Note that a batch was measured: all of its samples were seen in other company."""
+    _LAST.setdefault(model, deque(maxlen=32)).append(_identity(batch))
+
+
+def _identity(batch: Batch) -> tuple[Any, ...]:
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.shape) for t in batch.tensors())
 
 
 def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | None:
@@ -84,7 +130,7 @@ def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | N
     """
     known = _PLANS.setdefault(subject.model, {})
     shapes, leaves = batch.shapes(), tuple(subject.leaves)
-    if any(key[1] == shapes and key[4] == leaves for key in known):
+    if subject.model in _BLIND or any(key[1] == shapes and key[4] == leaves for key in known):
         return None
     few = batch.take(slice(0, LARGE))
     try:
@@ -100,7 +146,7 @@ def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | N
 
 def keep_if_true(subject: Subject, ahead: Tensor, at: Pass) -> None:
     """Forget the plan made ahead where its samples have other outputs in the whole batch."""
-    if not at.agrees(at.out[: len(ahead)], ahead):
+    if not agree(at.out[: len(ahead)], ahead, at.graph.coarsest()):
         _PLANS.pop(subject.model, None)
 
 
@@ -129,24 +175,25 @@ def _plan_on(subject: Subject, batch: Batch, at: Pass, budget: int | None, index
     large = forward(subject, few)
     small = forward(subject, few.take(slice(0, SMALL)))
     alone = first_alone(subject, few)
-    names = list(subject.leaves)
     same_shape = large.graph.signature == small.graph.signature == at.graph.signature
-    separate = large.agrees(large.out[:SMALL], small.out) and at.agrees(at.out[: len(batch)][index], large.out)
-    separate = separate and (alone is None or large.agrees(large.out[:1], alone.out))
+    parts = [(index, large.out.detach()), (index[:SMALL], small.out.detach())]
+    if alone is not None:
+        parts.append((index[:1], alone.out.detach()))
+    separate = alike(subject, batch, at.out.detach(), at.graph.coarsest(), parts)
     if not separate:
         flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
         if mixes(large) or not flow:
-            error: ModelError = refusal(subject, few, large.graph.coarsest())
+            error: ModelError = refusals.mixing(subject, few, large.graph.coarsest())
             raise error
     pattern = Pattern.of(small.graph, small.n, large.graph, large.n)
     same_shape = same_shape and pattern.fits(at.graph, at.n)
     if separate and len(batch) == 1 and not same_shape and large.graph.signature == small.graph.signature:
         return Plan(twice=True)  # copies of one sample: it is their number that makes the difference
     if not same_shape or not separate:
-        return Plan(generic=dict.fromkeys(names, FLOW), alone=True)
+        return _alone(subject)
     plan = read(subject, small, large)
     plan.pattern = pattern
-    with torch.no_grad(), ReadsValues() as reads:  # apart: composite operators take other ways under a dispatch mode
+    with ReadsValues() as reads:  # apart: composite operators take other ways under a dispatch mode
         subject.forward(few.take(slice(0, SMALL)))
     plan.reads = reads.found
     del small, alone  # what a pass computes from parameters alone (a parametrised weight) may be large

@@ -40,6 +40,7 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
         few = few.take(slice(0, max(2, budget // each)))
         at = forward(subject, few)
     got = kernels(subject, (plan, plan), at, at, cot, True, budget, Tally(), errors=errors)
+    traces = kernels(subject, (plan, plan), at, at, cot, False, budget, Tally(), errors=errors)
     outs = []
     for n in range(at.n):
         try:
@@ -71,8 +72,12 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
         if name in errors:
             plan.demote(name, errors[name])
             continue
-        kernel = got.get(name)
+        kernel, trace = got.get(name), traces.get(name)
         wrong = ""
+        if kernel is not None and trace is not None:  # sums over outputs go other ways than pairs of them
+            total = kernel.diagonal(dim1=2, dim2=3).sum(-1)
+            if not float((trace - total).norm()) <= tol * float(total.norm()) + noise and bool(trace.isfinite().all()):
+                wrong = "the sum over outputs is another"
         for i, (k, v) in enumerate(pairs):
             for j, right in ((i, squares[name][i]), (0, products[name][i])):
                 u, w = pairs[j]
@@ -109,11 +114,15 @@ def _small_groups(subject: Subject, names: list[str], room: int) -> list[list[st
     return groups
 
 
-def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> None:
-    """Check every layout on the whole batch, digit by digit of the sample's number; demote what does not hold."""
+def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> bool:
+    """Check every layout on the whole batch, digit by digit of the sample's number; demote what does not hold.
+
+    Returns:
+        True when all hold.
+    """
     edges = plan.edges()
     if not edges or at.n == 1:
-        return
+        return True
     base = 64
     digits = 1
     while base**digits < at.n:
@@ -126,6 +135,7 @@ def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> None:
     where = {u.edge: u.layout for h in plan.handles for u in h.uses}
     bad: set[Edge] = set()
     # the signals of an edge, and what is made to compare them, are held at a time
+    exact = at.graph.coarsest() if at.out.dtype == torch.float64 else at.out.dtype
     room = float("inf") if budget is None else budget / (16 * at.out.element_size() * len(weights))
     for arrived in signals.stream(at.out, at.graph, signals.segments([at.graph], edges, room), cotangents, False):
         for e, s in arrived.items():
@@ -135,7 +145,7 @@ def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> None:
                 bad.add(e)
                 continue
             for k, place in enumerate(places):
-                index, clear = lay.sample_of(s[0], s[1 + k], table, where[e].dim)
+                index, clear = lay.sample_of(s[0], s[1 + k], table, where[e].dim, exact)
                 if not lay.consistent(where[e], index, clear, place):
                     bad.add(e)
         arrived.clear()
@@ -143,3 +153,4 @@ def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> None:
     for name in (*plan.native, *plan.pulled):
         if broken & set(plan.handles_of(name)):
             plan.demote(name, "samples are moved by their values")
+    return not broken

@@ -7,11 +7,15 @@ over the samples (a permutation matrix, the dispatch of a mixture of experts) ma
 
 from __future__ import annotations
 
-from math import prod
+import re
+from dataclasses import dataclass
+from math import lcm, prod
+from typing import Any
 
 from avalanche_ntk.kernels.graph import Edge, Graph
 
-# Operators that leave samples where they are, or move them by shapes and whole numbers alone; without the digits
+# Operators that leave samples where they are, as long as it is along other dimensions that they act (see `_apart`);
+# without the digits
 _IN_PLACE = frozenset(
     f"{name}Backward"
     for name in (
@@ -30,10 +34,10 @@ _IN_PLACE = frozenset(
         " Swapaxes T Tile Transpose Tril Triu Unbind Unfold UnsafeSplit UnsafeView Unsqueeze View ViewAs Chunk"
         " ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D"
         " Flip Roll PixelShuffle PixelUnshuffle ChannelShuffle Flatten Unflatten Adjoint Im2Col"
-        " Col2Im Meshgrid"
+        " Col2Im"
         # along dimensions that are part of the pattern
         " Aminmax Amax Amin Cummax Cummin Cumprod Cumsum Logcumsumexp Logsumexp LogSoftmax Max Mean Median Min"
-        " NanMean Nansum Norm LinalgVectorNorm Prod Softmax SafeSoftmax Std StdMean Sum Var VarMean Renorm Dist Trace"
+        " NanMean Nansum Norm LinalgVectorNorm Prod Softmax SafeSoftmax Std StdMean Sum Var VarMean Dist Trace"
         # layers
         " AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D AvgPool2D AvgPool3D"
         " MaxPool2DWithIndices MaxPool3DWithIndices MkldnnMaxPool2D BatchNorm NativeBatchNorm CudnnBatchNorm"
@@ -62,46 +66,156 @@ _LOOKUPS = ("EmbeddingBackward", "EmbeddingBagBackward")
 _CONVOLUTIONS = ("ConvolutionBackward", "MkldnnConvolutionBackward", "SlowConvDilated2DBackward", "ThnnConv2DBackward")
 
 
-def moves_by_values(small: Graph, large: Graph, pure: list[bool], growth: float) -> bool:
+# Operators that act along the dimensions that they keep
+_ALONG = frozenset(
+    f"{name}Backward"
+    for name in (
+        "Flip Roll Cumsum Cumprod Cummax Cummin Logcumsumexp Softmax LogSoftmax SafeSoftmax Glu GluJvp Cat FftC2C"
+        " FftC2R FftR2C"
+    ).split()
+)
+
+
+# Changes of shape that read memory in its order
+_RESHAPES = frozenset(
+    f"{name}Backward"
+    for name in "View UnsafeView Reshape ReshapeAlias ViewAs Flatten Unflatten Clone Contiguous".split()
+)
+
+
+def moves_by_values(small: Graph, n_small: int, large: Graph, n_large: int, pure: list[bool]) -> bool:
     """Tell whether some operator may move samples according to what they hold.
+
+    An operator that moves all samples alike does not by itself, but a mask after it can choose where it does. So only
+    those that leave samples in their places are trusted.
 
     Args:
         small: The graph of a few samples.
+        n_small: How many.
         large: The graph of more.
+        n_large: How many.
         pure: Which nodes depend on parameters only.
-        growth: By which factor there are more.
 
     Returns:
         True where a node is none that is known to keep them in place.
     """
-    return any(not pure[i] and not _keeps(small, large, pure, growth, i) for i in range(len(large.nodes)))
+    pair = _Pair(small, n_small, large, n_large, pure)
+    return any(not pure[i] and i not in large.owner and not pair.keeps(i) for i in range(len(large.nodes)))
 
 
-def _keeps(small: Graph, large: Graph, pure: list[bool], growth: float, i: int) -> bool:
-    if i in large.owner:
-        return True
-    name = large.names[i].rstrip("0123456789")
-    if name == large.names[i] and name not in _UNNUMBERED:
-        return False  # a custom function, whatever its name is
-    edges = large.edges[i]
-    if name in _IN_PLACE or name in _UNNUMBERED:
-        # pairs of samples, summed over one of them afterwards, are a product with a matrix in disguise
-        return all(
-            prod(large.shape((i, k))) <= 1.01 * growth * max(1, prod(small.shape((i, k))))
-            for k in range(len(large.nodes[i]._input_metadata))
-        )
-    if name in _PRODUCTS:
-        return not any(_grows(small, large, edges[slot], dim) for slot, dim in _PRODUCTS[name])
-    if name.startswith(_ATTENTION):
-        return not any(_grows(small, large, e, -1) or _grows(small, large, e, -2) for e in edges[:3])
-    if name in _LOOKUPS or name in _CONVOLUTIONS:
-        table = edges[0 if name in _LOOKUPS else 1]
-        return table is None or pure[table[0]]
-    return name == "TrilinearBackward"
+@dataclass(frozen=True)
+class _Pair:
+    """The same graph for two numbers of samples, with what depends on parameters only."""
+
+    small: Graph
+    n_small: int
+    large: Graph
+    n_large: int
+    pure: list[bool]
+
+    def keeps(self, i: int) -> bool:
+        """Return whether a node leaves samples in their places."""
+        name = self.large.names[i].rstrip("0123456789")
+        if name == self.large.names[i] and name not in _UNNUMBERED:
+            return False  # a custom function, whatever its name is
+        edges = self.large.edges[i]
+        if name in _PRODUCTS:
+            inside = any(self._grows(edges[slot], dim) for slot, dim in _PRODUCTS[name])
+        elif name.startswith(_ATTENTION):
+            inside = any(self._grows(e, -1) or self._grows(e, -2) for e in edges[:3])
+        elif name in _LOOKUPS or name in _CONVOLUTIONS:
+            table = edges[0 if name in _LOOKUPS else 1]
+            inside = table is not None and not self.pure[table[0]]
+        else:
+            inside = name not in _IN_PLACE and name not in _UNNUMBERED and name != "TrilinearBackward"
+        return not inside and self._apart(i, name)
+
+    def _apart(self, i: int, name: str) -> bool:
+        """Return whether samples stand along one dimension, and what the node does along others."""
+        node = self.large.nodes[i]
+        grown = [self._grown((i, k)) for k in range(len(node._input_metadata))]
+        # pairs of samples, summed over one of them afterwards, are a product with a matrix in disguise; and what does
+        # not grow is a sum over samples, or some of them
+        if None in grown or not grown or not grown[0] or any(g is not None and len(g) > 1 for g in grown):
+            return False
+        shape = self.large.shape((i, 0))
+        (d,) = grown[0]
+        if name in _ALONG:
+            along = _dims(node, len(shape))
+            return bool(along) and d not in along
+        if name in _RESHAPES:
+            return self._reads_in_order(i)
+        if name in ("SliceBackward", "SelectBackward"):
+            return self._cuts_evenly(i)
+        if name == "ConstantPadNdBackward":
+            pads = node._saved_pad[2 * (len(shape) - 1 - d) :][:2]  # from the last dimension on
+            return not any(map(int, pads))
+        if name == "RepeatBackward":  # copies of a parameter for each sample, but not of samples
+            source = self.large.edges[i][0]
+            return int(node._saved_repeats[d]) == 1 or source is None or self.pure[source[0]]
+        if name == "AsStridedBackward":  # as torch's global mean gives images with channels last
+            size, stride = node._saved_size, node._saved_stride
+            return d == 0 and int(stride[0]) == prod(map(int, size[1:])) and not node._saved_storage_offset
+        if name in _CONVOLUTIONS or name in ("NativeGroupNormBackward", "Im2ColBackward", "Col2ImBackward"):
+            return d == 0
+        if getattr(node, "_saved_training", False):  # the statistics of a channel: an instance norm makes N·C of them
+            return d == 1
+        if name == "NativeLayerNormBackward" or name == "FusedRmsNormBackward":
+            return d < len(shape) - len(node._saved_normalized_shape)
+        spatial = re.search(r"([123])D", name)
+        return spatial is None or d < len(shape) - int(spatial[1])
+
+    def _reads_in_order(self, i: int) -> bool:
+        """Return whether a change of shape, and those before it, can be one of samples that stand somewhere.
+
+        Seen from memory, they are `(A, N, B)`. Every shape puts a part of A before the dimension of the samples, and a
+        part of B behind it; a matrix `(F, N)` that is read as `(N, F)` has no such A and B.
+        """
+        before = after = 1
+        edge: Edge | None = (i, 0)
+        shape = self.large.shape((i, 0))
+        while edge is not None:
+            grown = self._grown(edge)
+            if not grown or len(grown) > 1 or prod(self.large.shape(edge)) != prod(shape):
+                break
+            here = self.large.shape(edge)
+            before = lcm(before, prod(here[: grown[0]]))
+            after = lcm(after, prod(here[grown[0] + 1 :]))
+            if edge[0] in self.large.owner or self.large.names[edge[0]].rstrip("0123456789") not in _RESHAPES:
+                break
+            edge = self.large.edges[edge[0]][0]
+        return before * after <= prod(shape) // self.n_large
+
+    def _cuts_evenly(self, i: int) -> bool:
+        """Return whether a slice takes all samples, or a share of several copies of them; no sample is selected."""
+        a, b = self.small.nodes[i], self.large.nodes[i]
+        (dim,) = _dims(b, len(b._saved_self_sym_sizes))
+        if a._saved_self_sym_sizes[dim] == b._saved_self_sym_sizes[dim]:
+            return True
+        if not hasattr(b, "_saved_step"):
+            return False
+        return int(b._saved_step) == 1 and self._proportional(int(a._saved_start), int(b._saved_start))
+
+    def _proportional(self, a: int, b: int) -> bool:
+        return a * self.n_large == b * self.n_small
+
+    def _grown(self, edge: Edge) -> list[int] | None:
+        """Return the dimensions that are longer for more samples, None where one does not grow in proportion."""
+        a, b = self.small.shape(edge), self.large.shape(edge)
+        if len(a) != len(b):
+            return None
+        grown = [d for d in range(len(a)) if a[d] != b[d]]
+        return grown if all(self._proportional(a[d], b[d]) for d in grown) else None
+
+    def _grows(self, edge: Edge | None, dim: int) -> bool:
+        if edge is None:  # a constant
+            return False
+        a, b = self.small.shape(edge), self.large.shape(edge)
+        return len(a) != len(b) or a[dim] != b[dim]
 
 
-def _grows(small: Graph, large: Graph, edge: Edge | None, dim: int) -> bool:
-    if edge is None:  # a constant
-        return False
-    a, b = small.shape(edge), large.shape(edge)
-    return len(a) != len(b) or a[dim] != b[dim]
+def _dims(node: Any, rank: int) -> list[int]:
+    """Return the dimensions that a node keeps, from the front; torch gives negative ones as 64 bits without a sign."""
+    kept = node._saved_dims if hasattr(node, "_saved_dims") else node._saved_dim
+    kept = kept if isinstance(kept, tuple | list) else [kept]
+    return [(int(d) - 2**64 if int(d) >= 2**63 else int(d)) % rank for d in kept]

@@ -1,15 +1,16 @@
-"""Does each output depend on its own sample only? And who is to blame where it does not?"""
+"""Does each output depend on its own sample only, in a batch as alone?"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from avalanche_ntk.errors import ModelError
-from avalanche_ntk.kernels.checks import stochastic
+from avalanche_ntk.kernels import refusals
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.order import agree
 from avalanche_ntk.kernels.passes import Pass, ReadsValues, forward, plain_operators
@@ -18,50 +19,171 @@ from avalanche_ntk.kernels.plan import Plan
 from avalanche_ntk.kernels.subject import Subject, swapped
 
 SMALL, LARGE = 3, 5  # samples that are run by themselves; coprime, so that no dimension grows by accident
+NUDGES = 3  # of the parameters, to see what their last digits change; one alone may change nothing by accident
+
+Parts = Sequence[tuple[list[int], Tensor]]  # places of samples in the batch, and their outputs when run by themselves
 
 
-def few_again(subject: Subject, batch: Batch, at: Pass) -> tuple[Batch | None, bool]:
-    """Run some samples of the batch again, by themselves.
+def alike(subject: Subject, batch: Batch, out: Tensor, precision: torch.dtype, parts: Parts) -> bool:
+    """Tell whether samples have, run by themselves, the outputs that they have in the batch, but for rounding.
 
-    A plan that was proved once says nothing of what the model has become since: a gate that was closed may let samples
-    mix, a flag may let the path depend on values. This costs one small forward pass in every measurement.
+    Each output is compared with how much it differs between samples, so that neither a masked logit nor an offset
+    covers the others. Rounding may be large beside that (`α(f − f₀)` with a large α): what differs is compared again in
+    float64, and with what changes when the parameters are moved by their last digits.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+        out: Their outputs.
+        precision: Of the least exact numbers that they are made from.
+        parts: Samples that ran by themselves.
 
     Returns:
-        `(few, reads)`: samples whose outputs are others than in the batch, None where all are the same (or where
-        there is nothing to leave out); and whether the forward pass looked at values.
+        True when all agree.
+    """
+    tolerance = 1e-8 if out.dtype == precision == torch.float64 else 1e-4
+    here = out[[i for index, _ in parts for i in index]]
+    gap = (here - torch.cat([o for _, o in parts])).abs().amax(0)
+    if bool((gap <= tolerance * (out.amax(0) - out.amin(0))).all()):  # false for what is not finite
+        return True
+    if _close(out, parts, tolerance * _spread(out)):
+        return True
+    try:
+        with plain_operators(subject.model), subject.in_double() as finer:
+            whole = finer.outputs(batch)
+            again = [(index, finer.outputs(batch.take(index))) for index, _ in parts]
+            if not all(agree(o, finer.outputs(batch.take(index))) for index, o in again):
+                return False  # it is by chance
+            noise = torch.zeros_like(whole[0])
+            for seed in range(NUDGES):
+                finer.nudge(seed)
+                for index, o in again:
+                    noise = torch.maximum(noise, (o - finer.outputs(batch.take(index))).abs().amax(0))
+    except ModelError:  # it cannot be run in float64
+        return all(agree(out[index], o, precision) for index, o in parts)
+    digits = 16 * torch.finfo(torch.float64).eps * whole.abs().amax(0)
+    rounding = (2 * noise + digits).nan_to_num(0.0, 0.0, 0.0)
+    return _close(whole, again, tolerance * _spread(whole) + rounding)
+
+
+def _spread(out: Tensor) -> Tensor:
+    """Return how much each output differs between samples, `(C,)`, where it is finite."""
+    finite = torch.isfinite(out)
+    low, high = (torch.where(finite, out, k * torch.inf) for k in (1, -1))
+    return (high.amax(0) - low.amin(0)).clamp_min(0)
+
+
+def _close(out: Tensor, parts: Parts, allowed: Tensor) -> bool:
+    for index, other in parts:
+        finite = torch.isfinite(out[index])
+        gap = torch.where(finite, (out[index] - other).abs(), 0)
+        if not torch.equal(finite, torch.isfinite(other)) or bool((gap > allowed).any()):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Again:
+    """What running some samples by themselves showed.
+
+    Attributes:
+        differing: Samples whose outputs are others than in the batch, with others beside them; None where all are the
+            same.
+        reads: Whether the forward pass looked at values.
+    """
+
+    differing: Batch | None
+    reads: bool
+
+
+NOTHING_SEEN = Again(None, False)
+
+
+def run_again(
+    subject: Subject, batch: Batch, out: Tensor, precision: torch.dtype, every: bool = False, turn: int = 0
+) -> Again:
+    """Run some samples by themselves.
+
+    A plan that was proved once says nothing of what the model has become since: a gate that was closed may let samples
+    mix, a flag may let the path depend on values. This costs a small forward pass in every measurement.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+        out: Their outputs.
+        precision: Of the least exact numbers that they are made from.
+        every: Run all samples, every other one at a time, so that each is in other company: as much as a pass.
+        turn: Which samples are run otherwise: one that changes the others (by a maximum) shows where it is left out.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        ModelError: The model cannot be called with few samples.
     """
     n = len(batch)
-    index = sorted({n // 4, n // 2, n - 1}) if n > SMALL else [n - 1]
-    few = batch.take(index)
-    with torch.no_grad(), plain_operators(subject.model), ReadsValues() as reads:
+    places = [sorted({(i + turn) % n for i in (n // 4, n // 2, n - 1)})] if n > SMALL else [[n - 1], [0]][-n:]
+    if every and n > SMALL:
+        places = [list(range(1, n, 2)), list(range(0, n, 2)), *places]
+    parts = [_by_themselves(subject, batch, index) for index in places[:-1]]
+    with ReadsValues() as reads:
+        parts.append(_by_themselves(subject, batch, places[-1]))
+    if alike(subject, batch, out.detach(), precision, parts):
+        return Again(None, reads.found)
+    index = [i for part, _ in reversed(parts) for i in part]
+    return Again(batch.take([*index, *range(n)][:LARGE]), reads.found)
+
+
+def _by_themselves(subject: Subject, batch: Batch, index: list[int]) -> tuple[list[int], Tensor]:
+    with plain_operators(subject.model):
         try:
-            out = subject.forward(few)
-        except ModelError as exc:  # batch norm asks for two samples
-            raise _by_batch_statistics(subject.model) or exc from exc
-    same = at.agrees(out, at.out[index])
-    return None if same else batch.take([*index, *range(n)][:LARGE]), reads.found
+            return index, subject.outputs(batch.take(index))
+        except ModelError as exc:
+            norm = refusals.by_batch_statistics(subject.model)
+            if norm is not None:  # it asks for two samples
+                raise norm from exc
+            if len(index) > 1:
+                raise
+        twice = index * 2  # a model that cannot be called with one sample
+        return twice, subject.outputs(batch.take(twice))
 
 
-def each_alone(subject: Subject, plan: Plan, batch: Batch, at: Pass) -> bool:
+def outputs_alone(subject: Subject, batch: Batch, at: Pass) -> bool:
+    """Return whether every sample has, alone, the output that it has in the batch."""
+    with plain_operators(subject.model):
+        parts = [([n], subject.outputs(batch.take([n]))) for n in range(len(batch))]
+    return alike(subject, batch, at.out.detach(), at.graph.coarsest(), parts)
+
+
+def each_alone(subject: Subject, batch: Batch, at: Pass, plan: Plan | None = None) -> bool:
     """Tell whether every sample has, alone, the output that it has in the batch, by the same path.
 
     The path matters where outputs do not show it: a value may decide what is detached, or how much of it.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+        at: Their pass.
+        plan: Its plan, which one sample given twice has to fit.
 
     Returns:
         True when all agree.
     """
     paths = set()
     values = {tuple(scalars(at.graph))}
+    parts = []
     for n in range(len(batch)):
-        one = forward(subject, batch.take(slice(n, n + 1)))
-        if not at.agrees(one.out, at.out[n : n + 1]):
-            return False
+        one = forward(subject, batch.take([n]))
+        parts.append(([n], one.out.detach()))
         paths.add((one.graph.signature, tuple(numbers(one.graph))))
         values.add(tuple(scalars(one.graph)))
         if len(paths) > 1 or len(values) > 1:
             return False
+    if not alike(subject, batch, at.out.detach(), at.graph.coarsest(), parts):
+        return False
     twice = forward(subject, batch.take([0, 0])).graph  # one sample takes another path than several in some layers
-    return len(batch) == 1 or (twice.signature == at.graph.signature and plan.serves(twice, 2))
+    fits = twice.signature == at.graph.signature and (plan is None or plan.serves(twice, 2))
+    return fits or len(batch) == 1
 
 
 def first_alone(subject: Subject, few: Batch) -> Pass | None:
@@ -83,14 +205,13 @@ def mixes(at: Pass) -> bool:
         True when a signal carries the mark of more than one sample.
     """
     g = at.graph
-    edges = sorted({e for es in g.edges for e in es if e is not None and e[0] not in g.owner})
-    shapes = {e: g.shape(e) for e in edges}
-    edges += [(i, 0) for i, name in g.owner.items() if name is None]
-    shapes |= {(i, 0): tuple(g.nodes[i].variable.shape) for i, name in g.owner.items() if name is None}
-    edges = [e for e in edges if shapes[e] and shapes[e][0] == at.n]
+    edges = {e for es in g.edges for e in es if e is not None and e[0] not in g.owner}
+    edges |= {(i, 0) for i, name in g.owner.items() if name is None}
     first = torch.zeros_like(at.out)
     first[0] = at.mix(0)
-    for e in edges:
+    for e in sorted(edges):
+        if g.shape(e)[:1] != (at.n,):
+            continue
         target = g.nodes[e[0]].variable if e[0] in g.owner else GradientEdge(g.nodes[e[0]], e[1])
         (s,) = torch.autograd.grad(at.out, [target], first, retain_graph=True, allow_unused=True)
         if s is not None and s[1:].numel() and float(s[1:].abs().max()) > 1e-9 * float(s.abs().max()):
@@ -98,105 +219,85 @@ def mixes(at: Pass) -> bool:
     return False
 
 
-def apart(subject: Subject, batch: Batch, at_once: bool = False) -> None:
-    """Refuse what no graph is read of, where outputs of some samples are others than those of more of them.
+def refuse_mixing(subject: Subject, batch: Batch, one_by_one: bool) -> None:
+    """Refuse what no graph is read of, where some samples have other outputs by themselves than in the batch.
 
-    Copies stand in for the chosen parameters, as in derivatives by torch.func.
+    Where values that are read may decide the path, each sample has its own, and is not refused for it.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
         batch: N samples.
-        at_once: The samples are going to run all at once: where values that are read may decide the path, each has to
-            come out alone as it does then.
+        one_by_one: They are going to run so; a model that can be called in no other way is not refused for it.
 
     Raises:
-        ModelError: Outputs depend on other samples, or on chance; or copies do not reach the forward pass.
+        ModelError: Outputs depend on other samples, or on chance.
     """
-    n = len(batch)
-    some = batch.take([(i * n) // LARGE for i in range(LARGE)]) if n > LARGE else batch
-    with swapped(subject.model, {name: t.detach().requires_grad_() for name, t in subject.leaves.items()}):
-        at = forward(subject, some)
-        few, reads = few_again(subject, some, at)
-        if few is not None:
-            error: ModelError = refusal(subject, few, at.graph.coarsest())
+    precision = _precision(subject)
+    try:
+        with plain_operators(subject.model):
+            again = run_again(subject, batch, subject.outputs(batch), precision, every=True)
+    except ModelError as exc:
+        norm = refusals.by_batch_statistics(subject.model)
+        if norm is not None:
+            raise norm from exc
+        if not one_by_one:
+            raise
+        return
+    if again.differing is not None and not again.reads:
+        error: ModelError = refusals.mixing(subject, again.differing, precision)
+        raise error
+
+
+def _precision(subject: Subject) -> torch.dtype:
+    kinds = {p.dtype for p in subject.model.parameters() if p.is_floating_point()}
+    return torch.float64 if kinds == {torch.float64} else torch.float32
+
+
+def refuse_several_paths(subject: Subject, batch: Batch) -> None:
+    """Refuse a model of which derivatives by torch.func of all samples at once would be wrong.
+
+    Copies stand in for all parameters, as in those derivatives.
+
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+
+    Raises:
+        ModelError: Outputs depend on other samples, or on chance; values that are read may decide the path, and some
+            sample goes another one alone; or copies do not reach the forward pass.
+    """
+    own = dict(subject.model.named_parameters())
+    copies = {k: t.detach().requires_grad_(k in subject.leaves) for k, t in own.items()}
+    with subject.showing_originals(), swapped(subject.model, copies):
+        at = forward(subject, batch)
+        again = run_again(subject, batch, at.out, at.graph.coarsest(), every=True)
+        if again.differing is not None and not again.reads:
+            error: ModelError = refusals.mixing(subject, again.differing, at.graph.coarsest())
             raise error
-    if reads and at_once:
-        with torch.no_grad():
-            out = subject.forward(batch)
-            alone = torch.cat([subject.forward(batch.take(slice(i, i + 1))) for i in range(n)])
-        if not agree(out, alone, at.graph.coarsest()):
-            raise ModelError(
-                f"the path through {type(subject.model).__name__} depends on values of the batch, and some sample goes"
-                " another one alone: expected one path for all, to run them at once. Use empirical_ntk, which takes"
-                " such samples one by one."
-            )
+        if again.reads and not (again.differing is None and each_alone(subject, batch, at)):
+            several: ModelError = refusals.several_paths(subject)
+            raise several
 
 
-def refusal(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
-    """Return the error for outputs that change with the batch that a sample is given in.
+def require_alone(subject: Subject, batch: Batch, out: Tensor, every: bool) -> None:
+    """Refuse outputs of samples at once that are others than those of samples by themselves.
 
-    It is by chance, or by the other samples; the error names the module if it can.
+    Args:
+        subject: The model; call inside `subject.standing_in()`.
+        batch: N samples.
+        out: Their outputs.
+        every: See `run_again`.
+
+    Raises:
+        ModelError: They are, for some that were looked at; or for any where values that are read may decide the path.
     """
-    with torch.no_grad():
-        once, again = subject.forward(few), subject.forward(few)
-    if not agree(once, again, precision):
-        return stochastic(subject, few)
-    norm = _by_batch_statistics(subject.model)
-    if norm is not None:
-        return norm
-    culprit = _first_coupled_module(subject, few, precision)
-    where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else f"the model {type(subject.model).__name__}"
-    return ModelError(
-        f"{where} mixes the samples of a batch: expected each output to depend on its own sample only, found that f(x)"
-        " changes with the other samples given beside x, so no per-sample kernel exists. Remove the operation over"
-        " dimension 0 (a mean, a batch norm, attention over the batch), or measure the part of the model before it."
-    )
-
-
-def _by_batch_statistics(model: nn.Module) -> ModelError | None:
-    """Return the error for a batch norm without running statistics, None if the model has none."""
-    for name, m in model.named_modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None:
-            return ModelError(
-                f"module {name!r} ({type(m).__name__}) normalises by the statistics of the batch also in eval mode"
-                " (track_running_stats=False): expected each output to depend on its own sample only, so that"
-                " a per-sample kernel exists. Use running statistics, or a norm without batch statistics (GroupNorm,"
-                " LayerNorm)."
-            )
-    return None
-
-
-def _first_coupled_module(subject: Subject, few: Batch, precision: torch.dtype) -> tuple[str, str] | None:
-    """Compare every module's output for one sample given alone and given among others.
-
-    Returns:
-        `(name, class)` of the innermost first module that differs.
-    """
-    seen: list[dict[str, Tensor]] = []
-    order: list[str] = []
-    for part in (few, few.take(slice(0, SMALL))):
-        found: dict[str, Tensor] = {}
-        hooks = []
-        try:
-            for name, m in subject.model.named_modules():
-
-                def keep(_m: nn.Module, _i: Any, o: Any, name: str = name, found: dict[str, Tensor] = found) -> None:
-                    if isinstance(o, Tensor) and o.dim() and name not in found:
-                        found[name] = o.detach()[:SMALL].clone()
-                        order.append(name)
-
-                hooks.append(m.register_forward_hook(keep))
-            with torch.no_grad():
-                subject.call(part)
-        except Exception:  # noqa: BLE001 - only the place is being looked for; the refusal itself stands
-            return None
-        finally:
-            for h in hooks:
-                h.remove()
-        seen.append(found)
-    modules = dict(subject.model.named_modules())
-    for name in order:
-        a, b = seen[0].get(name), seen[1].get(name)
-        if a is not None and b is not None and a.shape == b.shape and not agree(a, b, precision):
-            return (name or "model", type(modules[name]).__name__)
-    return None
+    precision = _precision(subject)
+    again = run_again(subject, batch, out, precision, every)
+    if again.reads:
+        parts = [([n], subject.outputs(batch.take([n]))) for n in range(len(batch))]
+        if not alike(subject, batch, out, precision, parts):
+            several: ModelError = refusals.several_paths(subject)
+            raise several
+    elif again.differing is not None:
+        error: ModelError = refusals.mixing(subject, again.differing, precision)
+        raise error

@@ -165,10 +165,11 @@ def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) 
         kept = list(range(n_outputs))[outputs]
     else:
         given = outputs.tolist() if isinstance(outputs, Tensor) else outputs
-        if not isinstance(given, Iterable) or any(isinstance(i, bool) or not isinstance(i, Integral) for i in given):
+        given = [i.item() if isinstance(i, Tensor) and not i.dim() else i for i in _listed(given)]
+        if not given or any(isinstance(i, bool) or not isinstance(i, Integral) for i in given):
             raise ArgumentError(
-                f"outputs must be indices of outputs, found {outputs!r}. Give a list of whole numbers or a slice"
-                " (mask.nonzero() of a mask)."
+                f"outputs must be indices of outputs, at least one, found {outputs!r}. Give a list of whole numbers or"
+                " a slice (mask.nonzero() of a mask)."
             )
         kept = [int(i) for i in given]
     bad = [i for i in kept if not -n_outputs <= i < n_outputs]
@@ -179,6 +180,10 @@ def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) 
             " Give a list of indices or a slice."
         )
     return kept
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Iterable) else []
 
 
 @contextmanager
@@ -251,7 +256,7 @@ class Subject:
         dtype: Working precision, or None for the parameters' own.
         selector: Maps the raw output to `(N, C)`.
         substitutes: Every tensor that stands in for one of the model's (empty when the model's own are used).
-        originals: The model's own parameters, id → name.
+        originals: The model's own parameters.
     """
 
     model: nn.Module
@@ -259,11 +264,11 @@ class Subject:
     dtype: torch.dtype | None = None
     selector: Callable[[Any], Tensor] | None = None
     substitutes: dict[str, Tensor] = field(default_factory=dict)
-    originals: dict[int, str] = field(init=False)
+    originals: dict[str, nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         """Note the model's own parameters, before others stand in for them."""
-        self.originals = {id(p): n for n, p in self.model.named_parameters()}
+        self.originals = dict(self.model.named_parameters())
 
     @staticmethod
     def of(
@@ -280,7 +285,7 @@ class Subject:
         work = working_dtype(inner, dtype)
         substitutes = _substitutes(inner, work, set(names))
         own = dict(inner.named_parameters())
-        return Subject(inner, {n: substitutes.get(n, own[n]) for n in names}, work, selector, substitutes)
+        return Subject(inner, {n: substitutes.get(n, own[n]) for n in names}, work or dtype, selector, substitutes)
 
     @staticmethod
     def without_leaves(
@@ -290,7 +295,7 @@ class Subject:
         inner = unwrap(model)
         check_supported(inner)
         work = working_dtype(inner, dtype)
-        return Subject(inner, {}, work, selector, _substitutes(inner, work, set()))
+        return Subject(inner, {}, work or dtype, selector, _substitutes(inner, work, set()))
 
     def restricted(self, names: set[str]) -> Subject:
         """The same model with fewer parameters chosen."""
@@ -311,6 +316,44 @@ class Subject:
             return
         with swapped(self.model, tensors):
             yield
+
+    @contextmanager
+    def showing_originals(self) -> Generator[None, None, None]:
+        """Let graphs show where the model's own parameters are used in place of what stands in for them."""
+        asked = [p for p in self.originals.values() if p.is_floating_point() and not p.requires_grad]
+        for p in asked:
+            p.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for p in asked:
+                p.requires_grad_(False)
+
+    @contextmanager
+    def in_double(self) -> Generator[Subject, None, None]:
+        """The model as it stands in float64, with copies in place of all of its tensors; for outputs alone."""
+        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        copies = {n: in_precision(t.detach(), torch.float64) for n, t in tensors.items()}
+        with swapped(self.model, copies):
+            yield Subject(self.model, {}, torch.float64, self.selector, copies)
+
+    @torch.no_grad()
+    def nudge(self, seed: int) -> None:
+        """Move what stands in for the model's tensors by a hundred of their last digits, up or down."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for t in self.substitutes.values():
+            if t.is_floating_point():
+                signs = torch.randint(0, 2, t.shape, generator=generator, device="cpu").to(t) * 2 - 1
+                t.mul_(1 + 128 * torch.finfo(t.dtype).eps * signs)
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """`forward` without a graph, but where the model needs one itself (it differentiates something)."""
+        try:
+            with torch.no_grad():
+                return self.forward(batch)
+        except ModelError:
+            with torch.enable_grad():
+                return self.forward(batch).detach()
 
     def call(self, batch: Batch) -> Tensor:
         """Return the (selected) outputs of the model as it stands, unchecked (use inside `standing_in`)."""
@@ -337,6 +380,12 @@ class Subject:
                 f" ({type(exc).__name__}: {exc}). Expected {batch.call_told(self.model)} to work on {len(batch)}"
                 f" samples{hint}; check the inputs' shape, dtype and device, and task_labels for multi-task models."
             ) from exc
+        for name, leaf in self.leaves.items():
+            if not leaf.requires_grad and torch.is_grad_enabled():
+                raise ModelError(
+                    f"the forward pass of {type(self.model).__name__} freezes parameter {name!r}: expected it to stay"
+                    " trainable, as it was chosen. Freeze it before the measurement, or leave it out (params=)."
+                )
         return self.checked(out, len(batch))
 
     def checked(self, out: Any, n: int) -> Tensor:
@@ -347,6 +396,8 @@ class Subject:
                 f"the output of {name} is a {type(out).__name__}: expected a tensor of shape (N, C)."
                 " Give output_selector=, a function from the model's output to that tensor."
             )
+        if type(out) is not Tensor:
+            out = out.as_subclass(Tensor)
         if out.dim() != 2 or out.shape[0] != n:
             raise ModelError(
                 f"the output of {name} has shape {tuple(out.shape)}: expected (N, C) with N = {n} samples."
