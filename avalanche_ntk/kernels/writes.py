@@ -76,12 +76,15 @@ def watch(model: nn.Module, batch: Batch) -> None:
     args, kwargs = batch.take(slice(0, 2)).cast(own).with_gradients().arguments(model)
     tensors = [t for t in (*params, *model.buffers()) if t.layout == torch.strided]
     memory, state = [t.data_ptr() for t in tensors], _state(model)
-    with _CopiesOnWrite(params) as copies, suppress(Exception):
-        model(*args, **kwargs)
-        exchanges = memory != [t.data_ptr() for t in tensors]
-        held = tuple(weakref.ref(p) for p, _, _ in copies.held)
-        _KNOWN[model] = _Known(state, held, exchanges)
-    copies.put_back()
+    copies = _CopiesOnWrite(params)
+    try:
+        with copies, suppress(Exception):
+            model(*args, **kwargs)
+            exchanges = memory != [t.data_ptr() for t in tensors]
+            held = tuple(weakref.ref(p) for p, _, _ in copies.held)
+            _KNOWN[model] = _Known(state, held, exchanges)
+    finally:
+        copies.put_back()
 
 
 class _CopiesOnWrite(TorchDispatchMode):
