@@ -26,7 +26,7 @@ class _Known:
     """What was seen of a model in some state: parameters written into, and whether memory is exchanged."""
 
     state: int
-    written: tuple[weakref.ref[Tensor], ...]
+    written: tuple[weakref.ref[nn.Parameter], ...]
     exchanges: bool
 
 
