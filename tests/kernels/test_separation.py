@@ -161,7 +161,7 @@ def test_outputs_that_nearly_cancel_are_not_taken_for_mixed_ones(alpha):
     empirical_ntk(model.double(), x.double())
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_equal_samples_have_nothing_but_rounding_between_them(seed):
     torch.manual_seed(seed)
     attention = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
