@@ -7,6 +7,7 @@ Every message says what was expected, what was found and what to do. Errors abou
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral
+from typing import TypeGuard
 
 
 class NTKError(Exception):
@@ -91,13 +92,18 @@ def positive(name: str, value: int | None, unit: str) -> int | None:
     return value
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number, Python's or numpy's; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def checked_seed(seed: object, name: str = "seed") -> int:
     """Return a random number generator's seed as an `int`.
 
     Raises:
         ArgumentError: It is no whole number from 0 to 2**63 - 1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+    if not is_whole(seed) or not 0 <= int(seed) < 2**63:
         raise ArgumentError(
             f"{name} must be a whole number from 0 to 2**63 - 1, found {seed!r}. Give for example {name}=0."
         )

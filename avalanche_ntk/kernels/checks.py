@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import ArgumentError, checked_seed, unknown_name
+from avalanche_ntk.errors import ArgumentError, checked_seed, is_whole, unknown_name
 from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.reference import REDUCTIONS, reference_jacobian
 
@@ -68,7 +67,7 @@ def spot_check(
         )
     b1, b2 = Batch.of(x, task_labels), None if x2 is None else Batch.of(x2, labels_of_second(task_labels, task_labels2))
     n, m = len(b1), len(b1 if b2 is None else b2)
-    if isinstance(n_entries, bool) or not isinstance(n_entries, Integral) or n_entries < 1:
+    if not is_whole(n_entries) or n_entries < 1:
         raise ArgumentError(
             f"n_entries must be a whole number of at least 1, found {n_entries!r}. Give the number of entries to"
             " compare."

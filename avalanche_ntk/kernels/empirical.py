@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from avalanche_ntk.errors import (
     NTKError,
     PrecisionWarning,
     checked_seed,
+    is_whole,
     positive,
     unknown_name,
 )
@@ -320,7 +320,7 @@ def _check_estimator(estimator: str | None, n_projections: int | None, reduction
             " reduction='trace', or"
             " leave the estimator out."
         )
-    if isinstance(n_projections, bool) or not isinstance(n_projections, Integral) or n_projections < 2:
+    if not is_whole(n_projections) or n_projections < 2:
         raise ArgumentError(
             f"n_projections must be an integer of at least 2 (a standard error needs two), found {n_projections!r}."
             " Give the number of random sign vectors, for example 32."

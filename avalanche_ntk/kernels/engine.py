@@ -114,12 +114,11 @@ def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
     """
     signal = max((sum(prod(at.graph.shape(e)) for e in edges) // at.n for edges in plan.together()), default=1)
     patches = []
-    side = _Side(subject, plan, at)
     for handle in plan.handles:
         for u in handle.uses:
             if at.graph.names[u.node] == "ConvolutionBackward0" and u.slot == 1:
                 # every weight of one output channel, at every position
-                weight, out = side.w_shape(handle), at.graph.shape(u.edge)
+                weight, out = at.graph.shape(handle.edge), at.graph.shape(u.edge)
                 patches.append(prod(weight) // max(1, weight[0]) * (prod(out) // max(1, out[1])) // at.n)
     explicit = largest_explicit(subject, plan, at)
     pulled = max((subject.leaves[name].numel() for name in plan.pulled), default=0)

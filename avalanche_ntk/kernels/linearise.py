@@ -157,7 +157,7 @@ def _names(model: nn.Module, inner: nn.Module) -> dict[str, str]:
     return names
 
 
-def told(given: object) -> str:
+def _told(given: object) -> str:
     """Return what an argument is, for messages: its class, or those of a mapping's values."""
     if not isinstance(given, Mapping):
         return type(given).__name__
@@ -177,7 +177,7 @@ def _fitting(
     seen: dict[str, str] = {}
     if not isinstance(given, Mapping) or not all(isinstance(v, Tensor) for v in given.values()):
         raise ArgumentError(
-            f"{what} must map names of parameters to tensors, found {told(given)}. Give for example"
+            f"{what} must map names of parameters to tensors, found {_told(given)}. Give for example"
             " dict(model.named_parameters()), detached and cloned."
         )
     for given_name, v in given.items():

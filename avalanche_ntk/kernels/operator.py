@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import ArgumentError, checked_seed, unknown_name
+from avalanche_ntk.errors import ArgumentError, checked_seed, is_whole, unknown_name
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.linearise import push
 from avalanche_ntk.kernels.passes import plain_operators
@@ -117,7 +116,7 @@ class NTKOperator:
         n = self.shape[0]
         if n == 1 and k == 1:
             return (self @ torch.ones_like(self._rows[0, :1])).double()
-        if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k < n:
+        if not is_whole(k) or not 1 <= k < n:
             raise ArgumentError(
                 f"k must be an integer from 1 to {max(1, n - 1)} (the operator has size {n}), found {k!r}. Ask for"
                 " fewer eigenvalues, or compute the kernel and all of its eigenvalues."
@@ -151,7 +150,7 @@ class NTKOperator:
         return self._mean(lambda z, tz: float(tz @ tz), n_probes, seed)
 
     def _mean(self, value: Callable[[Tensor, Tensor], float], n_probes: int, seed: int) -> tuple[float, float]:
-        if isinstance(n_probes, bool) or not isinstance(n_probes, Integral) or n_probes < 2:
+        if not is_whole(n_probes) or n_probes < 2:
             raise ArgumentError(
                 f"n_probes must be an integer of at least 2 (a standard error needs two), found {n_probes!r}. Give"
                 " the number of random sign vectors, for example 32."

@@ -88,7 +88,7 @@ def plan_for(
         return _alone(subject)
     if plan.routed:
         plan = plan.copy()
-        if not prove_layouts(plan, at, budget) and not outputs_alone(subject, batch, at):
+        if not prove_layouts(plan, at, budget) and not outputs_alone(subject, batch, at.out, at.graph.coarsest()):
             mixed: ModelError = refusals.mixing(subject, batch, at.graph.coarsest())
             raise mixed
     return plan

@@ -148,11 +148,11 @@ def _by_themselves(subject: Subject, batch: Batch, index: list[int]) -> tuple[li
         return twice, subject.outputs(batch.take(twice))
 
 
-def outputs_alone(subject: Subject, batch: Batch, at: Pass) -> bool:
-    """Return whether every sample has, alone, the output that it has in the batch."""
+def outputs_alone(subject: Subject, batch: Batch, out: Tensor, precision: torch.dtype) -> bool:
+    """Return whether every sample has, alone, the output that it has in the batch; see `alike`."""
     with plain_operators(subject.model):
         parts = [([n], subject.outputs(batch.take([n]))) for n in range(len(batch))]
-    return alike(subject, batch, at.out.detach(), at.graph.coarsest(), parts)
+    return alike(subject, batch, out.detach(), precision, parts)
 
 
 def each_alone(subject: Subject, batch: Batch, at: Pass, plan: Plan | None = None) -> bool:
@@ -243,6 +243,11 @@ def refuse_mixing(subject: Subject, batch: Batch, one_by_one: bool) -> None:
         if not one_by_one:
             raise
         return
+    _require_same(subject, again, precision)
+
+
+def _require_same(subject: Subject, again: Again, precision: torch.dtype) -> None:
+    """Refuse samples that came out otherwise, but where values that were read may be why."""
     if again.differing is not None and not again.reads:
         error: ModelError = refusals.mixing(subject, again.differing, precision)
         raise error
@@ -271,9 +276,7 @@ def refuse_several_paths(subject: Subject, batch: Batch) -> None:
     with subject.showing_originals(), swapped(subject.model, copies):
         at = forward(subject, batch)
         again = run_again(subject, batch, at.out, at.graph.coarsest(), every=True)
-        if again.differing is not None and not again.reads:
-            error: ModelError = refusals.mixing(subject, again.differing, at.graph.coarsest())
-            raise error
+        _require_same(subject, again, at.graph.coarsest())
         if again.reads and not (again.differing is None and each_alone(subject, batch, at)):
             several: ModelError = refusals.several_paths(subject)
             raise several
@@ -293,11 +296,7 @@ def require_alone(subject: Subject, batch: Batch, out: Tensor, every: bool) -> N
     """
     precision = _precision(subject)
     again = run_again(subject, batch, out, precision, every)
-    if again.reads:
-        parts = [([n], subject.outputs(batch.take([n]))) for n in range(len(batch))]
-        if not alike(subject, batch, out, precision, parts):
-            several: ModelError = refusals.several_paths(subject)
-            raise several
-    elif again.differing is not None:
-        error: ModelError = refusals.mixing(subject, again.differing, precision)
-        raise error
+    _require_same(subject, again, precision)
+    if again.reads and not outputs_alone(subject, batch, out, precision):
+        several: ModelError = refusals.several_paths(subject)
+        raise several

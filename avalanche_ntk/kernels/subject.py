@@ -11,13 +11,12 @@ import fnmatch
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.errors import ArgumentError, ModelError, unknown_name
+from avalanche_ntk.errors import ArgumentError, ModelError, is_whole, unknown_name
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.state import unwrap, wrapper_prefix
 
@@ -166,7 +165,7 @@ def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) 
     else:
         given = outputs.tolist() if isinstance(outputs, Tensor) else outputs
         given = [i.item() if isinstance(i, Tensor) and not i.dim() else i for i in _listed(given)]
-        if not given or any(isinstance(i, bool) or not isinstance(i, Integral) for i in given):
+        if not given or not all(is_whole(i) for i in given):
             raise ArgumentError(
                 f"outputs must be indices of outputs, at least one, found {outputs!r}. Give a list of whole numbers or"
                 " a slice (mask.nonzero() of a mask)."

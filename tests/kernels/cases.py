@@ -26,6 +26,11 @@ class Case:
     n: int = 4
 
 
+def error(got: Tensor, want: Tensor) -> float:
+    """Relative Frobenius error against the oracle's float64."""
+    return float((got.double() - want).norm() / want.norm())
+
+
 GENERIC = frozenset({"gram", "ghost", "explicit", "dense", "lookup", "unused", "masked", "jacobian", "loop"})
 
 

@@ -1,24 +1,11 @@
 """Every case, every reduction, self and cross, against the oracle: one sample and one output at a time, in float64."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from avalanche_ntk.kernels import empirical_ntk, empirical_ntk_by_group, reference_ntk
+from tests.kernels.cases import CASES, error
 
-
-def _cases():
-    spec = importlib.util.spec_from_file_location("kernel_cases", Path(__file__).with_name("cases.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["kernel_cases"] = module
-    spec.loader.exec_module(module)
-    return module.CASES
-
-
-CASES = _cases()
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 
@@ -35,10 +22,6 @@ def build(name, n, seed=0):
         else:
             one[key] = two[key] = value
     return case, model, x, x2, one, two
-
-
-def error(got, want):
-    return float((got.double() - want).norm() / want.norm())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from avalanche_ntk.kernels import empirical_ntk, reference_ntk
+from tests.kernels.cases import error
 
 FAST = {"gram", "ghost", "explicit", "dense", "lookup", "unused"}
 
@@ -12,10 +13,6 @@ FAST = {"gram", "ghost", "explicit", "dense", "lookup", "unused"}
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def error(got, want):
-    return float((got.double() - want).norm() / want.norm())
 
 
 def check(model, x, x2=None, ways=FAST, **kwargs):

@@ -17,6 +17,7 @@ from avalanche_ntk.kernels import (
     penultimate_features,
     reference_ntk,
 )
+from tests.kernels.cases import error
 
 MIXES = "mixes the samples"
 
@@ -24,10 +25,6 @@ MIXES = "mixes the samples"
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def error(got, want):
-    return float((got.double() - want).norm() / want.norm())
 
 
 def check(model, x, x2=None, tolerance=None, **kwargs):
