@@ -25,6 +25,7 @@ from torch.utils import checkpoint
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels.holdings import copied, noted
 from avalanche_ntk.kernels.inputs import Batch
+from avalanche_ntk.kernels.precision import full_precision
 from avalanche_ntk.kernels.writes import is_watched, watch, written
 from avalanche_ntk.randomness import preserved_rng_state
 
@@ -101,21 +102,16 @@ def exact_arithmetic() -> Generator[None, None, None]:
 
     Autocast is off also where the model itself turns it on in its forward pass.
     """
-    precision = torch.get_float32_matmul_precision()
     default, threads = torch.get_default_dtype(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    conv = torch.backends.cudnn.allow_tf32 if torch.cuda.is_available() else None
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
-        if precision != "highest":
-            torch.set_float32_matmul_precision("highest")
-        if conv:
-            torch.backends.cudnn.allow_tf32 = False
+        stack.enter_context(full_precision())
         enter = autocast_mode.autocast.__enter__
         autocast_mode.autocast.__enter__ = _enter_disabled(enter)  # type: ignore[method-assign]
         try:
@@ -126,10 +122,6 @@ def exact_arithmetic() -> Generator[None, None, None]:
                 torch.set_default_dtype(default)
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
-            if torch.get_float32_matmul_precision() != precision:
-                torch.set_float32_matmul_precision(precision)
-            if conv:
-                torch.backends.cudnn.allow_tf32 = conv
             if torch.are_deterministic_algorithms_enabled() != deterministic:
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 

@@ -1,0 +1,58 @@
+"""Full float32 precision in matrix products and convolutions, whatever the user has set.
+
+torch has two interfaces to the same setting. The older one (`set_float32_matmul_precision`, `cudnn.allow_tf32`) writes
+into the newer one (`torch.backends.….fp32_precision`, since 2.9), and raises when it is asked after the newer one was
+set to something else. So both are read, set to full precision, and given back what each held by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+
+# An entry that is "none" takes the value of "all" of its backend, and that the one of "generic".
+_KEYS = (
+    ("generic", "all"),
+    *((backend, "all") for backend in ("cuda", "mkldnn")),
+    *((backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")),
+)
+
+
+@contextmanager
+def full_precision() -> Generator[None, None, None]:
+    """No TF32 and no bfloat16 in float32 products of any backend; both interfaces hold on exit what they held before."""
+    get = getattr(torch._C, "_get_fp32_precision_getter", None)
+    put = getattr(torch._C, "_set_fp32_precision_setter", None)
+    held: dict[tuple[str, str], str] = {}
+    if get is not None and put is not None:
+        for key in _KEYS:  # with "none" above it, each shows its own value
+            held[key] = get(*key)
+            put(*key, "none")
+    matmul = torch.get_float32_matmul_precision()
+    convolution = _cudnn_allows_tf32(put)
+    torch.set_float32_matmul_precision("highest")
+    torch._C._set_cudnn_allow_tf32(False)
+    if put is not None:
+        for key in held:
+            put(*key, "ieee")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch._C._set_cudnn_allow_tf32(convolution)
+        if put is not None:
+            for key, value in held.items():
+                put(*key, value)
+
+
+def _cudnn_allows_tf32(put: object) -> bool:
+    """Return the older flag for cuDNN, which can be read only where the newer one says the same."""
+    if callable(put):
+        put("cuda", "conv", "tf32")
+        put("cuda", "rnn", "tf32")
+    try:
+        return bool(torch._C._get_cudnn_allow_tf32())
+    except RuntimeError:
+        return False
