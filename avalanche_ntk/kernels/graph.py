@@ -16,6 +16,24 @@ Node = Any  # torch.autograd.graph.Node; its `_saved_*` attributes exist on some
 Edge = tuple[int, int]  # (number of the node, which of its outputs)
 
 
+class NotKept(Exception):
+    """A node does not keep what was asked for."""
+
+
+def kept(node: Node, *names: str) -> Any:
+    """Return what a node keeps for its backward pass under the first of these names that it has.
+
+    Raises:
+        NotKept: It has none of them.
+    """
+    for name in names:
+        try:
+            return getattr(node, f"_saved_{name}")
+        except AttributeError:
+            continue
+    raise NotKept(f"{node.name()} keeps none of {', '.join(names)}")
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes reachable from the output, the output first and parameters last.

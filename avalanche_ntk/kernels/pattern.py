@@ -74,8 +74,13 @@ def numbers(graph: Graph) -> list[Numbers]:
     found: list[Numbers] = []
     for node in graph.nodes:
         found.extend(tuple(m.shape) for m in node._input_metadata)
-        found.extend(_whole(getattr(node, name)) for name in _kept(node))
+        found.extend(whole_numbers(node))
     return found
+
+
+def whole_numbers(node: Node) -> list[Numbers]:
+    """Return the whole numbers that a node keeps for its backward pass, in a fixed order; None for whatever else."""
+    return [_whole(getattr(node, name)) for name in _kept(node)]
 
 
 def scalars(graph: Graph) -> list[complex]:

@@ -13,7 +13,7 @@ from math import prod
 
 from avalanche_ntk.kernels.graph import Edge, Graph
 from avalanche_ntk.kernels.layout import Layout
-from avalanche_ntk.kernels.pattern import Pattern
+from avalanche_ntk.kernels.pattern import Pattern, whole_numbers
 
 # Parameter-only nodes that only rearrange entries, or scale all of them alike
 VIEWS = (
@@ -213,9 +213,7 @@ def chain(graph: Graph, edge: Edge) -> tuple[str, bool, bool, tuple[int, int] | 
         name = graph.names[i]
         children = [e for e in graph.edges[i] if e is not None]
         shape = graph.shape((i, nr))
-        node = graph.nodes[i]
-        detail = [getattr(node, a, None) for a in ("_saved_dim", "_saved_dim0", "_saved_dim1", "_saved_dims")]
-        kind.append(f"{name}{shape}{detail}")
+        kind.append(f"{name}{shape}{whole_numbers(graph.nodes[i])}")
         if len(children) != 1 or graph.dtype((i, nr)).is_complex:
             plain = False
             break

@@ -22,7 +22,7 @@ _KEYS = (
 
 @contextmanager
 def full_precision() -> Generator[None, None, None]:
-    """No TF32 and no bfloat16 in float32 products of any backend; both interfaces hold on exit what they held before."""
+    """No TF32 and no bfloat16 in float32 products of any backend; both interfaces hold afterwards what they held."""
     get = getattr(torch._C, "_get_fp32_precision_getter", None)
     put = getattr(torch._C, "_set_fp32_precision_setter", None)
     held: dict[tuple[str, str], str] = {}

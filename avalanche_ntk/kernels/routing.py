@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import lcm, prod
 from typing import Any
 
-from avalanche_ntk.kernels.graph import Edge, Graph
+from avalanche_ntk.kernels.graph import Edge, Graph, NotKept, kept
 
 # Operators that leave samples where they are, as long as it is along other dimensions that they act (see `_apart`);
 # without the digits
@@ -63,6 +63,7 @@ _PRODUCTS = {
 _ATTENTION = "ScaledDotProduct"
 # Lookups and convolutions, whose first input, or input and weight, may be made from samples
 _LOOKUPS = ("EmbeddingBackward", "EmbeddingBagBackward")
+_BATCH_NORMS = ("BatchNormBackward", "NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward")
 _CONVOLUTIONS = ("ConvolutionBackward", "MkldnnConvolutionBackward", "SlowConvDilated2DBackward", "ThnnConv2DBackward")
 
 
@@ -128,7 +129,10 @@ class _Pair:
             inside = table is not None and not self.pure[table[0]]
         else:
             inside = name not in _IN_PLACE and name not in _UNNUMBERED and name != "TrilinearBackward"
-        return not inside and self._apart(i, name)
+        try:
+            return not inside and self._apart(i, name)
+        except NotKept:
+            return False
 
     def _apart(self, i: int, name: str) -> bool:
         """Return whether samples stand along one dimension, and what the node does along others."""
@@ -148,20 +152,20 @@ class _Pair:
         if name in ("SliceBackward", "SelectBackward"):
             return self._cuts_evenly(i)
         if name == "ConstantPadNdBackward":
-            pads = node._saved_pad[2 * (len(shape) - 1 - d) :][:2]  # from the last dimension on
+            pads = kept(node, "pad")[2 * (len(shape) - 1 - d) :][:2]  # from the last dimension on
             return not any(map(int, pads))
         if name == "RepeatBackward":  # copies of a parameter for each sample, but not of samples
             source = self.large.edges[i][0]
-            return int(node._saved_repeats[d]) == 1 or source is None or self.pure[source[0]]
+            return int(kept(node, "repeats")[d]) == 1 or source is None or self.pure[source[0]]
         if name == "AsStridedBackward":  # as torch's global mean gives images with channels last
-            size, stride = node._saved_size, node._saved_stride
-            return d == 0 and int(stride[0]) == prod(map(int, size[1:])) and not node._saved_storage_offset
+            size, stride = kept(node, "size"), kept(node, "stride")
+            return d == 0 and int(stride[0]) == prod(map(int, size[1:])) and not kept(node, "storage_offset")
         if name in _CONVOLUTIONS or name in ("NativeGroupNormBackward", "Im2ColBackward", "Col2ImBackward"):
             return d == 0
-        if getattr(node, "_saved_training", False):  # the statistics of a channel: an instance norm makes N·C of them
+        if name in _BATCH_NORMS and kept(node, "training"):  # an instance norm makes N·C channels of the samples
             return d == 1
         if name == "NativeLayerNormBackward" or name == "FusedRmsNormBackward":
-            return d < len(shape) - len(node._saved_normalized_shape)
+            return d < len(shape) - len(kept(node, "normalized_shape"))
         spatial = re.search(r"([123])D", name)
         return spatial is None or d < len(shape) - int(spatial[1])
 
@@ -189,12 +193,13 @@ class _Pair:
     def _cuts_evenly(self, i: int) -> bool:
         """Return whether a slice takes all samples, or a share of several copies of them; no sample is selected."""
         a, b = self.small.nodes[i], self.large.nodes[i]
-        (dim,) = _dims(b, len(b._saved_self_sym_sizes))
-        if a._saved_self_sym_sizes[dim] == b._saved_self_sym_sizes[dim]:
+        few, more = kept(a, "self_sym_sizes"), kept(b, "self_sym_sizes")
+        (dim,) = _dims(b, len(more))
+        if few[dim] == more[dim]:
             return True
-        if not hasattr(b, "_saved_step"):
+        if self.large.names[i].startswith("Select"):
             return False
-        return int(b._saved_step) == 1 and self._proportional(int(a._saved_start), int(b._saved_start))
+        return int(kept(b, "step")) == 1 and self._proportional(int(kept(a, "start")), int(kept(b, "start")))
 
     def _proportional(self, a: int, b: int) -> bool:
         return a * self.n_large == b * self.n_small
@@ -216,6 +221,6 @@ class _Pair:
 
 def _dims(node: Any, rank: int) -> list[int]:
     """Return the dimensions that a node keeps, from the front; torch gives negative ones as 64 bits without a sign."""
-    kept = node._saved_dims if hasattr(node, "_saved_dims") else node._saved_dim
-    kept = kept if isinstance(kept, tuple | list) else [kept]
-    return [(int(d) - 2**64 if int(d) >= 2**63 else int(d)) % rank for d in kept]
+    dims = kept(node, "dims", "dim")
+    dims = dims if isinstance(dims, tuple | list) else [dims]
+    return [(int(d) - 2**64 if int(d) >= 2**63 else int(d)) % rank for d in dims]

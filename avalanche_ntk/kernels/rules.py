@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avalanche_ntk.kernels.graph import NotKept, kept
 from avalanche_ntk.kernels.layout import Layout
 from avalanche_ntk.kernels.patches import Patches, unfolded
 from avalanche_ntk.kernels.pieces import Dense, Lookup, Outer, Piece
@@ -48,6 +49,17 @@ class Site:
     layout: Layout
     n: int
     shape: tuple[int, ...]
+
+    def kept(self, *names: str) -> Any:
+        """Return what the node keeps for its backward pass under one of these names.
+
+        Raises:
+            NoRule: It keeps none of them: another version of torch, or another device, may name it otherwise.
+        """
+        try:
+            return kept(self.node, *names)
+        except NotKept as exc:
+            raise NoRule from exc
 
     def positions(self, t: Tensor, features: int) -> Tensor:
         """Bring `(R, *shape)` to `(R, N, T, features…)`; the last `features` dimensions stay.
@@ -104,22 +116,20 @@ def _product(s: Site, left: Tensor | None, right: Tensor | None, left_slot: int,
 @rule("MmBackward0")
 def mm(s: Site) -> Piece:
     """`self @ mat2`."""
-    return _product(s, s.node._saved_self if s.slot == 1 else None, s.node._saved_mat2 if s.slot == 0 else None, 0, 1)
+    return _product(s, s.kept("self") if s.slot == 1 else None, s.kept("mat2") if s.slot == 0 else None, 0, 1)
 
 
 @rule("AddmmBackward0")
 def addmm(s: Site) -> Piece:
     """`beta·bias + alpha·(mat1 @ mat2)`."""
     if s.slot == 0:
-        beta = float(s.node._saved_beta)
+        beta = float(s.kept("beta"))
         if s.g.shape[1] == s.n and beta == 1 and s.shape == tuple(s.g.shape[2:]):
             # one position: the bias is a weight whose input is 1, and shares the weight's Gram matrix of signals
             return Outer(s.g.new_ones(s.n, 1, 1), s.g.unsqueeze(2), a_first=True)
         return broadcast(s, None, beta)
-    alpha = float(s.node._saved_alpha)
-    return _product(
-        s, s.node._saved_mat1 if s.slot == 2 else None, s.node._saved_mat2 if s.slot == 1 else None, 1, alpha
-    )
+    alpha = float(s.kept("alpha"))
+    return _product(s, s.kept("mat1") if s.slot == 2 else None, s.kept("mat2") if s.slot == 1 else None, 1, alpha)
 
 
 def _batched_product(s: Site, left: Tensor | None, right: Tensor | None, left_slot: int, scale: float) -> Piece:
@@ -149,27 +159,24 @@ def _batched_product(s: Site, left: Tensor | None, right: Tensor | None, left_sl
 @rule("BmmBackward0")
 def bmm(s: Site) -> Piece:
     """`self @ mat2`, matrix by matrix."""
-    return _batched_product(
-        s, s.node._saved_self if s.slot == 1 else None, s.node._saved_mat2 if s.slot == 0 else None, 0, 1
-    )
+    return _batched_product(s, s.kept("self") if s.slot == 1 else None, s.kept("mat2") if s.slot == 0 else None, 0, 1)
 
 
 @rule("BaddbmmBackward0")
 def baddbmm(s: Site) -> Piece:
     """`beta·self + alpha·(batch1 @ batch2)`, matrix by matrix."""
     if s.slot == 0:
-        return broadcast(s, None, _scalar(s.node._saved_beta))
-    left, right = s.node._saved_batch1 if s.slot == 2 else None, s.node._saved_batch2 if s.slot == 1 else None
-    return _batched_product(s, left, right, 1, _scalar(s.node._saved_alpha))
+        return broadcast(s, None, _scalar(s.kept("beta")))
+    left, right = s.kept("batch1") if s.slot == 2 else None, s.kept("batch2") if s.slot == 1 else None
+    return _batched_product(s, left, right, 1, _scalar(s.kept("alpha")))
 
 
 @rule("TrilinearBackward0")
 def bilinear(s: Site) -> Piece:
     """`x1ᵀ W[o] x2`, as `nn.Bilinear` calls it: a linear layer whose inputs are the products of both."""
-    node = s.node
-    dims = [list(getattr(node, f"_saved_{k}")) for k in ("expand1", "expand2", "expand3", "sumdim")]
+    dims = [list(s.kept(k)) for k in ("expand1", "expand2", "expand3", "sumdim")]
     _need(s.slot == 1 and dims == [[1, 3], [0], [1, 2], [2, 3]] and s.layout.dim == 0)
-    a = (node._saved_i1.unsqueeze(2) * node._saved_i3.unsqueeze(1)).flatten(1).conj()
+    a = (s.kept("i1").unsqueeze(2) * s.kept("i3").unsqueeze(1)).flatten(1).conj()
     return Outer(s.positions(a[None], 1)[0], s.positions(s.g, 1), a_first=False)
 
 
@@ -177,19 +184,18 @@ def bilinear(s: Site) -> Piece:
 def mv(s: Site) -> Piece:
     """`matrix @ vector` with the vector as W."""
     _need(s.slot == 1 and s.layout.dim == 0)
-    return Outer(s.positions(s.node._saved_self.conj()[None], 1)[0], s.positions(s.g[..., None], 1), a_first=True)
+    return Outer(s.positions(s.kept("self").conj()[None], 1)[0], s.positions(s.g[..., None], 1), a_first=True)
 
 
 @rule("ConvolutionBackward0")
 def convolution(s: Site) -> Piece:
     """Convolutions of 1–3 dimensions, strided, padded, dilated, grouped, transposed."""
-    node = s.node
     _need(s.layout.dim == 0)
     if s.slot == 2:
         return broadcast(s, None, 1.0, dims=(1,))
     _need(s.slot == 1)
-    x, groups, transposed = node._saved_input, int(node._saved_groups), bool(node._saved_transposed)
-    stride, padding, dilation = list(node._saved_stride), list(node._saved_padding), list(node._saved_dilation)
+    x, groups, transposed = s.kept("input"), int(s.kept("groups")), bool(s.kept("transposed"))
+    stride, padding, dilation = list(s.kept("stride")), list(s.kept("padding")), list(s.kept("dilation"))
     _need(x is not None and x.dim() > 2)
     nd = x.dim() - 2
     stride, padding, dilation = ([v[0]] * nd if len(v) == 1 else v for v in (stride, padding, dilation))
@@ -245,7 +251,7 @@ def broadcast(s: Site, factor: Tensor | None, scale: float = 1.0, dims: tuple[in
     out = s.g.shape[1:]
     if dims is None:
         dims = tuple(range(len(out) - len(s.shape), len(out)))
-    _need(all(d >= 0 and size in (1, out[d]) for d, size in zip(dims, s.shape, strict=True)))
+    _need(len(dims) == len(s.shape) and all(d >= 0 and k in (1, out[d]) for d, k in zip(dims, s.shape, strict=True)))
     kept = [d for d, size in zip(dims, s.shape, strict=True) if size != 1]
     # the samples' dimension may be one of W's only where W has one copy a sample, which is no parameter
     _need(s.layout.dim not in kept)
@@ -272,19 +278,19 @@ def _scalar(value: Any) -> float:
 @rule("AddBackward0")
 def add(s: Site) -> Piece:
     """`self + alpha·other`."""
-    return broadcast(s, None, _scalar(s.node._saved_alpha) if s.slot == 1 else 1.0)
+    return broadcast(s, None, _scalar(s.kept("alpha")) if s.slot == 1 else 1.0)
 
 
 @rule("SubBackward0")
 def sub(s: Site) -> Piece:
     """`self - alpha·other`."""
-    return broadcast(s, None, -_scalar(s.node._saved_alpha) if s.slot == 1 else 1.0)
+    return broadcast(s, None, -_scalar(s.kept("alpha")) if s.slot == 1 else 1.0)
 
 
 @rule("MulBackward0")
 def mul(s: Site) -> Piece:
     """`self·other`."""
-    factor = s.node._saved_other if s.slot == 0 else s.node._saved_self
+    factor = s.kept("other") if s.slot == 0 else s.kept("self")
     _need(factor is not None)
     return broadcast(s, factor)
 
@@ -292,10 +298,10 @@ def mul(s: Site) -> Piece:
 @rule("DivBackward0")
 def div(s: Site) -> Piece:
     """`self / other`."""
-    other = s.node._saved_other
+    other = s.kept("other")
     if s.slot == 0:
         return broadcast(s, other.reciprocal())
-    return broadcast(s, -s.node._saved_self / (other * other))
+    return broadcast(s, -s.kept("self") / (other * other))
 
 
 @rule("ExpandBackward0")
@@ -319,20 +325,19 @@ def repeat(s: Site) -> Piece:
 def prelu(s: Site) -> Piece:
     """`max(x, 0) + w·min(x, 0)`."""
     _need(s.slot == 1)
-    return broadcast(s, s.node._saved_self.clamp(max=0))
+    return broadcast(s, s.kept("self").clamp(max=0))
 
 
-@rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0")
+@rule("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
 def batch_norm(s: Site) -> Piece:
     """Batch norm by running statistics (in eval mode)."""
     if s.slot == 2:
         return broadcast(s, None, dims=(1,))
-    node = s.node
-    x = node._saved_input
-    _need(s.slot == 1 and not bool(node._saved_training))
+    x = s.kept("input")
+    _need(s.slot == 1 and not bool(s.kept("training")))
     view = (1, -1) + (1,) * (x.dim() - 2)
-    invstd = (node._saved_running_var + float(node._saved_eps if hasattr(node, "_saved_eps") else 0)).rsqrt()
-    piece = broadcast(s, x - node._saved_running_mean.view(view), dims=(1,))
+    invstd = (s.kept("running_var") + float(s.kept("eps", "epsilon"))).rsqrt()
+    piece = broadcast(s, x - s.kept("running_mean").view(view), dims=(1,))
     assert isinstance(piece, Dense)
     return Dense(piece.j * invstd.view(s.shape))  # after the sum over positions: one pass over x less
 
@@ -343,8 +348,7 @@ def layer_norm(s: Site) -> Piece:
     if s.slot == 2:
         return broadcast(s, None)
     _need(s.slot == 1)
-    node = s.node
-    return broadcast(s, (node._saved_input - node._saved_result1) * node._saved_result2)
+    return broadcast(s, (s.kept("input") - s.kept("result1")) * s.kept("result2"))
 
 
 @rule("NativeGroupNormBackward0")
@@ -353,10 +357,9 @@ def group_norm(s: Site) -> Piece:
     if s.slot == 2:
         return broadcast(s, None, dims=(1,))
     _need(s.slot == 1)
-    node = s.node
-    x, groups = node._saved_input, int(node._saved_group)
+    x, groups = s.kept("input"), int(s.kept("group"))
     xs = x.reshape(x.shape[0], groups, -1)
-    normed = (xs - node._saved_result1.reshape(-1, groups, 1)) * node._saved_result2.reshape(-1, groups, 1)
+    normed = (xs - s.kept("result1").reshape(-1, groups, 1)) * s.kept("result2").reshape(-1, groups, 1)
     return broadcast(s, normed.reshape(x.shape), dims=(1,))
 
 
@@ -367,13 +370,12 @@ def _ids(indices: Tensor, padding: int, rows: int) -> Tensor:
 @rule("EmbeddingBackward0")
 def embedding(s: Site) -> Piece:
     """Embedding tables, dense or sparse gradients."""
-    node = s.node
-    if bool(node._saved_scale_grad_by_freq):
+    if bool(s.kept("scale_grad_by_freq")):
         raise Inseparable("a row's gradient is scaled by its frequency in the batch")
     rows = int(s.shape[0])
-    padding = int(node._saved_padding_idx)
+    padding = int(s.kept("padding_idx"))
     padding = padding - 2**64 if padding >= 2**63 else padding
-    ids = _ids(node._saved_indices, padding, rows)
+    ids = _ids(s.kept("indices"), padding, rows)
     at = s.layout.samples_first(ids.unsqueeze(-1)[None], s.n)[0].reshape(s.n, -1)
     return Lookup(at, s.positions(s.g, 1), rows)
 
@@ -390,7 +392,7 @@ def _rows_taken(s: Site, ids: Tensor) -> Piece:
 @rule("IndexBackward0")
 def index(s: Site) -> Piece:
     """`W[ids]` with whole numbers: a table of rows."""
-    indices = s.node._saved_indices
+    indices = s.kept("indices")
     _need(indices[0] is not None and all(i is None for i in indices[1:]) and indices[0].dtype == torch.int64)
     return _rows_taken(s, indices[0])
 
@@ -398,29 +400,28 @@ def index(s: Site) -> Piece:
 @rule("IndexSelectBackward0")
 def index_select(s: Site) -> Piece:
     """`W.index_select(0, ids)`."""
-    _need(int(s.node._saved_dim) == 0)
-    return _rows_taken(s, s.node._saved_index)
+    _need(int(s.kept("dim")) == 0)
+    return _rows_taken(s, s.kept("index"))
 
 
 @rule("EmbeddingBagBackward0")
 def embedding_bag(s: Site) -> Piece:
     """Sums and means of embedding rows, one bag a sample."""
-    node = s.node
-    mode = int(node._saved_mode)
-    if bool(node._saved_scale_grad_by_freq):
+    mode = int(s.kept("mode"))
+    if bool(s.kept("scale_grad_by_freq")):
         raise Inseparable("a row's gradient is scaled by its frequency in the batch")
     _need(s.slot == 0 and mode in (0, 1))
     _need(s.layout == Layout(0) and s.g.shape[1] == s.n)
-    indices, offset2bag, size = node._saved_indices, node._saved_result1, node._saved_result2
+    indices, offset2bag, size = s.kept("indices"), s.kept("result1"), s.kept("result2")
     _need(offset2bag.numel() == indices.numel())
-    padding = int(node._saved_padding_idx)
+    padding = int(s.kept("padding_idx"))
     padding = padding - 2**64 if padding >= 2**63 else padding
     ids = _ids(indices, padding, int(s.shape[0]))
     weight = torch.ones(indices.shape, dtype=s.g.dtype, device=s.g.device)
     if mode == 1:
         weight = weight / size[offset2bag].to(s.g.dtype).clamp(min=1)
-    if node._saved_per_sample_weights is not None:
-        weight = weight * node._saved_per_sample_weights.reshape(-1)
+    if s.kept("per_sample_weights") is not None:
+        weight = weight * s.kept("per_sample_weights").reshape(-1)
     counts = torch.bincount(offset2bag, minlength=s.n)
     longest = max(int(counts.max()), 1)
     at = torch.full((s.n, longest), -1, dtype=ids.dtype, device=ids.device)
