@@ -25,7 +25,6 @@ from avalanche_ntk.kernels.separation import (
     alike,
     each_alone,
     first_alone,
-    mixes,
     outputs_alone,
     run_again,
 )
@@ -77,21 +76,35 @@ def plan_for(
         seen = run_again(subject, batch, at.out, at.graph.coarsest(), every or not plan.turns, plan.turns)
         plan.turns += 1
     plan.reads = plan.reads or seen.reads
-    if plan.alone:
-        return plan
+    precision = at.graph.coarsest()
     if seen.differing is not None:
         known.pop(key, None)
-        if not plan.reads:
-            error: ModelError = refusals.mixing(subject, seen.differing, at.graph.coarsest())
-            raise error
-    if plan.reads and not (seen.differing is None and each_alone(subject, batch, at, plan)):
-        return _alone(subject)
+        error: ModelError = refusals.mixing(subject, seen.differing, precision)
+        raise error
+    plan, separate = _with_each_alone(subject, batch, at, plan, budget)
+    if not separate:
+        mixed: ModelError = refusals.mixing(subject, batch, precision)
+        raise mixed
+    return plan
+
+
+def _with_each_alone(subject: Subject, batch: Batch, at: Pass, plan: Plan, budget: int | None) -> tuple[Plan, bool]:
+    """Look at every sample where values may decide how it goes.
+
+    Returns:
+        The plan that serves this batch, and whether every sample alone has the output that it has in the batch.
+    """
+    precision = at.graph.coarsest()
+    if plan.alone:
+        return plan, outputs_alone(subject, batch, at.out, precision)
+    if plan.reads:
+        separate, one_path = each_alone(subject, batch, at, plan)
+        if not (separate and one_path):
+            return _alone(subject), separate
     if plan.routed:
         plan = plan.copy()
-        if not prove_layouts(plan, at, budget) and not outputs_alone(subject, batch, at.out, at.graph.coarsest()):
-            mixed: ModelError = refusals.mixing(subject, batch, at.graph.coarsest())
-            raise mixed
-    return plan
+        return plan, prove_layouts(plan, at, budget) or outputs_alone(subject, batch, at.out, precision)
+    return plan, True
 
 
 def _alone(subject: Subject) -> Plan:
@@ -181,15 +194,13 @@ def _plan_on(subject: Subject, batch: Batch, at: Pass, budget: int | None, index
         parts.append((index[:1], alone.out.detach()))
     separate = alike(subject, batch, at.out.detach(), at.graph.coarsest(), parts)
     if not separate:
-        flow = not same_shape or (alone is not None and alone.graph.names != large.graph.names)
-        if mixes(large) or not flow:
-            error: ModelError = refusals.mixing(subject, few, large.graph.coarsest())
-            raise error
+        error: ModelError = refusals.mixing(subject, few, large.graph.coarsest())
+        raise error
     pattern = Pattern.of(small.graph, small.n, large.graph, large.n)
     same_shape = same_shape and pattern.fits(at.graph, at.n)
-    if separate and len(batch) == 1 and not same_shape and large.graph.signature == small.graph.signature:
+    if len(batch) == 1 and not same_shape and large.graph.signature == small.graph.signature:
         return Plan(twice=True)  # copies of one sample: it is their number that makes the difference
-    if not same_shape or not separate:
+    if not same_shape:
         return _alone(subject)
     plan = read(subject, small, large)
     plan.pattern = pattern

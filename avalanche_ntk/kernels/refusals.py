@@ -60,8 +60,32 @@ def mixing(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
     where = f"module {culprit[0]!r} ({culprit[1]})" if culprit else f"the model {type(subject.model).__name__}"
     return ModelError(
         f"{where} mixes the samples of a batch: expected each output to depend on its own sample only, found that f(x)"
-        " changes with the other samples given beside x, so no per-sample kernel exists. Remove the operation over"
-        " dimension 0 (a mean, a batch norm, attention over the batch), or measure the part of the model before it."
+        " changes with the other samples given beside x, so no per-sample kernel exists."
+        f" {_remedy(subject.model)}"
+    )
+
+
+def _remedy(model: nn.Module) -> str:
+    for name, m in model.named_modules():
+        if isinstance(m, nn.RNNBase | nn.MultiheadAttention) and not m.batch_first:
+            return (
+                f"Module {name or 'model'!r} ({type(m).__name__}) takes dimension 0 of its input for time, not for"
+                " samples: make it with batch_first=True and give it inputs of shape (N, T, features), or exchange the"
+                " first two dimensions before and after it."
+            )
+    return (
+        "Remove what goes over dimension 0 (a mean, a batch norm, attention over the batch, a branch that a value of"
+        " the whole batch decides), or measure the part of the model before it."
+    )
+
+
+def width_of_the_batch(subject: Subject, out: Tensor, other: Tensor) -> ModelError:
+    """Return the error for outputs whose number depends on how many samples are given."""
+    return ModelError(
+        f"the output of {type(subject.model).__name__} has shape {tuple(out.shape)} for {out.shape[0]} samples and"
+        f" {tuple(other.shape)} for {other.shape[0]}: expected as many outputs for each number of samples. Remove what"
+        " pairs samples with each other (h @ h.T, attention weights over the batch), or pick the outputs that belong"
+        " to one sample (output_selector=)."
     )
 
 
@@ -88,35 +112,41 @@ def by_batch_statistics(model: nn.Module) -> ModelError | None:
 
 
 def _first_coupled_module(subject: Subject, few: Batch, precision: torch.dtype) -> tuple[str, str] | None:
-    """Compare every module's output for one sample given alone and given among others.
+    """Compare every module's output for some samples given by themselves and given among others.
+
+    The first samples are looked at, then the last: what runs over the samples as over time changes those alone.
 
     Returns:
         `(name, class)` of the innermost first module that differs.
     """
-    seen: list[dict[str, Tensor]] = []
-    order: list[str] = []
-    for part in (few, few.take(slice(0, FEW))):
-        found: dict[str, Tensor] = {}
-        hooks = []
+    for some in (slice(0, FEW), slice(-FEW, None)):
         try:
-            for name, m in subject.model.named_modules():
-
-                def keep(_m: nn.Module, _i: Any, o: Any, name: str = name, found: dict[str, Tensor] = found) -> None:
-                    if isinstance(o, Tensor) and o.dim() and name not in found:
-                        found[name] = o.detach()[:FEW].clone()
-                        order.append(name)
-
-                hooks.append(m.register_forward_hook(keep))
-            subject.call(part)
+            among, order = _outputs_of_modules(subject, few, some)
+            alone, _ = _outputs_of_modules(subject, few.take(some), some)
         except Exception:  # noqa: BLE001 - only the place is being looked for; the refusal itself stands
             return None
-        finally:
-            for h in hooks:
-                h.remove()
-        seen.append(found)
-    modules = dict(subject.model.named_modules())
-    for name in order:
-        a, b = seen[0].get(name), seen[1].get(name)
-        if a is not None and b is not None and a.shape == b.shape and not agree(a, b, precision):
-            return (name or "model", type(modules[name]).__name__)
+        for name in order:
+            a, b = among[name], alone.get(name)
+            if b is not None and a.shape == b.shape and not agree(a, b, precision):
+                return (name or "model", type(subject.model.get_submodule(name)).__name__)
     return None
+
+
+def _outputs_of_modules(subject: Subject, batch: Batch, some: slice) -> tuple[dict[str, Tensor], list[str]]:
+    """Return some samples' part of what each module gives at its first call, and the modules in the order of calls."""
+    found: dict[str, Tensor] = {}
+    hooks = []
+    try:
+        for name, m in subject.model.named_modules():
+
+            def keep(_m: nn.Module, _i: Any, o: Any, name: str = name) -> None:
+                o = o[0] if isinstance(o, tuple) and o else o  # a recurrent layer gives its state too
+                if isinstance(o, Tensor) and o.dim() and name not in found:
+                    found[name] = o.detach()[some].clone()
+
+            hooks.append(m.register_forward_hook(keep))
+        subject.call(batch)
+    finally:
+        for h in hooks:
+            h.remove()
+    return found, list(found)

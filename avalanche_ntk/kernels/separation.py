@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels import refusals
@@ -40,7 +39,14 @@ def alike(subject: Subject, batch: Batch, out: Tensor, precision: torch.dtype, p
 
     Returns:
         True when all agree.
+
+    Raises:
+        ModelError: The width of the output depends on the number of samples.
     """
+    other = next((o for _, o in parts if o.shape[1] != out.shape[1]), None)
+    if other is not None:
+        error: ModelError = refusals.width_of_the_batch(subject, out, other)
+        raise error
     tolerance = 1e-8 if out.dtype == precision == torch.float64 else 1e-4
     here = out[[i for index, _ in parts for i in index]]
     gap = (here - torch.cat([o for _, o in parts])).abs().amax(0)
@@ -150,13 +156,12 @@ def _by_themselves(subject: Subject, batch: Batch, index: list[int]) -> tuple[li
 
 def outputs_alone(subject: Subject, batch: Batch, out: Tensor, precision: torch.dtype) -> bool:
     """Return whether every sample has, alone, the output that it has in the batch; see `alike`."""
-    with plain_operators(subject.model):
-        parts = [([n], subject.outputs(batch.take([n]))) for n in range(len(batch))]
+    parts = [_by_themselves(subject, batch, [n]) for n in range(len(batch))]
     return alike(subject, batch, out.detach(), precision, parts)
 
 
-def each_alone(subject: Subject, batch: Batch, at: Pass, plan: Plan | None = None) -> bool:
-    """Tell whether every sample has, alone, the output that it has in the batch, by the same path.
+def each_alone(subject: Subject, batch: Batch, at: Pass, plan: Plan | None = None) -> tuple[bool, bool]:
+    """Compare every sample alone with itself in the batch: its output, and the path by which it is made.
 
     The path matters where outputs do not show it: a value may decide what is detached, or how much of it.
 
@@ -167,7 +172,7 @@ def each_alone(subject: Subject, batch: Batch, at: Pass, plan: Plan | None = Non
         plan: Its plan, which one sample given twice has to fit.
 
     Returns:
-        True when all agree.
+        Whether all outputs agree, and whether all paths do.
     """
     paths = set()
     values = {tuple(scalars(at.graph))}
@@ -177,13 +182,11 @@ def each_alone(subject: Subject, batch: Batch, at: Pass, plan: Plan | None = Non
         parts.append(([n], one.out.detach()))
         paths.add((one.graph.signature, tuple(numbers(one.graph))))
         values.add(tuple(scalars(one.graph)))
-        if len(paths) > 1 or len(values) > 1:
-            return False
-    if not alike(subject, batch, at.out.detach(), at.graph.coarsest(), parts):
-        return False
+    outputs = alike(subject, batch, at.out.detach(), at.graph.coarsest(), parts)
+    if len(paths) > 1 or len(values) > 1 or len(batch) == 1:
+        return outputs, len(paths) == len(values) == 1
     twice = forward(subject, batch.take([0, 0])).graph  # one sample takes another path than several in some layers
-    fits = twice.signature == at.graph.signature and (plan is None or plan.serves(twice, 2))
-    return fits or len(batch) == 1
+    return outputs, twice.signature == at.graph.signature and (plan is None or plan.serves(twice, 2))
 
 
 def first_alone(subject: Subject, few: Batch) -> Pass | None:
@@ -198,31 +201,8 @@ def first_alone(subject: Subject, few: Batch) -> Pass | None:
         return None
 
 
-def mixes(at: Pass) -> bool:
-    """Tell whether some output's gradient reaches another sample's input or activation.
-
-    Returns:
-        True when a signal carries the mark of more than one sample.
-    """
-    g = at.graph
-    edges = {e for es in g.edges for e in es if e is not None and e[0] not in g.owner}
-    edges |= {(i, 0) for i, name in g.owner.items() if name is None}
-    first = torch.zeros_like(at.out)
-    first[0] = at.mix(0)
-    for e in sorted(edges):
-        if g.shape(e)[:1] != (at.n,):
-            continue
-        target = g.nodes[e[0]].variable if e[0] in g.owner else GradientEdge(g.nodes[e[0]], e[1])
-        (s,) = torch.autograd.grad(at.out, [target], first, retain_graph=True, allow_unused=True)
-        if s is not None and s[1:].numel() and float(s[1:].abs().max()) > 1e-9 * float(s.abs().max()):
-            return True
-    return False
-
-
 def refuse_mixing(subject: Subject, batch: Batch, one_by_one: bool) -> None:
     """Refuse what no graph is read of, where some samples have other outputs by themselves than in the batch.
-
-    Where values that are read may decide the path, each sample has its own, and is not refused for it.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
@@ -232,10 +212,9 @@ def refuse_mixing(subject: Subject, batch: Batch, one_by_one: bool) -> None:
     Raises:
         ModelError: Outputs depend on other samples, or on chance.
     """
-    precision = _precision(subject)
     try:
         with plain_operators(subject.model):
-            again = run_again(subject, batch, subject.outputs(batch), precision, every=True)
+            out = subject.outputs(batch)
     except ModelError as exc:
         norm = refusals.by_batch_statistics(subject.model)
         if norm is not None:
@@ -243,12 +222,12 @@ def refuse_mixing(subject: Subject, batch: Batch, one_by_one: bool) -> None:
         if not one_by_one:
             raise
         return
-    _require_same(subject, again, precision)
+    require_alone(subject, batch, out, every=True)
 
 
 def _require_same(subject: Subject, again: Again, precision: torch.dtype) -> None:
-    """Refuse samples that came out otherwise, but where values that were read may be why."""
-    if again.differing is not None and not again.reads:
+    """Refuse samples that came out otherwise by themselves."""
+    if again.differing is not None:
         error: ModelError = refusals.mixing(subject, again.differing, precision)
         raise error
 
@@ -277,9 +256,14 @@ def refuse_several_paths(subject: Subject, batch: Batch) -> None:
         at = forward(subject, batch)
         again = run_again(subject, batch, at.out, at.graph.coarsest(), every=True)
         _require_same(subject, again, at.graph.coarsest())
-        if again.reads and not (again.differing is None and each_alone(subject, batch, at)):
-            several: ModelError = refusals.several_paths(subject)
-            raise several
+        if again.reads:
+            outputs, paths = each_alone(subject, batch, at)
+            if not outputs:
+                mixed: ModelError = refusals.mixing(subject, batch, at.graph.coarsest())
+                raise mixed
+            if not paths:
+                several: ModelError = refusals.several_paths(subject)
+                raise several
 
 
 def require_alone(subject: Subject, batch: Batch, out: Tensor, every: bool) -> None:
@@ -298,5 +282,5 @@ def require_alone(subject: Subject, batch: Batch, out: Tensor, every: bool) -> N
     again = run_again(subject, batch, out, precision, every)
     _require_same(subject, again, precision)
     if again.reads and not outputs_alone(subject, batch, out, precision):
-        several: ModelError = refusals.several_paths(subject)
-        raise several
+        mixed: ModelError = refusals.mixing(subject, batch, precision)
+        raise mixed

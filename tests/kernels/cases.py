@@ -263,12 +263,14 @@ class Experts(nn.Module):
 
 
 class Branch(nn.Module):
+    """A value of each sample decides which way it goes."""
+
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) if x.sum().item() > 0 else self.b(x).tanh()
+        return torch.stack([self.a(r) if r.sum().item() > 0 else self.b(r).tanh() for r in x])
 
 
 class Vit(nn.Module):

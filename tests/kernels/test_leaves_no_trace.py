@@ -175,9 +175,10 @@ def test_shared_modules_come_back_in_their_own_precision():
 
 
 def test_recurrent_layers_keep_their_flat_weights():
-    model = nn.LSTM(3, 4)
+    model = nn.LSTM(3, 4, batch_first=True)
     held = model._flat_weights
-    empirical_ntk(nn.Sequential(model), torch.randn(2, 3), dtype=torch.float64, output_selector=lambda y: y[0])
+    last = {"output_selector": lambda y: y[0][:, -1]}
+    empirical_ntk(nn.Sequential(model), torch.randn(2, 5, 3), dtype=torch.float64, **last)
     assert model._flat_weights is held and all(a is b for a, b in zip(held, model.parameters(), strict=True))
 
 

@@ -1,5 +1,7 @@
 """What has no kernel is refused, by name, reason and remedy; messages are compared whole."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -15,6 +17,7 @@ from avalanche_ntk.kernels import (
     reference_ntk,
     spot_check,
 )
+from tests.kernels.cases import error
 
 
 class Fn(nn.Module):
@@ -100,9 +103,11 @@ def test_batch_norm_without_running_statistics():
 MIXES = (
     " mixes the samples of a batch: expected each output to depend on its own sample only, found that f(x)"
     " changes with the"
-    " other samples given beside x, so no per-sample kernel exists. Remove the operation over dimension 0 (a"
-    " mean, a batch"
-    " norm, attention over the batch), or measure the part of the model before it."
+    " other samples given beside x, so no per-sample kernel exists. "
+)
+OVER_THE_BATCH = MIXES + (
+    "Remove what goes over dimension 0 (a mean, a batch norm, attention over the batch, a branch that a value of the"
+    " whole batch decides), or measure the part of the model before it."
 )
 
 
@@ -120,14 +125,74 @@ MIXES = (
 def test_cross_sample_mixing(mix):
     model = nn.Sequential(nn.Linear(3, 4), Fn(mix), nn.Linear(4, 2))
     for x in (X, torch.randn(7, 3)):
-        assert refused(ModelError, lambda x=x: empirical_ntk(model, x)) == "module '1' (Fn)" + MIXES
+        assert refused(ModelError, lambda x=x: empirical_ntk(model, x)) == "module '1' (Fn)" + OVER_THE_BATCH
     assert all(not m._forward_hooks for m in model.modules())
 
 
 def test_attention_over_the_batch():
     layer = nn.TransformerEncoderLayer(4, 2, 8)  # (T, N, D) expected: a (N, D) input is one sequence of N tokens
     model = nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 2))
-    assert refused(ModelError, lambda: empirical_ntk(model, X)).endswith(MIXES)
+    assert refused(ModelError, lambda: empirical_ntk(model, X)) == (
+        f"module '1.self_attn' (MultiheadAttention){MIXES}Module '1.self_attn' (MultiheadAttention){TIME_FIRST}"
+    )
+
+
+TIME_FIRST = (
+    " takes dimension 0 of its input for time, not for samples: make it with batch_first=True and give it inputs of"
+    " shape (N, T, features), or exchange the first two dimensions before and after it."
+)
+
+
+class Recurrent(nn.Module):
+    """The last step's output of a recurrent layer made without `batch_first`."""
+
+    def __init__(self, layer, layers):
+        super().__init__()
+        self.body, self.head = layer(2, 3, layers), nn.Linear(3, 2)
+
+    def forward(self, x):
+        out = self.body(x)[0]
+        return self.head(out if x.dim() == 2 else out[:, -1])
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "loop"])
+@pytest.mark.parametrize("n", [2, 3, 8, 64])
+@pytest.mark.parametrize("shape", [(2,), (4, 2)], ids=["one unbatched sequence", "time and samples exchanged"])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_that_take_the_samples_for_time(layer, layers, shape, n, method):
+    torch.manual_seed(0)
+    model = Recurrent(layer, layers)
+    assert refused(ModelError, lambda: empirical_ntk(model, torch.randn(n, *shape), method=method)) == (
+        f"module 'body' ({layer.__name__}){MIXES}Module 'body' ({layer.__name__}){TIME_FIRST}"
+    )
+    model.body.batch_first = True
+    if len(shape) == 2:
+        x = torch.randn(n, *shape)
+        assert error(empirical_ntk(model, x, method=method), reference_ntk(model, x)) <= 2e-6
+
+
+@pytest.mark.parametrize(
+    ("measure", "few"),
+    [
+        (empirical_ntk, 5),
+        (partial(empirical_ntk, method="ghost"), 5),
+        (partial(empirical_ntk, method="jacobian"), 3),
+        (partial(empirical_ntk, method="loop"), 3),
+        (ntk_operator, 3),
+        (lambda m, x: jvp_prediction(m, x, {}, {"0.weight": torch.ones(4, 3)}), 3),
+    ],
+)
+@pytest.mark.parametrize("wide", [lambda _, h: torch.cat([h, h @ h.T], 1), lambda _, h: (h @ h.T).softmax(1)])
+def test_as_many_outputs_as_there_are_samples(wide, measure, few):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Fn(wide))
+    width = model(torch.zeros(1, 3)).shape[1] - 1
+    assert refused(ModelError, lambda: measure(model, torch.randn(7, 3))) == (
+        f"the output of Sequential has shape (7, {width + 7}) for 7 samples and ({few}, {width + few}) for {few}:"
+        " expected as many outputs for each number of samples. Remove what pairs samples with each other (h @ h.T,"
+        " attention weights over the batch), or pick the outputs that belong to one sample (output_selector=)."
+    )
 
 
 def test_randomness_in_eval_mode():

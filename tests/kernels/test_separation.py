@@ -93,10 +93,13 @@ class Branching(Masked):
 
 
 @pytest.mark.parametrize(("how", "value"), MASKS)
-def test_nor_that_the_path_depends_on_values(how, value):
+def test_nor_that_one_sample_decides_the_path_of_all(how, value):
     model, x = Branching(how, value), torch.randn(9, 6)
     check(model, torch.cat([x[:, :1].abs(), x[:, 1:]], 1))
-    check(model, x)
+    x[0, 0], x[1, 0] = 1.0, -1.0
+    for method in ("auto", "jacobian", "loop"):
+        with pytest.raises(ModelError, match=MIXES):
+            empirical_ntk(model, x, method=method)
 
 
 def test_an_offset_hides_nothing_either():
@@ -356,13 +359,15 @@ class Detached(Net):
 
 
 class Unrolled(Net):
-    """Iterates until the whole batch has converged."""
+    """Iterates until the whole batch has converged, as deep equilibrium models do (Bai et al. 2019)."""
+
+    tolerance = 1e-9
 
     def between(self, h, x):
         z = torch.zeros_like(h)
-        for _ in range(60):
+        for _ in range(200):
             new = torch.tanh(0.5 * z.flip(1) + h)
-            done = bool((new - z).detach().norm() < 1e-2)
+            done = bool((new - z).detach().norm() < self.tolerance)
             z = new
             if done:
                 break
@@ -370,12 +375,14 @@ class Unrolled(Net):
 
 
 def test_what_runs_all_at_once_is_refused_where_samples_stop_apart():
-    model, x = Unrolled(), torch.randn(9, 6)
-    check(model, x)
+    model, x = Unrolled().double(), torch.randn(9, 6).double()
+    # alone and in the batch outputs agree to 1e-9, and the kernels of both
+    assert error(empirical_ntk(model, x), reference_ntk(model, x)) <= 1e-8
     with pytest.raises(ModelError, match="depends on values"):
         ntk_operator(model, x)
-    with pytest.raises(ModelError, match="depends on values"):
-        jvp_prediction(model, x, {}, displacement(model))
+    delta = displacement(model)
+    rows = [jvp_prediction(model, x[i : i + 1], {}, delta) for i in range(9)]
+    torch.testing.assert_close(jvp_prediction(model, x, {}, delta), torch.cat(rows), rtol=0, atol=1e-7)
 
 
 class NoiseAbove(Net):
@@ -429,6 +436,18 @@ def test_loop_serves_models_that_take_one_sample_only():
     model, x = OneOnly(), torch.randn(7, 6)
     got = empirical_ntk(model, x, method="loop")
     assert error(got, reference_ntk(model, x)) <= 2e-6
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "loop"])
+def test_an_iteration_that_stops_early_for_some_is_refused(method):
+    model, x = Unrolled().double(), torch.randn(9, 6).double()
+    model.tolerance = 1e-2  # what a sample alone comes to is another fixed point by a hundredth
+    with pytest.raises(ModelError, match=MIXES):
+        empirical_ntk(model, x, method=method)
+    with pytest.raises(ModelError, match=MIXES):
+        ntk_operator(model, x)
+    with pytest.raises(ModelError, match=MIXES):
+        jvp_prediction(model, x, {}, displacement(model))
 
 
 @pytest.mark.parametrize("method", ["jacobian", "loop"])
