@@ -24,6 +24,7 @@ from avalanche_ntk.errors import (
 )
 from avalanche_ntk.kernels import engine, fallback, planning, refusals, separation
 from avalanche_ntk.kernels.contraction import Tally
+from avalanche_ntk.kernels.hooks import hooks_as
 from avalanche_ntk.kernels.inputs import Batch, labels_of_second
 from avalanche_ntk.kernels.method import KernelInfo, Method
 from avalanche_ntk.kernels.passes import Pass, forward
@@ -54,6 +55,7 @@ def empirical_ntk(
     n_projections: int | None = None,
     seed: int = 0,
     block: int | None = None,
+    hooks: str | None = None,
     return_info: bool = False,
 ) -> Any:
     """Empirical neural tangent kernel `Θ[n,m,c,d] = <∂f_c(x_n)/∂θ, ∂f_d(x_m)/∂θ>` of a model, in eval mode.
@@ -82,6 +84,8 @@ def empirical_ntk(
         n_projections: Number of random sign vectors of the estimator.
         seed: Seed of the estimator's own generator.
         block: Samples per block; chosen from the budget by default.
+        hooks: "auto" (the default) does not call hooks of the model's modules that only look, see `kernels.hooks`;
+            "keep" calls them all.
         return_info: Also return a `KernelInfo`.
 
     Returns:
@@ -120,6 +124,7 @@ def empirical_ntk(
         n_projections=n_projections,
         seed=seed,
         block=block,
+        hooks=hooks,
         spectrum=return_info,
     )
     return (kernels[""], info) if return_info else kernels[""]
@@ -141,6 +146,7 @@ def empirical_ntk_by_group(
     method: str | Method = "auto",
     whole: bool = False,
     params: str | Sequence[str] | None = None,
+    hooks: str | None = None,
     return_info: bool = False,
 ) -> Any:
     """Kernels of several groups of parameters in one pass; the sum over disjoint groups is their joint kernel.
@@ -160,6 +166,7 @@ def empirical_ntk_by_group(
         method: See `empirical_ntk`.
         whole: Also return, under the name `""`, the kernel that `empirical_ntk` gives, from the same pass.
         params: Names of the parameters that the whole covers (shell wildcards allowed); None for every trainable one.
+        hooks: See `empirical_ntk`.
         return_info: Also return a `KernelInfo`; its asymmetry and eigenvalues are those of the whole where it was asked
             for, else the worst of all groups.
 
@@ -207,6 +214,7 @@ def empirical_ntk_by_group(
         n_projections=None,
         seed=0,
         block=None,
+        hooks=hooks,
         spectrum=return_info,
     )
     return (kernels, info) if return_info else kernels
@@ -233,6 +241,7 @@ def _measure(
     n_projections: int | None,
     seed: int,
     block: int | None,
+    hooks: str | None,
     spectrum: bool,
 ) -> tuple[dict[str, Tensor], KernelInfo]:
     if reduction not in REDUCTIONS:
@@ -249,7 +258,7 @@ def _measure(
     if x2 is not None:
         b2 = Batch.of(x2, labels_of_second(task_labels, task_labels2))
     info = KernelInfo()
-    with measuring(model, b1):
+    with hooks_as(hooks), measuring(model, b1):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         members = {"": list(subject.leaves)} if whole else {}
         members |= _members(subject, groups or {}, wrapper_prefix(model))

@@ -36,10 +36,16 @@ def noted(modules: Iterable[nn.Module]) -> list[Callable[[], object]]:
         Functions that put each of them back as it is now.
     """
     modules = list(modules)
-    seen = {id(t) for m in modules for table in (m._parameters, m._buffers) for t in table.values()}
+    elsewhere = {id(t) for m in modules for table in (m._parameters, m._buffers) for t in table.values()}
+    return noted_from((v for m in modules for k, v in vars(m).items() if k not in _ELSEWHERE), elsewhere)
+
+
+def noted_from(values: Iterable[Any], elsewhere: Iterable[int] = ()) -> list[Callable[[], object]]:
+    """Note what some objects hold, see `noted`; what is put back elsewhere is told by its `id`."""
+    seen = set(elsewhere)
     empty: list[Any] = []  # nearly all: every module has ten dicts of hooks
     undo: list[Callable[[], object]] = [lambda: _empty_again(empty)]
-    waiting = [v for m in modules for k, v in vars(m).items() if v.__class__ not in ATOMS and k not in _ELSEWHERE]
+    waiting = [v for v in values if v.__class__ not in ATOMS]
     while waiting:
         value = waiting.pop()
         if isinstance(value, _CONTAINERS) and not value:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from avalanche_ntk.errors import ArgumentError
 
@@ -193,7 +194,9 @@ def labels_of_second(task_labels: Any, task_labels2: Any) -> Any:
 
 
 def _plain(t: Tensor) -> Tensor:
-    """Detached, and usable by autograd even where the caller made it in inference mode."""
+    """Detached, of no subclass (a torchvision image), and usable by autograd even if made in inference mode."""
+    if type(t) is not Tensor and not is_traceable_wrapper_subclass(t):
+        t = t.as_subclass(Tensor)
     if not t.is_inference():
         return t.detach()
     with torch.inference_mode(False):

@@ -24,6 +24,7 @@ from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels.holdings import copied, noted
+from avalanche_ntk.kernels.hooks import quiet_hooks
 from avalanche_ntk.kernels.inputs import Batch
 from avalanche_ntk.kernels.precision import full_precision
 from avalanche_ntk.kernels.writes import is_watched, watch, written
@@ -222,14 +223,14 @@ def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
     ):
         inner = unwrap(model)
         if not is_watched(inner):
-            with preserve_modules(model):
+            with preserve_modules(model), quiet_hooks(inner, batch):
                 watch(inner, batch)
-        with preserve_modules(model):
+        with preserve_modules(model), quiet_hooks(inner, batch):
             yield
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module behind `torch.compile` and `DataParallel` wrappers; it shares every parameter with them."""
+    """The module behind `torch.compile`, `DataParallel` and Opacus' wrappers; it shares every parameter with them."""
     return _unwrapped(model)[0]
 
 
@@ -246,6 +247,9 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
             inner, prefix = inner._orig_mod, prefix + "_orig_mod."
         elif isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner, prefix = inner.module, prefix + "module."
+        elif type(inner).__module__.startswith("opacus."):  # its hooks need passes of their own
+            name = "_module" if "_module" in inner._modules else "module"
+            inner, prefix = inner._modules[name], prefix + f"{name}."
         else:
             return inner, prefix
 

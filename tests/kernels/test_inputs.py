@@ -5,9 +5,10 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
 
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.kernels import empirical_ntk, feature_kernel, ntk_operator, reference_ntk
+from avalanche_ntk.kernels import empirical_ntk, feature_kernel, jvp_prediction, ntk_operator, reference_ntk
 
 
 class Pair(NamedTuple):
@@ -64,3 +65,24 @@ def test_seeds_that_are_none(seed):
         ntk_operator(model, x).trace(seed=seed)
     with pytest.raises(ArgumentError, match="seed must be a whole number from 0"):
         ntk_operator(model, x).top_eigenvalues(seed=seed)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        empirical_ntk,
+        reference_ntk,
+        feature_kernel,
+        lambda m, x: empirical_ntk(m, x, x),
+        lambda m, x: empirical_ntk(m, {"input": x}),
+        lambda m, x: empirical_ntk(m, x, method="jacobian"),
+        lambda m, x: empirical_ntk(m, x, method="loop"),
+        lambda m, x: jvp_prediction(m, x, {}, {"1.bias": torch.ones(3)}),
+        lambda m, x: ntk_operator(m, x) @ torch.ones(12),
+    ],
+)
+def test_images_of_torchvision_give_plain_tensors(measure):
+    x = torch.rand(4, 3, 2, 2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    got = measure(model, tv_tensors.Image(x))
+    assert type(got) is Tensor and torch.equal(got, measure(model, x))
