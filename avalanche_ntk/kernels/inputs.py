@@ -49,6 +49,7 @@ class Batch:
 
     x: Any
     task_labels: Any = None
+    given: tuple[Any, ...] = ()  # the caller's own tensors and task labels, by which a batch is known again
 
     @staticmethod
     def of(x: Any, task_labels: Any = None) -> Batch:
@@ -81,6 +82,7 @@ class Batch:
         if sizes[0] == 0:
             raise ArgumentError("the inputs hold 0 samples: expected at least 1. Give a probe that is not empty.")
         x = _map(x, _plain)
+        given = (*tensors, task_labels)
         task_labels = _labels(task_labels)
         if isinstance(task_labels, Tensor):
             task_labels = _plain(task_labels)
@@ -89,7 +91,7 @@ class Batch:
                     f"task_labels must be one integer or one per sample: expected shape ({sizes[0]},),"
                     f" found {tuple(task_labels.shape)}. Give the task label of every probe sample."
                 )
-        return Batch(x, task_labels)
+        return Batch(x, task_labels, given)
 
     def __len__(self) -> int:
         """The number of samples N."""

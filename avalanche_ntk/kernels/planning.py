@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +38,8 @@ FLOW = "the path through the model depends on the values of the samples"
 
 # Forgotten with their model
 _PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Plan]]] = weakref.WeakKeyDictionary()
-_LAST: weakref.WeakKeyDictionary[nn.Module, deque[Any]] = weakref.WeakKeyDictionary()  # batches that were measured
+# Batches that were measured
+_LAST: weakref.WeakKeyDictionary[nn.Module, deque[list[_Given]]] = weakref.WeakKeyDictionary()
 _BLIND: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models whose last plan was not kept
 
 
@@ -123,16 +127,37 @@ def _new_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None) -> P
 
 def is_new(model: nn.Module, batch: Batch) -> bool:
     """Return whether a batch is none of the last ones that were measured on a model."""
-    return _identity(batch) not in _LAST.get(model, ())
+    return not any(_same(known, batch) for known in _LAST.get(model, ()))
 
 
 def note(model: nn.Module, batch: Batch) -> None:
     """Note that a batch was measured: all of its samples were seen in other company."""
-    _LAST.setdefault(model, deque(maxlen=32)).append(_identity(batch))
+    _LAST.setdefault(model, deque(maxlen=32)).append([_Given.of(value) for value in batch.given])
 
 
-def _identity(batch: Batch) -> tuple[Any, ...]:
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.shape) for t in batch.tensors())
+def _same(known: list[_Given], batch: Batch) -> bool:
+    return len(known) == len(batch.given) and all(k.is_(v) for k, v in zip(known, batch.given, strict=True))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a caller gave: a tensor as it was then (another may get its memory later), or the value itself."""
+
+    value: Any
+    writes: int = 0
+
+    @staticmethod
+    def of(value: Any) -> _Given:
+        return _Given(weakref.ref(value), _writes(value)) if isinstance(value, Tensor) else _Given(copy(value))
+
+    def is_(self, value: Any) -> bool:
+        if isinstance(self.value, weakref.ref):
+            return self.value() is value and _writes(value) == self.writes
+        return not isinstance(value, Tensor) and bool(np.array_equal(self.value, value))
+
+
+def _writes(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
 
 
 def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | None:

@@ -620,3 +620,41 @@ def test_whole_numbers_and_indices_of_every_kind():
     want = empirical_ntk(model, x, outputs=[0, 2])
     for outputs in (list(torch.tensor([0, 2])), (i for i in (0, 2)), np.array([0, 2])):
         assert torch.equal(empirical_ntk(model, x, outputs=outputs), want)
+
+
+class MixesAbove(Net):
+    """A sample with a large number sees the mean of the others, by a constant that no graph shows."""
+
+    def between(self, h, x):
+        return h + torch.where(x[:, :1] > 20, h.detach().mean(0), 0)
+
+
+def test_a_new_batch_in_the_memory_of_an_old_one_is_looked_at_in_full():
+    model = MixesAbove().double()
+    memory = np.random.default_rng(0).uniform(-4, 4, (9, 6))
+    check(model, torch.from_numpy(memory))  # the fourth measurement runs samples 2, 5 and 7 again by themselves
+    memory[4, 0] = 50  # at the same address, and with no write that torch counts
+    with pytest.raises(ModelError, match=MIXES):
+        empirical_ntk(model, torch.from_numpy(memory))
+
+
+@pytest.mark.parametrize("labels", [None, 3, [0, 1] * 4, np.arange(8), torch.arange(8)])
+def test_a_batch_is_known_again_by_the_tensors_that_were_given(labels):
+    passes = []
+
+    class Counted(Net):
+        def forward(self, x, labels=None):
+            passes.append(len(x))
+            return super().forward(x)
+
+    model, x = Counted(), torch.randn(8, 6)
+    seen = []
+    for given in (x, x, x, x.clone(), x):
+        empirical_ntk(model, given, task_labels=labels)
+        seen.append(sum(passes))
+        passes.clear()
+    # the batch, and three samples by themselves; for a new batch all samples once more in other company
+    assert seen[1:] == [11, 11, 19, 11]
+    x += 1
+    empirical_ntk(model, x, task_labels=labels)
+    assert sum(passes) == 19
