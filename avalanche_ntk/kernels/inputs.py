@@ -83,7 +83,7 @@ class Batch:
             raise ArgumentError("the inputs hold 0 samples: expected at least 1. Give a probe that is not empty.")
         x = _map(x, _plain)
         given = (*tensors, task_labels)
-        task_labels = _labels(task_labels)
+        task_labels = _labels(task_labels, tensors[0].device)
         if isinstance(task_labels, Tensor):
             task_labels = _plain(task_labels)
             if task_labels.dim() != 1 or task_labels.shape[0] != sizes[0]:
@@ -175,11 +175,11 @@ def _asking(t: Tensor) -> Tensor:
     return t.detach().requires_grad_().clone() if t.is_floating_point() or t.is_complex() else t
 
 
-def _labels(value: Any) -> Any:
+def _labels(value: Any, device: torch.device) -> Any:
     """Return an `int` for one label of all samples, a tensor for one each, anything else as it is."""
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         try:
-            value = torch.as_tensor(value)
+            value = torch.as_tensor(value, device=device)
         except (TypeError, ValueError, RuntimeError):
             raise ArgumentError(
                 f"task_labels must be one integer or one per sample, found {value!r}. Give whole numbers."
@@ -191,7 +191,7 @@ def _labels(value: Any) -> Any:
 
 def labels_of_second(task_labels: Any, task_labels2: Any) -> Any:
     """Return the task labels of a second batch: the first one's where it was given none and they are one number."""
-    first = _labels(task_labels)
+    first = _labels(task_labels, torch.device("cpu"))
     return first if task_labels2 is None and isinstance(first, int) else task_labels2
 
 

@@ -160,7 +160,7 @@ class NTKOperator:
         for _ in range(int(n_probes)):
             z = (torch.randint(0, 2, (self.shape[0],), generator=g, device="cpu") * 2 - 1).to(self._rows)
             found.append(value(z.double(), (self @ z).double()))
-        t = torch.tensor(found, dtype=torch.float64)
+        t = torch.tensor(found, dtype=torch.float64, device="cpu")
         return float(t.mean()), float(t.std() / n_probes**0.5)
 
 
