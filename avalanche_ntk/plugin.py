@@ -36,7 +36,7 @@ from avalanche_ntk.errors import (
     unknown_name,
 )
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction, spot_check
-from avalanche_ntk.kernels.subject import checked_precision
+from avalanche_ntk.kernels.support import checked_precision
 from avalanche_ntk.observables import Moment, Observable, Observation
 from avalanche_ntk.parameters import Digests, change_between, digests_of
 from avalanche_ntk.probes import Probe, ProbeSpec

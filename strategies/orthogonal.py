@@ -17,10 +17,7 @@ from avalanche_ntk.strategies.memory import at_least, labels_for, remember
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import unknown_name
-from avalanche_ntk.kernels.fallback import jacobian
-from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.state import measuring
-from avalanche_ntk.kernels.subject import Subject
+from avalanche_ntk.kernels.support import Batch, Subject, jacobian, measuring
 from avalanche_ntk.probes import Probe
 from avalanche_ntk.reading import model_of
 from avalanche_ntk.trained import trained_function

@@ -110,6 +110,35 @@ def test_the_test_can_fail():
     assert violations("report", "if TYPE_CHECKING:\n    from avalanche_ntk import cli") == []
 
 
+# Rooms of `kernels`, lowest first; the door (modules of `kernels` itself) stands above all of them.
+ROOMS = ["_function", "_device", "_structure", "_contract", "_guard", "_generic", "door"]
+
+
+def room_violations(room: str, source: str) -> list[str]:
+    """Rooms above its own that a module of `kernels` imports; for a module outside, every private one."""
+    used = {name.split(".")[2] for name in imports(source) if name.startswith("avalanche_ntk.kernels._")}
+    limit = ROOMS.index(room) if room in ROOMS else -1
+    return sorted(f"{room} imports {other}" for other in used if ROOMS.index(other) > limit)
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts if path.is_relative_to(ROOT) else ("strategies",)
+    return (parts[1] if parts[1].startswith("_") and len(parts) > 2 else "door") if parts[0] == "kernels" else parts[0]
+
+
+@pytest.mark.parametrize("path", [path for _, path in sources()], ids=lambda p: p.name)
+def test_rooms_of_the_kernels_import_downwards_and_are_private(path):
+    assert room_violations(room_of(path), path.read_text()) == []
+
+
+def test_the_test_of_rooms_can_fail():
+    source = "from avalanche_ntk.kernels._guard.proof import prove"
+    assert room_violations("_contract", source) == ["_contract imports _guard"]
+    assert room_violations("plugin", source) == ["plugin imports _guard"]
+    assert room_violations("_guard", source) == room_violations("door", source) == []
+    assert room_violations("plugin", "from avalanche_ntk.kernels.support import Batch") == []
+
+
 def loads_torch(statement: str) -> str:
     code = f"import sys; sys.argv = ['avalanche-ntk', '--help']\n{statement}\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

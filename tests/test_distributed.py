@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from avalanche_ntk.kernels.reference import reference_ntk
+from avalanche_ntk.kernels._generic.reference import reference_ntk
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.trajectory import Trajectory
 from tests.lines import BatchNormCNN, DropoutMLP, differences

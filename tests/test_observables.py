@@ -9,7 +9,7 @@ from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning, UndefinedMeasureWarning
-from avalanche_ntk.kernels.reference import reference_jacobian, reference_ntk
+from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
 from avalanche_ntk.models import MLP
 from avalanche_ntk.observables import (
     ClassBlocks,

@@ -20,7 +20,7 @@ from avalanche_ntk.errors import (
     RunFolderError,
     UndefinedMeasureWarning,
 )
-from avalanche_ntk.kernels.reference import reference_ntk
+from avalanche_ntk.kernels._generic.reference import reference_ntk
 from avalanche_ntk.models import MLP
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.trajectory import Trajectory

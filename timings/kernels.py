@@ -31,10 +31,11 @@ from torch.autograd.graph import GradientEdge
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from avalanche_ntk.kernels import empirical_ntk, planning
-from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.passes import forward
-from avalanche_ntk.kernels.subject import Subject
+from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.kernels._function.batch import Batch
+from avalanche_ntk.kernels._function.subject import Subject
+from avalanche_ntk.kernels._guard import planning
+from avalanche_ntk.kernels._structure.passes import forward
 
 
 class ViT(nn.Module):

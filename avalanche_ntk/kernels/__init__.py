@@ -1,12 +1,12 @@
 """Model + inputs → empirical neural tangent kernel. Pure torch; `empirical_ntk` is the door."""
 
-from avalanche_ntk.kernels.checks import spot_check
+from avalanche_ntk.kernels._generic.features import feature_kernel, penultimate_features
+from avalanche_ntk.kernels._generic.linearise import jvp_prediction
+from avalanche_ntk.kernels._generic.operator import NTKOperator, ntk_operator
+from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
+from avalanche_ntk.kernels._generic.spot_check import spot_check
 from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_group
-from avalanche_ntk.kernels.features import feature_kernel, penultimate_features
-from avalanche_ntk.kernels.linearise import jvp_prediction
-from avalanche_ntk.kernels.method import KernelInfo, Method
-from avalanche_ntk.kernels.operator import NTKOperator, ntk_operator
-from avalanche_ntk.kernels.reference import reference_jacobian, reference_ntk
+from avalanche_ntk.kernels.info import KernelInfo, Method
 
 __all__ = [
     "KernelInfo",

@@ -22,16 +22,20 @@ from avalanche_ntk.errors import (
     positive,
     unknown_name,
 )
-from avalanche_ntk.kernels import engine, fallback, planning, refusals, separation
-from avalanche_ntk.kernels.contraction import Tally
-from avalanche_ntk.kernels.hooks import hooks_as
-from avalanche_ntk.kernels.inputs import Batch, labels_of_second
-from avalanche_ntk.kernels.method import KernelInfo, Method
-from avalanche_ntk.kernels.passes import Pass, forward
-from avalanche_ntk.kernels.plan import Plan
-from avalanche_ntk.kernels.reference import REDUCTIONS
-from avalanche_ntk.kernels.state import measuring, rng_fingerprint, wrapper_prefix
-from avalanche_ntk.kernels.subject import Subject, names_of, output_rows, select_parameters
+from avalanche_ntk.kernels._contract import engine
+from avalanche_ntk.kernels._contract.contraction import Tally
+from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
+from avalanche_ntk.kernels._function.subject import Subject, names_of, output_rows, select_parameters
+from avalanche_ntk.kernels._function.wrappers import wrapper_prefix
+from avalanche_ntk.kernels._generic import jacobians as fallback
+from avalanche_ntk.kernels._generic.reference import REDUCTIONS
+from avalanche_ntk.kernels._guard import planning, refusals
+from avalanche_ntk.kernels._guard import samples as separation
+from avalanche_ntk.kernels._guard.hooks import hooks_as
+from avalanche_ntk.kernels._guard.isolation import measuring, rng_fingerprint
+from avalanche_ntk.kernels._structure.passes import Pass, forward
+from avalanche_ntk.kernels._structure.plan import Plan
+from avalanche_ntk.kernels.info import KernelInfo, Method
 
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
 

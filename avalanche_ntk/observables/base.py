@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.kernels.inputs import Batch
-from avalanche_ntk.kernels.state import measuring, unwrap
+from avalanche_ntk.kernels.support import Batch, measuring, unwrap
 from avalanche_ntk.probes import Probe
 
 

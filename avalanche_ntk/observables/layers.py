@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.kernels.subject import select_parameters
+from avalanche_ntk.kernels.support import select_parameters
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from avalanche_ntk.experiments import load_config
-from avalanche_ntk.kernels.reference import reference_ntk
+from avalanche_ntk.kernels._generic.reference import reference_ntk
 from avalanche_ntk.models import build_model
 from avalanche_ntk.runfolder import RunFolder
 from tests.experiments.small import TINY, numbers

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_ntk.kernels import empirical_ntk, order
+from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.kernels._device import order
 
 
 class Net(nn.Module):

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from avalanche_ntk.kernels import empirical_ntk, ghost
-from avalanche_ntk.kernels.contraction import Tally, contract
-from avalanche_ntk.kernels.patches import Patches, gram, gram_cost
-from avalanche_ntk.kernels.pieces import Outer
+from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.kernels._contract import ghost
+from avalanche_ntk.kernels._contract.contraction import Tally, contract
+from avalanche_ntk.kernels._contract.patches import Patches, gram, gram_cost
+from avalanche_ntk.kernels._contract.pieces import Outer
 
 CONV = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 

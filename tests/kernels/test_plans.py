@@ -180,7 +180,7 @@ class Swapped(nn.Module):
 
 def test_a_rule_that_exchanges_pairs_of_outputs_is_found_out(monkeypatch):
     """Without the conjugate, `K(v, v)` of every combination v is right and `K(v, v')` is not."""
-    from avalanche_ntk.kernels import rules
+    from avalanche_ntk.kernels._contract import rules
 
     right = rules.broadcast
     monkeypatch.setitem(rules.RULES, "MulBackward0", lambda s: right(s, s.node._saved_self.conj()))

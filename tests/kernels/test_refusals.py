@@ -471,7 +471,7 @@ def test_a_budget_too_small_for_one_block_says_how_much_is_needed():
 
 def test_nearly_equal_inputs_in_float32_warn_and_float64_does_not(recwarn):
     from avalanche_ntk.kernels import empirical
-    from avalanche_ntk.kernels.method import KernelInfo
+    from avalanche_ntk.kernels.info import KernelInfo
 
     kernel = torch.tensor([[1.0, 1.01], [1.01, 1.0]])
     with pytest.warns(PrecisionWarning) as caught:

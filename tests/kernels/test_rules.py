@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_ntk.kernels.graph import NotKept, kept
-from avalanche_ntk.kernels.layout import Layout
-from avalanche_ntk.kernels.pieces import Dense
-from avalanche_ntk.kernels.rules import RULES, NoRule, Site, piece_of
+from avalanche_ntk.kernels._contract.pieces import Dense
+from avalanche_ntk.kernels._contract.rules import RULES, NoRule, Site, piece_of
+from avalanche_ntk.kernels._structure.graph import NotKept, kept
+from avalanche_ntk.kernels._structure.layout import Layout
 
 
 class StandIn:

@@ -17,10 +17,10 @@ from avalanche_ntk.kernels import (
     reference_ntk,
     spot_check,
 )
-from avalanche_ntk.kernels.engine import sample_sizes
-from avalanche_ntk.kernels.graph import Graph
-from avalanche_ntk.kernels.plan import pure_nodes
-from avalanche_ntk.kernels.routing import moves_by_values
+from avalanche_ntk.kernels._contract.engine import sample_sizes
+from avalanche_ntk.kernels._structure.graph import Graph
+from avalanche_ntk.kernels._structure.plan import pure_nodes
+from avalanche_ntk.kernels._structure.routing import moves_by_values
 
 
 @pytest.fixture(autouse=True)
@@ -512,7 +512,7 @@ def test_all_uses_of_a_layer_count_in_the_size_of_a_block(monkeypatch):
         seen[subject.model.times] = sample_sizes(subject, plan, at)
         return seen[subject.model.times]
 
-    monkeypatch.setattr("avalanche_ntk.kernels.engine.sample_sizes", spy)
+    monkeypatch.setattr("avalanche_ntk.kernels._contract.engine.sample_sizes", spy)
     x = torch.randn(6, 8)
     for times in (1, 40):
         check(Repeated(times), x, ways={"gram", "ghost", "explicit"})

@@ -1,0 +1,1 @@
+"""Private: from backpropagated signals to kernel entries."""

@@ -1,0 +1,160 @@
+"""What a rule says about one use of a parameter: its per-sample gradients, in factored form where there is one.
+
+For cotangents r = 1…R and samples n = 1…N the gradient of a used tensor W is `J[n, r]`, of W's shape. Three forms:
+
+* `Outer`: `J[n,r] = Σ_t a[n,t] ⊗ g[r,n,t]` over positions t (one for a plain Linear layer, pixels, tokens, time steps);
+* `Lookup`: the same where `a` is a one-hot row index (an embedding table), so J is never formed;
+* `Dense`: J itself, for what is small (biases, norm scales, gains).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from avalanche_ntk.kernels._contract.patches import Patches
+
+
+@dataclass
+class Dense:
+    """Explicit gradients.
+
+    Attributes:
+        j: `(N, R, *W.shape)`.
+    """
+
+    j: Tensor
+
+    def dense(self, shape: tuple[int, ...]) -> Tensor:
+        """Return `(N, R, *shape)`."""
+        return self.j.reshape(*self.j.shape[:2], *shape)
+
+    @property
+    def kind(self) -> str:
+        """Name of the form in reports."""
+        return "dense"
+
+
+def some_rows(a: Tensor | Patches, samples: slice, memory: Tensor | None = None) -> Tensor:
+    """Return the rows `(n, T, A)` of some samples; entries of patches stand in the order that is made fastest."""
+    return a[samples] if isinstance(a, Tensor) else a.make_fast(samples, memory)
+
+
+def all_rows(a: Tensor | Patches) -> Tensor:
+    """Return the rows `(N, T, A)` of all samples, with entries ordered as in the weight."""
+    return a if isinstance(a, Tensor) else a.make(slice(0, a.shape[0]))
+
+
+@dataclass
+class Outer:
+    """Sum over positions of outer products.
+
+    Attributes:
+        a: `(N, T, A)` the side that does not depend on the output.
+        g: `(R, N, T, B)` the side that does.
+        a_first: W is laid out as `(A, B)`; otherwise `(B, A)`.
+    """
+
+    a: Tensor | Patches
+    g: Tensor
+    a_first: bool = True
+
+    def dense(self, shape: tuple[int, ...]) -> Tensor:
+        """Return `(N, R, *shape)`."""
+        eq = "nta,rntb->nrab" if self.a_first else "nta,rntb->nrba"
+        return torch.einsum(eq, all_rows(self.a), self.g).reshape(self.a.shape[0], self.g.shape[0], *shape)
+
+    @property
+    def kind(self) -> str:
+        """Name of the form in reports."""
+        return "outer"
+
+
+@dataclass
+class Lookup:
+    """Rows of a table: `J[n,r] = Σ_t e_{ids[n,t]} ⊗ g[r,n,t]`; a negative id is a row without gradient.
+
+    Attributes:
+        ids: `(N, T)` integers.
+        g: `(R, N, T, D)`.
+        rows: Number of rows of the table.
+    """
+
+    ids: Tensor
+    g: Tensor
+    rows: int = field(default=0)
+
+    def dense(self, shape: tuple[int, ...]) -> Tensor:
+        """Return `(N, R, *shape)`."""
+        r, n, t, d = self.g.shape
+        out = self.g.new_zeros(n, self.rows, r * d)
+        keep = (self.ids >= 0).to(self.g.dtype)[..., None]
+        src = self.g.permute(1, 2, 0, 3).reshape(n, t, r * d) * keep
+        out.scatter_add_(1, self.ids.clamp(min=0)[..., None].expand(n, t, r * d), src)
+        return out.reshape(n, self.rows, r, d).permute(0, 2, 1, 3).reshape(n, r, *shape)
+
+    @property
+    def kind(self) -> str:
+        """Name of the form in reports."""
+        return "lookup"
+
+
+Piece = Dense | Outer | Lookup
+
+
+def in_kind(piece: Piece, kind: torch.dtype) -> Piece:
+    """A piece whose numbers are of another kind; complex ones become real where the parameter is real.
+
+    The gradient of a real parameter is the real part of the one that arrives, and `Re(a⊗g)` is
+    `Re a⊗Re g − Im a⊗Im g`: twice the positions.
+
+    Returns:
+        The piece itself where nothing changes.
+    """
+    real = not kind.is_complex
+    if isinstance(piece, Dense):
+        j = piece.j.real if real else piece.j
+        return piece if piece.j.dtype == kind else Dense(j.to(kind))
+    if isinstance(piece, Lookup):
+        g = piece.g.real if real else piece.g
+        return piece if piece.g.dtype == kind else Lookup(piece.ids, g.to(kind), piece.rows)
+    a, g = piece.a, piece.g
+    if isinstance(a, Patches):
+        return piece if g.dtype == a.x.dtype == kind else Outer(replace(a, x=a.x.to(kind)), g.to(kind), piece.a_first)
+    if a.dtype == g.dtype == kind:
+        return piece
+    if real and a.is_complex() and g.is_complex():
+        a, g = torch.cat([a.real, a.imag], 1), torch.cat([g.real, -g.imag], 2)
+    elif real:
+        a, g = a.real, g.real
+    return Outer(a.to(kind), g.to(kind), piece.a_first)
+
+
+def merge(pieces: list[Piece], shape: tuple[int, ...]) -> Piece:
+    """Several uses of the same tensor as one: further positions, or a sum of explicit gradients.
+
+    Returns:
+        One piece.
+    """
+    if len(pieces) == 1:
+        return pieces[0]
+    outers = [p for p in pieces if isinstance(p, Outer)]
+    if len(outers) == len(pieces) and len({p.a_first for p in outers}) == 1:
+        return Outer(
+            torch.cat([all_rows(p.a) for p in outers], 1), torch.cat([p.g for p in outers], 2), outers[0].a_first
+        )
+    lookups = [p for p in pieces if isinstance(p, Lookup)]
+    if len(lookups) == len(pieces):
+        return Lookup(torch.cat([p.ids for p in lookups], 1), torch.cat([p.g for p in lookups], 2), lookups[0].rows)
+    total = pieces[0].dense(shape)
+    for p in pieces[1:]:
+        total = total + p.dense(shape)
+    return Dense(total)
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """Return the number of entries of a tensor of this shape."""
+    return prod(shape)

@@ -1,0 +1,1 @@
+"""Private: the model as a function of chosen parameters, on a batch of samples."""

@@ -1,0 +1,1 @@
+"""Private: ways that need no knowledge of the graph, and the oracle."""

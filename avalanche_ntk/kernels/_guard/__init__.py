@@ -1,0 +1,1 @@
+"""Private: what keeps a kernel right and the model untouched."""

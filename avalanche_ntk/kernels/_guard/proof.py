@@ -1,0 +1,156 @@
+"""A plan is believed only where it was compared with autograd: kernels with gradients, places with signals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avalanche_ntk.errors import ModelError
+from avalanche_ntk.kernels._contract.contraction import Tally
+from avalanche_ntk.kernels._contract.engine import kernels, largest_explicit
+from avalanche_ntk.kernels._function.batch import Batch
+from avalanche_ntk.kernels._function.subject import Subject
+from avalanche_ntk.kernels._structure import layout as lay
+from avalanche_ntk.kernels._structure import signals
+from avalanche_ntk.kernels._structure.graph import Edge
+from avalanche_ntk.kernels._structure.passes import Pass, forward, random_numbers
+from avalanche_ntk.kernels._structure.plan import Plan
+
+PROOFS = 3  # random mixes of samples that a new plan is proved on
+
+
+def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> None:
+    """Compare every parameter's kernel with ordinary gradients of samples taken alone; demote what disagrees.
+
+    For random combinations v of outputs and random mixes u of samples, let `G = ∇θ Σ_n u_n v·f(x_n)`. Then
+    `Σ_{n,m} u_n u'_m vᵀΘ[n,m]v' = <G, G'>`: any entry of Θ that is wrong shows in it. Each G is compared with itself
+    and with the first one, so that only two have to be held at a time; a kernel whose output pairs are exchanged agrees
+    with itself, but not with another mix.
+    """
+    names = [n for n in subject.leaves if n not in plan.generic]
+    if not names:
+        return
+    cot = torch.stack([at.mix(2), at.mix(3)])
+    coarse = at.graph.coarsest() != torch.float64
+    tol = 1e-3 if coarse else 1e-9
+    errors: dict[str, str] = {}
+    # gradients of both combinations, as the rule has them, as they are carried to the parameter, and their sum
+    each = 8 * largest_explicit(subject, plan, at) * at.out.element_size()
+    if budget is not None and budget < at.n * each:
+        few = few.take(slice(0, max(2, budget // each)))
+        at = forward(subject, few)
+    got = kernels(subject, (plan, plan), at, at, cot, True, budget, Tally(), errors=errors)
+    traces = kernels(subject, (plan, plan), at, at, cot, False, budget, Tally(), errors=errors)
+    outs = []
+    for n in range(at.n):
+        try:
+            outs.append(forward(subject, few.take(slice(n, n + 1))).out[0])
+        except ModelError:  # a model that cannot be called with one sample
+            outs.append(at.out[n])
+    apart = torch.stack(outs)
+    mixes = torch.stack([random_numbers(at.n, 4 + k).to(at.out) for k in range(PROOFS)])
+    pairs = [(k, v) for k in range(PROOFS) for v in range(len(cot))]
+    squares: dict[str, list[float]] = {n: [] for n in names}
+    products: dict[str, list[float]] = {n: [] for n in names}
+    for group in _small_groups(subject, names, (budget or 2**30) // 8):
+        leaves = [subject.leaves[n] for n in group]
+        # gradients of samples alone are held several at a time: the batch's own serves where they are large
+        large = sum(p.numel() * p.element_size() for p in leaves) > (budget or 2**30) // 8
+        alone = at.out if large else apart
+        first: list[Tensor | None] = []
+        for k, v in pairs:
+            grads = torch.autograd.grad((mixes[k] @ alone) @ cot[v], leaves, retain_graph=True, allow_unused=True)
+            found: list[Tensor | None] = [None if g is None else g.to_dense() for g in grads]
+            first = first or found
+            for name, f, g in zip(group, first, found, strict=True):
+                squares[name].append(_inner(g, g))
+                products[name].append(_inner(f, g))
+    whole = max(max(w) for w in squares.values())
+    # a gradient that vanishes exactly (a bias before a norm) leaves only rounding, which has no relative accuracy
+    noise = (1e-9 if coarse else 1e-18) * whole
+    for name in names:
+        if name in errors:
+            plan.demote(name, errors[name])
+            continue
+        kernel, trace = got.get(name), traces.get(name)
+        wrong = ""
+        if kernel is not None and trace is not None:  # sums over outputs go other ways than pairs of them
+            total = kernel.diagonal(dim1=2, dim2=3).sum(-1)
+            if not float((trace - total).norm()) <= tol * float(total.norm()) + noise and bool(trace.isfinite().all()):
+                wrong = "the sum over outputs is another"
+        for i, (k, v) in enumerate(pairs):
+            for j, right in ((i, squares[name][i]), (0, products[name][i])):
+                u, w = pairs[j]
+                read = 0.0 if kernel is None else float(mixes[u] @ kernel[:, :, w, v] @ mixes[k])
+                size = (squares[name][i] * squares[name][j]) ** 0.5
+                if not abs(read - right) <= tol * size + noise and right == right:
+                    wrong = wrong or f"{read:.6g} against {right:.6g}"
+        if wrong:
+            plan.demote(name, f"the graph's reading disagreed with autograd ({wrong})")
+
+
+def _inner(f: Tensor | None, g: Tensor | None) -> float:
+    """Return the inner product of two gradients, None being zero; that of large ones is summed in several parts."""
+    if f is None or g is None:
+        return 0.0
+    return sum(float(a @ b) for a, b in zip(f.reshape(-1).split(2**16), g.reshape(-1).split(2**16), strict=True))
+
+
+def _small_groups(subject: Subject, names: list[str], room: int) -> list[list[str]]:
+    """Split parameters so that the gradients of each group take at most `room` bytes, where single ones allow.
+
+    Returns:
+        The groups.
+    """
+    groups: list[list[str]] = [[]]
+    load = 0
+    for n in names:
+        size = subject.leaves[n].numel() * subject.leaves[n].element_size()
+        if groups[-1] and load + size > room:
+            groups.append([])
+            load = 0
+        groups[-1].append(n)
+        load += size
+    return groups
+
+
+def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> bool:
+    """Check every layout on the whole batch, digit by digit of the sample's number; demote what does not hold.
+
+    Returns:
+        True when all hold.
+    """
+    edges = plan.edges()
+    if not edges or at.n == 1:
+        return True
+    base = 64
+    digits = 1
+    while base**digits < at.n:
+        digits += 1
+    number = torch.arange(at.n, device=at.out.device)
+    places = torch.stack([(number // base**k) % base for k in range(digits)])
+    table = 1.05 ** torch.arange(base, dtype=at.out.dtype, device=at.out.device)
+    weights = torch.cat([torch.ones_like(table[places[:1]]), table[places]])
+    cotangents = weights[:, :, None] * at.mix(1)
+    where = {u.edge: u.layout for h in plan.handles for u in h.uses}
+    bad: set[Edge] = set()
+    # the signals of an edge, and what is made to compare them, are held at a time
+    exact = at.graph.coarsest() if at.out.dtype == torch.float64 else at.out.dtype
+    room = float("inf") if budget is None else budget / (16 * at.out.element_size() * len(weights))
+    for arrived in signals.stream(at.out, at.graph, signals.segments([at.graph], edges, room), cotangents, False):
+        for e, s in arrived.items():
+            if s is None:
+                continue
+            if not where[e].fits(tuple(s.shape[1:]), at.n):
+                bad.add(e)
+                continue
+            for k, place in enumerate(places):
+                index, clear = lay.sample_of(s[0], s[1 + k], table, where[e].dim, exact)
+                if not lay.consistent(where[e], index, clear, place):
+                    bad.add(e)
+        arrived.clear()
+    broken = {h for h, handle in enumerate(plan.handles) if any(u.edge in bad for u in handle.uses)}
+    for name in (*plan.native, *plan.pulled):
+        if broken & set(plan.handles_of(name)):
+            plan.demote(name, "samples are moved by their values")
+    return not broken

@@ -1,0 +1,126 @@
+"""What a plan relies on beyond the names and edges of a graph: shapes, and the whole numbers that nodes keep.
+
+A model is Python code: an attribute of it changes between two calls, and the same operators run over another dimension
+(`w.transpose(self.d, 1)`) or give other shapes. A plan is used again only where all of these are as they were, each
+number being constant or growing evenly with the number of samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from avalanche_ntk.kernels._structure.graph import Graph, Node
+
+Numbers = tuple[int, ...] | None
+_KEPT: dict[type, tuple[str, ...]] = {}
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Numbers of a graph as functions of the number of samples N.
+
+    Attributes:
+        constant: What does not depend on N, by its position among a graph's numbers.
+        growing: `base + slope·N`, by its position.
+        count: How many there are.
+    """
+
+    constant: dict[int, Numbers]
+    growing: dict[int, tuple[tuple[int, int], ...]]
+    count: int
+
+    @staticmethod
+    def of(small: Graph, n_small: int, large: Graph, n_large: int) -> Pattern:
+        """Read the numbers of two passes; what is neither constant nor grows evenly is left open."""
+        constant: dict[int, Numbers] = {}
+        growing: dict[int, tuple[tuple[int, int], ...]] = {}
+        low, high = numbers(small), numbers(large)
+        for i, (a, b) in enumerate(zip(low, high, strict=False)):
+            if a == b:
+                constant[i] = a
+            elif a is not None and b is not None and len(a) == len(b):
+                lines = [_line(u, v, n_small, n_large) for u, v in zip(a, b, strict=True)]
+                known = tuple(line for line in lines if line is not None)
+                if len(known) == len(lines):
+                    growing[i] = known
+        return Pattern(constant, growing, len(high))
+
+    def fits(self, graph: Graph, n: int) -> bool:
+        """Tell whether a graph of n samples has these numbers.
+
+        Returns:
+            True when all agree.
+        """
+        found = numbers(graph)
+        return (
+            len(found) == self.count
+            and all(found[i] == value for i, value in self.constant.items())
+            and all(found[i] == tuple(b + s * n for b, s in lines) for i, lines in self.growing.items())
+        )
+
+
+def _line(u: int, v: int, n: int, m: int) -> tuple[int, int] | None:
+    """Return `(base, slope)` of the line through two numbers, or None where it is none that batches follow."""
+    slope, rest = divmod(v - u, m - n)
+    base = u - slope * n
+    return None if rest or base < 0 else (base, slope)
+
+
+def numbers(graph: Graph) -> list[Numbers]:
+    """Return the shapes of every node's outputs, and the whole numbers that it keeps for its backward pass."""
+    found: list[Numbers] = []
+    for node in graph.nodes:
+        found.extend(tuple(m.shape) for m in node._input_metadata)
+        found.extend(whole_numbers(node))
+    return found
+
+
+def whole_numbers(node: Node) -> list[Numbers]:
+    """Return the whole numbers that a node keeps for its backward pass, in a fixed order; None for whatever else."""
+    return [_whole(getattr(node, name)) for name in _kept(node)]
+
+
+def scalars(graph: Graph) -> list[complex]:
+    """Return the numbers besides whole ones that nodes keep: Python's, and tensors without dimensions.
+
+    A value that was read in the forward pass (`c = h.mean().item()`) may say how much of a gradient passes
+    (`c * h + (1 - c) * h.detach()`), which no output shows.
+    """
+    found: list[complex] = []
+    for node in graph.nodes:
+        for name in dir(node):
+            if not name.startswith("_saved_"):
+                continue
+            try:
+                value = getattr(node, name)
+            except RuntimeError:  # a saved tensor that was written into, or let go
+                continue
+            if isinstance(value, Tensor):
+                value = None if value.dim() else value.item()
+                found.extend([] if value is None else [complex(value)])
+            elif isinstance(value, float):
+                found.append(value)
+    return found
+
+
+def _kept(node: Node) -> tuple[str, ...]:
+    """Names of what a kind of node keeps besides tensors (those have a `_raw_saved_…` too) and sizes of its inputs."""
+    kind = type(node)
+    names = _KEPT.get(kind)
+    if names is None:
+        every = set(dir(kind))
+        saved = [a for a in every if a.startswith("_saved_") and "_sym_" not in a and f"_raw{a}" not in every]
+        _KEPT[kind] = names = tuple(sorted(saved))
+    return names
+
+
+def _whole(value: Any) -> Numbers:
+    """Return whole numbers as a tuple, None for whatever else it is."""
+    if isinstance(value, int):
+        return (int(value),)
+    if isinstance(value, tuple | list) and all(isinstance(v, int) for v in value):
+        return tuple(int(v) for v in value)
+    return None

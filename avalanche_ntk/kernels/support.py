@@ -1,0 +1,20 @@
+"""For this package's own modules: what they share with the kernels beside kernels. Users need nothing of it."""
+
+from avalanche_ntk.kernels._function.batch import Batch
+from avalanche_ntk.kernels._function.subject import Subject, checked_precision, select_parameters, swapped
+from avalanche_ntk.kernels._function.wrappers import unwrap
+from avalanche_ntk.kernels._generic.jacobians import jacobian
+from avalanche_ntk.kernels._guard.hooks import hooks_as
+from avalanche_ntk.kernels._guard.isolation import measuring
+
+__all__ = [
+    "Batch",
+    "Subject",
+    "checked_precision",
+    "hooks_as",
+    "jacobian",
+    "measuring",
+    "select_parameters",
+    "swapped",
+    "unwrap",
+]
