@@ -1,10 +1,14 @@
 """What is read off a graph is used again only where it still holds, and for each of two batches what is its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from avalanche_ntk.kernels import empirical_ntk, reference_ntk
+from avalanche_ntk.kernels._contract.rules.elementwise import broadcast
+from avalanche_ntk.kernels._structure.nodes import NODES
 from tests.kernels.cases import error
 
 FAST = {"gram", "ghost", "explicit", "dense", "lookup", "unused"}
@@ -180,10 +184,8 @@ class Swapped(nn.Module):
 
 def test_a_rule_that_exchanges_pairs_of_outputs_is_found_out(monkeypatch):
     """Without the conjugate, `K(v, v)` of every combination v is right and `K(v, v')` is not."""
-    from avalanche_ntk.kernels._contract import rules
-
-    right = rules.broadcast
-    monkeypatch.setitem(rules.RULES, "MulBackward0", lambda s: right(s, s.node._saved_self.conj()))
+    wrong = replace(NODES["Mul"], rule=lambda s: broadcast(s, s.node._saved_self.conj()))
+    monkeypatch.setitem(NODES, "Mul", wrong)
     model, x = Swapped(), torch.randn(5, 4)
     got, info = empirical_ntk(model, x, reduction="full", dtype=torch.float64, return_info=True)
     assert error(got, reference_ntk(model, x, reduction="full")) <= 1e-12

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from avalanche_ntk.kernels._contract.pieces import Dense
-from avalanche_ntk.kernels._contract.rules import RULES, NoRule, Site, piece_of
+from avalanche_ntk.kernels._contract.rules import NoRule, Site, piece_of
 from avalanche_ntk.kernels._structure.graph import NotKept, kept
 from avalanche_ntk.kernels._structure.layout import Layout
+from avalanche_ntk.kernels._structure.nodes import NODES, spec_of
 
 
 class StandIn:
@@ -62,20 +63,20 @@ def test_a_field_that_is_missing_leads_to_the_nodes_own_backward():
     name = "CudnnBatchNormBackward0"
     site = Site(StandIn(name, backward, **saved), 1, g, Layout(0), 4, (1, 3, 1))
     with pytest.raises(NoRule):
-        RULES[name](site)
+        spec_of(name).rule(site)
     piece, way = piece_of(site, name)
     assert way == "masked"
     torch.testing.assert_close(piece.dense((3,)), want)
 
 
 @pytest.mark.parametrize("slot", [0, 1, 2])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name, spec in NODES.items() if spec.rule is not None])
 def test_no_rule_puts_a_default_in_the_place_of_a_missing_field(name, slot):
     """A node that keeps nothing: a rule that needs nothing gives the signal summed, any other has no rule."""
     g = torch.randn(2, 4, 3, 5, 5)
     for shape in ((3,), (3, 5, 5), (5,)):
         try:
-            piece = RULES[name](Site(StandIn(name), slot, g, Layout(0), 4, shape))
+            piece = NODES[name].rule(Site(StandIn(name), slot, g, Layout(0), 4, shape))
         except NoRule:
             continue
         dims = {(3,): (3, 4), (3, 5, 5): (), (5,): (2, 3)}[shape]

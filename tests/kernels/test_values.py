@@ -256,7 +256,7 @@ def test_which_graphs_may_move_samples_by_values(make, moves):
     model = make().train()  # in eval mode, an encoder layer has a kernel of its own without a graph
     own = {id(p): n for n, p in model.named_parameters()}
     small, large = (Graph.of(model(torch.randn(n, 4)), own) for n in (3, 5))
-    assert moves_by_values(small, 3, large, 5, pure_nodes(small, large)) is moves
+    assert moves_by_values(small, large, pure_nodes(small, large)) is moves
 
 
 # --- gates that were closed when the model was first seen

@@ -17,11 +17,12 @@ from torch.autograd.graph import GradientEdge
 
 from avalanche_ntk.kernels._contract.contraction import Tally, contract
 from avalanche_ntk.kernels._contract.pieces import Dense, Piece, in_kind, merge
-from avalanche_ntk.kernels._contract.rules import RULES, Site, piece_of
+from avalanche_ntk.kernels._contract.rules import Site, piece_of
 from avalanche_ntk.kernels._device.memory import free_bytes, release
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._structure import signals
 from avalanche_ntk.kernels._structure.graph import Edge
+from avalanche_ntk.kernels._structure.nodes import is_factored, spec_of
 from avalanche_ntk.kernels._structure.passes import Pass
 from avalanche_ntk.kernels._structure.plan import Handle, Plan
 
@@ -122,7 +123,11 @@ def sample_sizes(subject: Subject, plan: Plan, at: Pass) -> tuple[int, int]:
                 patches.append(prod(weight) // max(1, weight[0]) * (prod(out) // max(1, out[1])) // at.n)
     explicit = largest_explicit(subject, plan, at)
     pulled = max((subject.leaves[name].numel() for name in plan.pulled), default=0)
-    held = 6 if all(at.graph.names[u.node] in RULES for handle in plan.handles for u in handle.uses) else 12
+    held = (
+        6
+        if all(spec_of(at.graph.names[u.node]).rule is not None for handle in plan.handles for u in handle.uses)
+        else 12
+    )
     return 3 * max(signal, explicit, *patches, 1), max(held * signal, 3 * explicit, 5 * pulled)
 
 
@@ -187,11 +192,7 @@ class _Side:
     def is_dense(self, handle: int) -> bool:
         """Return whether its pieces are likely explicit (grouped convolutions, whatever has no rule)."""
         graph = self.at.graph
-        nodes = {u.node for u in self.plan.handles[handle].uses}
-        names = {graph.names[i] for i in nodes}
-        if names == {"ConvolutionBackward0"}:
-            return any(int(graph.nodes[i]._saved_groups) > 1 for i in nodes)
-        return not names <= {"AddmmBackward0", "MmBackward0", "EmbeddingBackward0", "EmbeddingBagBackward0"}
+        return not all(is_factored(graph.names[u.node], graph.nodes[u.node]) for u in self.plan.handles[handle].uses)
 
     def scale(self, handles: list[int], name: str) -> float | None:
         """Return the factor that the chain multiplies all entries with; None where it has more than one."""

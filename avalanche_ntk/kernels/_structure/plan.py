@@ -13,32 +13,8 @@ from math import prod
 
 from avalanche_ntk.kernels._structure.graph import Edge, Graph
 from avalanche_ntk.kernels._structure.layout import Layout
+from avalanche_ntk.kernels._structure.nodes import spec_of
 from avalanche_ntk.kernels._structure.pattern import Pattern, whole_numbers
-
-# Parameter-only nodes that only rearrange entries, or scale all of them alike
-VIEWS = (
-    "TBackward0",
-    "TransposeBackward0",
-    "TransposeBackward1",
-    "PermuteBackward0",
-    "ViewBackward0",
-    "UnsafeViewBackward0",
-    "ReshapeAliasBackward0",
-    "UnsqueezeBackward0",
-    "UnsqueezeBackward1",
-    "SqueezeBackward0",
-    "SqueezeBackward1",
-    "SqueezeBackward2",
-    "AliasBackward0",
-    "CloneBackward0",
-    "ToCopyBackward0",
-    "ContiguousBackward0",
-    "MovedimBackward0",
-    "FlipBackward0",
-    "ViewAsBackward0",
-)
-SCALES = ("MulBackward0", "DivBackward0", "NegBackward0")
-SPLITS = ("SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0", "ChunkBackward0")
 
 
 @dataclass(frozen=True)
@@ -217,14 +193,15 @@ def chain(graph: Graph, edge: Edge) -> tuple[str, bool, bool, tuple[int, int] | 
         if len(children) != 1 or graph.dtype((i, nr)).is_complex:
             plain = False
             break
-        if name in SPLITS and part is None:
+        what = spec_of(name).chain
+        if what == "split" and part is None:
             part = (i, nr)
         elif prod(shape) != prod(graph.shape(children[0])):
             plain = False  # entries are used several times (a gain times a constant of a larger shape), or left out
-        elif name in SCALES:
+        elif what == "scale":
             scaled = True
             kind[-1] += f"@{i}"  # two scales may differ: never merged
-        elif name not in VIEWS:
+        elif what != "view":
             plain = False
         i, nr = children[0]
     below: set[str] = set()

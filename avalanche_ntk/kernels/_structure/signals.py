@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from avalanche_ntk.kernels._structure.graph import Edge, Graph
-
-# Nodes whose backward has no batching rule, or whose rule is slower than a loop over outputs
-_LOOP = ("Convolution", "FlashAttention", "Mkldnn", "Cudnn", "Thnn", "Checkpoint", "CompiledFunction", "EmbeddingBag")
+from avalanche_ntk.kernels._structure.nodes import spec_of
 
 
 def batches_well(graph: Graph) -> bool:
@@ -30,9 +28,8 @@ def batches_well(graph: Graph) -> bool:
     Returns:
         True when no node is known to be better off in a loop.
     """
-    return not any(
-        any(k in name for k in _LOOP) or not name.endswith(("0", "1", "AccumulateGrad")) for name in graph.names
-    )
+    names = (name for name in graph.names if not name.endswith("AccumulateGrad"))
+    return all(spec_of(name).vectorised for name in names)
 
 
 def pull(

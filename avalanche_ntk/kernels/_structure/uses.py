@@ -26,7 +26,7 @@ def read(subject: Subject, small: Pass, large: Pass) -> Plan:
     g = large.graph
     pure = pure_nodes(small.graph, g)
     plan = Plan(batched=signals.batches_well(g))
-    plan.routed = moves_by_values(small.graph, small.n, g, large.n, pure)
+    plan.routed = moves_by_values(small.graph, g, pure)
     out_edges: list[set[int]] = [set() for _ in g.nodes]
     out_edges[0].add(0)
     for es in g.edges:
