@@ -5,10 +5,12 @@ from avalanche_ntk.kernels._generic.linearise import jvp_prediction
 from avalanche_ntk.kernels._generic.operator import NTKOperator, ntk_operator
 from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
 from avalanche_ntk.kernels._generic.spot_check import spot_check
+from avalanche_ntk.kernels._guard.policy import Checks
 from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_group
 from avalanche_ntk.kernels.info import KernelInfo, Method
 
 __all__ = [
+    "Checks",
     "KernelInfo",
     "Method",
     "NTKOperator",

@@ -29,12 +29,12 @@ from avalanche_ntk.kernels._function.subject import Subject, names_of, output_ro
 from avalanche_ntk.kernels._function.wrappers import wrapper_prefix
 from avalanche_ntk.kernels._generic import jacobians as fallback
 from avalanche_ntk.kernels._generic.reference import REDUCTIONS
-from avalanche_ntk.kernels._guard import planning, refusals
-from avalanche_ntk.kernels._guard import samples as separation
+from avalanche_ntk.kernels._guard import known, planning, refusals, samples
 from avalanche_ntk.kernels._guard.hooks import hooks_as
 from avalanche_ntk.kernels._guard.isolation import measuring, rng_fingerprint
+from avalanche_ntk.kernels._guard.policy import TOLD, Checks, Look, look
 from avalanche_ntk.kernels._structure.passes import Pass, forward
-from avalanche_ntk.kernels._structure.plan import Plan
+from avalanche_ntk.kernels._structure.plan import Plan, Way
 from avalanche_ntk.kernels.info import KernelInfo, Method
 
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
@@ -59,6 +59,7 @@ def empirical_ntk(
     n_projections: int | None = None,
     seed: int = 0,
     block: int | None = None,
+    checks: str | Checks = "auto",
     hooks: str | None = None,
     return_info: bool = False,
 ) -> Any:
@@ -88,6 +89,7 @@ def empirical_ntk(
         n_projections: Number of random sign vectors of the estimator.
         seed: Seed of the estimator's own generator.
         block: Samples per block; chosen from the budget by default.
+        checks: How often it is asked whether samples are independent, see `Checks`.
         hooks: "auto" (the default) does not call hooks of the model's modules that only look, see `kernels.hooks`;
             "keep" calls them all.
         return_info: Also return a `KernelInfo`.
@@ -128,6 +130,7 @@ def empirical_ntk(
         n_projections=n_projections,
         seed=seed,
         block=block,
+        checks=checks,
         hooks=hooks,
         spectrum=return_info,
     )
@@ -150,6 +153,7 @@ def empirical_ntk_by_group(
     method: str | Method = "auto",
     whole: bool = False,
     params: str | Sequence[str] | None = None,
+    checks: str | Checks = "auto",
     hooks: str | None = None,
     return_info: bool = False,
 ) -> Any:
@@ -170,6 +174,7 @@ def empirical_ntk_by_group(
         method: See `empirical_ntk`.
         whole: Also return, under the name `""`, the kernel that `empirical_ntk` gives, from the same pass.
         params: Names of the parameters that the whole covers (shell wildcards allowed); None for every trainable one.
+        checks: See `empirical_ntk`.
         hooks: See `empirical_ntk`.
         return_info: Also return a `KernelInfo`; its asymmetry and eigenvalues are those of the whole where it was asked
             for, else the worst of all groups.
@@ -218,6 +223,7 @@ def empirical_ntk_by_group(
         n_projections=None,
         seed=0,
         block=None,
+        checks=checks,
         hooks=hooks,
         spectrum=return_info,
     )
@@ -245,6 +251,7 @@ def _measure(
     n_projections: int | None,
     seed: int,
     block: int | None,
+    checks: str | Checks,
     hooks: str | None,
     spectrum: bool,
 ) -> tuple[dict[str, Tensor], KernelInfo]:
@@ -254,6 +261,9 @@ def _measure(
     if str(getattr(method, "value", method)) not in ways:
         raise unknown_name("method", method, ways)
     method = Method(method)
+    if str(getattr(checks, "value", checks)) not in [c.value for c in Checks]:
+        raise unknown_name("checks", checks, [c.value for c in Checks])
+    checks = Checks(checks)
     _check_estimator(estimator, n_projections, reduction)
     budget = positive("memory_budget", memory_budget, "bytes") or DEFAULT_BUDGET
     block = positive("block", block, "samples")
@@ -269,15 +279,16 @@ def _measure(
         if not whole:
             subject = subject.restricted({n for names in members.values() for n in names})
         with subject.standing_in():
-            run = _Run(subject, members, reduction == "full", budget, method, info)
+            run = _Run(subject, members, reduction == "full", budget, method, info, checks)
             run.check(b1, b2)
             rows = _cotangents(run.first.out, outputs, reduction)
             if estimator is None:
                 result = run.all_blocks(b1, b2, rows, block)
             else:
                 result = _estimate(run, b1, b2, rows, int(n_projections or 0), seed, block, info)
-        for b in run.new:
-            planning.note(subject.model, b)
+        if run.checks is not Checks.NEVER:
+            for b in (b1, *([] if b2 is None else [b2])):
+                known.note(subject.model, b)
     for name, kernel in result.items():
         _require_finite(kernel, name)
     if b2 is None:
@@ -385,6 +396,7 @@ class _Run:
         budget: int,
         method: Method,
         info: KernelInfo,
+        checks: Checks,
     ) -> None:
         self.subject, self.members, self.full = subject, members, full
         self.budget, self.method, self.info = budget, method, info
@@ -396,8 +408,9 @@ class _Run:
         self.size: int | None = None
         self.left: tuple[Batch, tuple[Pass, Plan] | None] | None = None
         self.again = True
-        self.new: list[Batch] = []
-        self.every = [True, True]  # whether all samples of the first and of the second batch are still to be looked at
+        self.checks = checks
+        self.new = (True, True)  # whether the first and the second batch were not looked at before
+        self.looks: dict[int, Look] = {}  # by plan
 
     def check(self, batch: Batch, second: Batch | None) -> None:
         """Run the model on the first batch and refuse what has no kernel."""
@@ -405,14 +418,13 @@ class _Run:
         alone = self.method in (Method.JACOBIAN, Method.LOOP)
         if alone:
             for b in (batch, *([] if second is None else [second])):
-                separation.refuse_mixing(subject, b, one_by_one=self.method is Method.LOOP)
+                samples.refuse_mixing(subject, b, one_by_one=self.method is Method.LOOP)
         self.whole = batch
-        self.every = [b is not None and planning.is_new(subject.model, b) for b in (batch, second)]
-        self.new = [b for b, new in zip((batch, second), self.every, strict=True) if b is not None and new]
-        ahead = None if alone or len(batch) < 4 * separation.LARGE else planning.plan_ahead(subject, batch, self.budget)
+        self.new = known.is_new(subject.model, batch), second is not None and known.is_new(subject.model, second)
+        ahead = None if alone or len(batch) < 4 * samples.LARGE else planning.plan_ahead(subject, batch, self.budget)
         self.first = self._forward(batch.take(slice(0, 1)) if alone else batch)
         if ahead is not None:
-            planning.keep_if_true(subject, ahead, self.first)
+            planning.forget_if_other(subject, ahead, self.first)
 
     def _forward(self, batch: Batch) -> Pass:
         """Return a pass; where it drew random numbers, it is run again and has to come out the same."""
@@ -449,7 +461,7 @@ class _Run:
                             turned = value.permute(1, 0, 3, 2) if self.full else value.T
                             result[g][k : k + size, i : i + size] = turned
         self.left = None
-        self.every = [False, False]
+        self.new = (False, False)
         self.info.methods |= self.tally.forms
         self.info.flops = self.tally.flops
         self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
@@ -479,14 +491,24 @@ class _Run:
 
     def _plan(self, batch: Batch, at: Pass) -> Plan:
         """Return the plan of a pass; that of the first pass is looked up once."""
-        if at is not self.first:
-            on_the_left = self.left is not None and batch is self.left[0]
-            every = self.every[0 if on_the_left else 1]
-            return planning.plan_for(self.subject, batch, at, self.budget, self.again or on_the_left, every)
-        if self.plan is None:
-            self.plan = planning.plan_for(self.subject, batch, at, self.budget, every=self.every[0])
-            self.every[0] = False
-        return self.plan
+        if at is self.first and self.plan is not None:
+            return self.plan
+        on_the_left = at is self.first or (self.left is not None and batch is self.left[0])
+        plan = known.plan_of(self.subject, batch, at)
+        new = plan is None
+        if plan is None:
+            plan = planning.new_plan(self.subject, batch, at, self.budget)
+        if id(plan) not in self.looks:
+            self.looks[id(plan)] = look(self.checks, new or any(self.new), plan.uses)
+            plan.uses += 1
+            self.info.checks = max(self.info.checks, self.looks[id(plan)].told, key=TOLD.index)
+            if plan.unproven:
+                self.info.plan_not_kept = plan.unproven
+        seen = self.looks[id(plan)] if self.again or on_the_left else Look()
+        plan = planning.inspect(self.subject, batch, at, plan, self.budget, seen)
+        if at is self.first:
+            self.plan = plan
+        return plan
 
     def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
         """Return group → kernel of one pair of blocks."""
@@ -517,7 +539,7 @@ class _Run:
             q, other = self._planned(b2)
             if q.graph.signature != p.graph.signature:
                 self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
-                return {}, list(subject.leaves), plan.alone or other.alone
+                return {}, list(subject.leaves), Way.LOOP in (plan.way, other.way)
             plan, other = plan.matched(other)
         force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
         try:
@@ -533,7 +555,7 @@ class _Run:
         self.info.reasons |= plan.generic
         if (p.n, q.n) != (n, m):
             values = {g: value[:n, :m].clone() for g, value in values.items()}
-        return values, list(plan.generic), plan.alone
+        return values, list(plan.generic), plan.way is Way.LOOP
 
     def _planned(self, batch: Batch) -> tuple[Pass, Plan]:
         """Return the pass of a batch and its plan; of one sample given twice where the model treats one otherwise.
@@ -556,7 +578,7 @@ class _Run:
                 raise
         else:  # else a rest of one sample, with which the model cannot be called
             plan = self._plan(batch, at)
-            if not plan.twice:
+            if plan.way is not Way.TWICE:
                 return at, plan
         batch = batch.take([0, 0])
         at = forward(self.subject, batch)

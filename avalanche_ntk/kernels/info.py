@@ -48,6 +48,8 @@ class KernelInfo:
         min_eigenvalue: Smallest eigenvalue of a self-kernel; None where it was not computed.
         max_eigenvalue: Largest eigenvalue of a self-kernel; None where it was not computed.
         block: Samples in one block.
+        checks: What was compared: `all samples` by themselves, `some samples`, or the plan was `trusted`.
+        plan_not_kept: Why the plan is made anew in every measurement; empty where it is kept.
         standard_error: `(N, M)` standard error of an estimated kernel; None for an exact one.
     """
 
@@ -59,4 +61,6 @@ class KernelInfo:
     min_eigenvalue: float | None = None
     max_eigenvalue: float | None = None
     block: int = 0
+    checks: str = "trusted"
+    plan_not_kept: str = ""
     standard_error: Tensor | None = None

@@ -76,7 +76,7 @@ def kernels(
     if not edges:
         return {}
     step = r if full else _outputs_at_once(plan, p, q, r, total, same)
-    if step < r and not plan.batched:
+    if step < r and not plan.vectorised:
         step = 1  # a loop over outputs gains nothing from several, and one needs no copies
     parts = signals.segments([p.graph] if same else [p.graph, q.graph], edges, total * 0.3 / sides / step)
     # Gram matrices of inputs do not depend on the outputs: kept from step to step where they are small
@@ -91,11 +91,11 @@ def kernels(
         if start:
             sums.give_back()
         one = _Side(subject, plan, p)
-        left = signals.stream(p.out, p.graph, parts, cot, plan.batched)
+        left = signals.stream(p.out, p.graph, parts, cot, plan.vectorised)
         if same:
             sums.consume(one, one, left, left)
         else:
-            right = signals.stream(q.out, q.graph, parts, cot, plan.batched)
+            right = signals.stream(q.out, q.graph, parts, cot, plan.vectorised)
             sums.consume(one, _Side(subject, plans[1], q), left, right)
     tally.lefts = None
     sums.give_back()

@@ -336,14 +336,27 @@ class Subject:
         with swapped(self.model, copies):
             yield Subject(self.model, {}, torch.float64, self.selector, copies)
 
-    @torch.no_grad()
-    def nudge(self, seed: int) -> None:
-        """Move what stands in for the model's tensors by a hundred of their last digits, up or down."""
-        generator = torch.Generator("cpu").manual_seed(seed)
-        for t in self.substitutes.values():
-            if t.is_floating_point():
-                signs = torch.randint(0, 2, t.shape, generator=generator, device="cpu").to(t) * 2 - 1
-                t.mul_(1 + 128 * torch.finfo(t.dtype).eps * signs)
+    @contextmanager
+    def nearby(self) -> Generator[Subject, None, None]:
+        """The model with copies in place of all of its parameters that differ from them a little.
+
+        Each entry moves by about a tenth of what is usual in its tensor, or of what is usual at initialisation where
+        all are zero.
+
+        Yields:
+            The model as it then stands.
+        """
+        generator = torch.Generator("cpu").manual_seed(0)
+        copies: dict[str, Tensor] = {}
+        for name, t in self.model.named_parameters():
+            if not t.is_floating_point():
+                continue
+            noise = torch.randn(t.shape, generator=generator, dtype=torch.float32, device="cpu").to(t)
+            usual = float(t.detach().double().square().mean().sqrt()) or (t.shape[0] / max(1, t.numel())) ** 0.5
+            copies[name] = (t.detach() + 0.1 * usual * noise).requires_grad_(name in self.leaves)
+        with swapped(self.model, copies):
+            leaves = {n: copies[n] for n in self.leaves}
+            yield Subject(self.model, leaves, self.dtype, self.selector, self.substitutes | copies)
 
     def outputs(self, batch: Batch) -> Tensor:
         """`forward` without a graph, but where the model needs one itself (it differentiates something)."""

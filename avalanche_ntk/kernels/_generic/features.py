@@ -14,8 +14,7 @@ from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._guard.isolation import measuring
 from avalanche_ntk.kernels._guard.samples import LARGE, SMALL
-from avalanche_ntk.kernels._structure.layout import Layout, candidates
-from avalanche_ntk.kernels._structure.passes import ReadsValues
+from avalanche_ntk.kernels._structure.layout import candidates
 
 
 def feature_kernel(
@@ -125,7 +124,7 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     """Input of the last linear layer called, one row a sample.
 
     Where the samples are in it is found out from batches of two sizes: in dimension 0 as a rule, in another where
-    tokens come first. Where values that are read may decide the path, each sample goes its own.
+    tokens come first.
 
     Returns:
         `(N, D)`.
@@ -137,8 +136,6 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
     parts = [batch.take([i % n for i in range(size)]) for size in (SMALL, LARGE)]
     which = _last_that_counts(subject, parts[0])
     h, *few = [_inputs(subject, part)[which][0] for part in (batch, *parts)]
-    with ReadsValues() as reads:  # apart: what is kept of the layers looks at values too
-        subject.forward(parts[0])
     options = candidates(tuple(few[0].shape), tuple(few[1].shape), SMALL, LARGE) or []
     index = [i % n for i in range(LARGE)]
     for layout in options:
@@ -146,32 +143,12 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
         if layout.fits(tuple(h.shape), n) and agree(rows[0], rows[1][:SMALL], torch.float32):
             found = layout.samples_first(h[None], n)[0].reshape(n, -1)
             if agree(found[index], rows[1].reshape(LARGE, -1), torch.float32):
-                return _each_alone(subject, batch, layout) if reads.found else found.clone()
+                return found.clone()
     name = type(subject.model).__name__
     raise ModelError(
         f"the last linear layer of {name} sees an input of shape {tuple(h.shape)} for {n} samples: expected one"
         " dimension in which each sample has its own part. Leave the feature kernel out for this model."
     )
-
-
-def _each_alone(subject: Subject, batch: Batch, layout: Layout) -> Tensor:
-    """Return the features of each sample given alone, one row each; its path may end in a layer of its own.
-
-    Raises:
-        ModelError: They are not as many for each.
-    """
-    rows = []
-    for i in range(len(batch)):
-        one = batch.take([i])
-        h = _inputs(subject, one)[_last_that_counts(subject, one)][0]
-        rows.append(layout.samples_first(h[None], 1)[0].reshape(1, -1) if layout.fits(tuple(h.shape), 1) else h[None])
-    if len({row.shape for row in rows}) > 1:
-        sizes = sorted({row.numel() for row in rows})
-        raise ModelError(
-            f"the features of {type(subject.model).__name__} have {sizes} numbers for different samples, by paths that"
-            " depend on their values: expected as many for each. Leave the feature kernel out for this model."
-        )
-    return torch.cat(rows)
 
 
 def _inputs(subject: Subject, batch: Batch, copies: bool = False) -> list[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject, check_supported, in_precision, working_dtype
 from avalanche_ntk.kernels._function.wrappers import unwrap
 from avalanche_ntk.kernels._guard.isolation import measuring
-from avalanche_ntk.kernels._guard.planning import is_new, note
+from avalanche_ntk.kernels._guard.known import is_new, note
 from avalanche_ntk.kernels._guard.samples import require_alone
 from avalanche_ntk.kernels._guard.written import exchanges_memory, written
 from avalanche_ntk.kernels._structure.graph import Graph

@@ -16,7 +16,7 @@ from avalanche_ntk.kernels._function.subject import Subject, output_rows, requir
 from avalanche_ntk.kernels._generic.linearise import push
 from avalanche_ntk.kernels._generic.reference import REDUCTIONS
 from avalanche_ntk.kernels._guard.isolation import measuring
-from avalanche_ntk.kernels._guard.samples import refuse_several_paths
+from avalanche_ntk.kernels._guard.samples import require_separate
 from avalanche_ntk.kernels._structure.passes import plain_operators
 
 
@@ -211,7 +211,7 @@ def ntk_operator(
     with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)
         with subject.standing_in():
-            refuse_several_paths(subject, batch)
+            require_separate(subject, batch)
             out = subject.forward(batch.take(slice(0, 1)))
         require_graph(out, subject)
         kept = output_rows(outputs, out.shape[1])

@@ -89,15 +89,6 @@ def width_of_the_batch(subject: Subject, out: Tensor, other: Tensor) -> ModelErr
     )
 
 
-def several_paths(subject: Subject) -> ModelError:
-    """Return the error for a model whose samples go other paths alone than at once, where they have to run at once."""
-    return ModelError(
-        f"the path through {type(subject.model).__name__} depends on values of the batch, and some sample goes"
-        " another one alone: expected one path for all, to run them at once. Use empirical_ntk, which takes"
-        " such samples one by one."
-    )
-
-
 def by_batch_statistics(model: nn.Module) -> ModelError | None:
     """Return the error for a batch norm without running statistics, None if the model has none."""
     for name, m in model.named_modules():

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels._device.order import LESS_EXACT, channels_last_pays, never_again, ordered
@@ -117,31 +115,3 @@ def plain_operators(model: nn.Module) -> Generator[None, None, None]:
     finally:
         torch._C._set_mkldnn_enabled(mkldnn)
         torch._C._set_cudnn_enabled(cudnn)
-
-
-class ReadsValues(TorchDispatchMode):
-    """Watches whether a forward pass looks at values (`.item()`, `if tensor:`, shapes that depend on values)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and note its kind."""
-        name = func.__name__.split(".")[0]
-        self.found = self.found or name in _VALUES
-        return func(*args, **(kwargs or {}))
-
-
-_VALUES = frozenset(
-    {
-        "_local_scalar_dense",
-        "nonzero",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "masked_select",
-        "equal",
-        "is_nonzero",
-    }
-)

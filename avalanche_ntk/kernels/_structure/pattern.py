@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from avalanche_ntk.kernels._structure.graph import Graph, Node
 
 Numbers = tuple[int, ...] | None
@@ -81,29 +79,6 @@ def numbers(graph: Graph) -> list[Numbers]:
 def whole_numbers(node: Node) -> list[Numbers]:
     """Return the whole numbers that a node keeps for its backward pass, in a fixed order; None for whatever else."""
     return [_whole(getattr(node, name)) for name in _kept(node)]
-
-
-def scalars(graph: Graph) -> list[complex]:
-    """Return the numbers besides whole ones that nodes keep: Python's, and tensors without dimensions.
-
-    A value that was read in the forward pass (`c = h.mean().item()`) may say how much of a gradient passes
-    (`c * h + (1 - c) * h.detach()`), which no output shows.
-    """
-    found: list[complex] = []
-    for node in graph.nodes:
-        for name in dir(node):
-            if not name.startswith("_saved_"):
-                continue
-            try:
-                value = getattr(node, name)
-            except RuntimeError:  # a saved tensor that was written into, or let go
-                continue
-            if isinstance(value, Tensor):
-                value = None if value.dim() else value.item()
-                found.extend([] if value is None else [complex(value)])
-            elif isinstance(value, float):
-                found.append(value)
-    return found
 
 
 def _kept(node: Node) -> tuple[str, ...]:

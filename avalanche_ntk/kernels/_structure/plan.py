@@ -9,7 +9,9 @@ numbers of nodes, never nodes, so that they serve every later forward pass of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from math import prod
+from typing import Any
 
 from avalanche_ntk.kernels._structure.graph import Edge, Graph
 from avalanche_ntk.kernels._structure.layout import Layout
@@ -55,6 +57,20 @@ class Handle:
     part: tuple[int, int] | None
 
 
+class Way(Enum):
+    """How the parameters of a plan are measured.
+
+    * `GRAPH`: as the graph was read; some parameters may go through explicit Jacobians for a reason of their own.
+    * `LOOP`: one sample at a time, since its graph alone is another than in a batch (values decide it).
+    * `TWICE`: nothing is planned for a sample alone, which takes another path than several do (as in torch's
+      attention): it is to be given twice.
+    """
+
+    GRAPH = "graph"
+    LOOP = "loop"
+    TWICE = "twice"
+
+
 @dataclass
 class Plan:
     """Way of every parameter.
@@ -64,14 +80,12 @@ class Plan:
         native: Parameter → groups of handles whose pieces are contracted as they are (groups add up).
         pulled: Parameter → handles whose explicit gradients are carried to the parameter by its own chain.
         generic: Parameter → why it goes through explicit Jacobians.
-        routed: Whether samples may be moved by values, so that layouts are proved anew in every measurement.
-        batched: Whether signals of all outputs go in one vectorised pass.
-        reads: Whether the forward pass looks at values, so that every sample is compared with itself alone each time.
-        alone: Whether generic paths take one sample at a time.
-        blind: Whether some layouts were guessed, because no signal arrived: the plan is not kept.
-        turns: How often it was used.
-        twice: Whether nothing is planned because one sample takes another path than several (as torch's attention
-            does): it is to be given twice.
+        way: How they are measured.
+        moving: Whether samples may be moved by values, so that layouts are proved anew in every measurement.
+        vectorised: Whether signals of all outputs go in one pass.
+        unproven: Why the plan is not kept (no signal arrived somewhere, so nothing is proved there); empty where it is.
+        uses: How often it was used.
+        rounding: How far outputs of samples alone were seen to differ by rounding.
         pattern: What the graph has to be like for this plan to be used again; None where nothing was read off it.
     """
 
@@ -79,18 +93,17 @@ class Plan:
     native: dict[str, list[list[int]]] = field(default_factory=dict)
     pulled: dict[str, list[int]] = field(default_factory=dict)
     generic: dict[str, str] = field(default_factory=dict)
-    routed: bool = False
-    batched: bool = True
-    reads: bool = False
-    alone: bool = False
-    blind: bool = False
-    turns: int = 0
-    twice: bool = False
+    way: Way = Way.GRAPH
+    moving: bool = False
+    vectorised: bool = True
+    unproven: str = ""
+    uses: int = 0
+    rounding: Any = None
     pattern: Pattern | None = None
 
     def serves(self, graph: Graph, n: int) -> bool:
         """Return whether the plan may be used for a pass of n samples whose graph has the same signature."""
-        return (n == 1 or not self.twice) and (self.pattern is None or self.pattern.fits(graph, n))
+        return (n == 1 or self.way is not Way.TWICE) and (self.pattern is None or self.pattern.fits(graph, n))
 
     def copy(self) -> Plan:
         """Return a plan whose ways can be changed without changing this one."""
@@ -122,7 +135,8 @@ class Plan:
         if other is self:
             return self, self
         left, right = self.copy(), other.copy()
-        left.alone = right.alone = self.alone or other.alone
+        if Way.LOOP in (self.way, other.way):
+            left.way = right.way = Way.LOOP
         known = [n for plan in (self, other) for ways in (plan.native, plan.pulled, plan.generic) for n in ways]
         for name in dict.fromkeys(known):
             reason = self.generic.get(name) or other.generic.get(name)

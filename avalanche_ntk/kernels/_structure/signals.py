@@ -22,7 +22,7 @@ from avalanche_ntk.kernels._structure.graph import Edge, Graph
 from avalanche_ntk.kernels._structure.nodes import spec_of
 
 
-def batches_well(graph: Graph) -> bool:
+def vectorises(graph: Graph) -> bool:
     """Tell whether one vectorised backward pass is expected to work and to pay.
 
     Returns:

@@ -25,8 +25,7 @@ def read(subject: Subject, small: Pass, large: Pass) -> Plan:
     """
     g = large.graph
     pure = pure_nodes(small.graph, g)
-    plan = Plan(batched=signals.batches_well(g))
-    plan.routed = moves_by_values(small.graph, g, pure)
+    plan = Plan(vectorised=signals.vectorises(g), moving=moves_by_values(small.graph, g, pure))
     out_edges: list[set[int]] = [set() for _ in g.nodes]
     out_edges[0].add(0)
     for es in g.edges:
@@ -44,8 +43,9 @@ def read(subject: Subject, small: Pass, large: Pass) -> Plan:
     chosen = set(subject.leaves)
     uses = {e: u for e, u in uses.items() if known[e][4] & chosen}
     sites = sorted({(i, next(iter(out_edges[i]))) for u in uses.values() for i, _ in u if len(out_edges[i]) == 1})
-    layouts, plan.blind = _layouts(small, large, sites)
-    plan.routed = plan.routed or plan.blind
+    layouts, silent = _layouts(small, large, sites)
+    if silent:
+        plan.unproven = f"no signal arrives at {', '.join(dict.fromkeys(g.names[i] for i in silent))}"
     broken: dict[str, str] = {}
     index: dict[Edge, int] = {}
     for e, found in uses.items():
@@ -101,17 +101,19 @@ def _signals(at: Pass, edges: list[Edge], weights: Tensor) -> list[Tensor | None
     return list(torch.autograd.grad(at.out, targets, cot, retain_graph=True, allow_unused=True))
 
 
-def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, lay.Layout], bool]:
+def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, lay.Layout], list[int]]:
     """Read the samples' places off shapes and weighted signals.
 
+    Where several readings fit (signals at the first of 11 tokens alone), the first one is taken, which has the samples
+    outermost; every new batch shows whether it holds there.
+
     Returns:
-        A layout for every edge where it could be told, and whether signals vanish at some (a head or a gate that starts
-        at zero, dead units): they show no order, and prove nothing. What was guessed there is checked on the whole
-        batch, and not remembered.
+        A layout for every edge where it could be told, and the nodes where no signal arrives (below a head or a gate
+        that starts at zero): they show no order, and prove nothing.
     """
     if not sites:
-        return {}, False
-    blind = False
+        return {}, []
+    silent: list[int] = []
     ones = torch.ones(large.n, dtype=large.out.dtype, device=large.out.device)
     weights = torch.tensor(WEIGHTS, dtype=large.out.dtype, device=large.out.device)
     plain = _signals(large, sites, ones)
@@ -122,12 +124,13 @@ def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, la
         options = lay.candidates(small.graph.shape(e), large.graph.shape(e), small.n, large.n)
         if not options:
             continue
-        if p is None or w is None or not p.numel():  # no signal arrives here: any reading gives zero
+        if p is None or w is None or not p.numel():  # the output does not depend on it: any reading gives zero
             found[e] = options[0]
             continue
         index, clear = lay.sample_of(p, w, weights, options[0].dim)
         fitting = [o for o in options if lay.consistent(o, index, clear, number)]
         if fitting:
             found[e] = fitting[0]
-            blind = blind or len(fitting) > 1 or not bool(p.any())
-    return found, blind
+            if not bool(p.any()):
+                silent.append(e[0])
+    return found, silent
