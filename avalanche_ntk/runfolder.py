@@ -6,9 +6,12 @@ Layout of a folder, schema version 1:
     measurements.jsonl                         one JSON object a line, appended and flushed to the disk
     measurements.torn                          what a killed process left of a line (only if that happened)
     measurements.csv                           the table for people, made by `export_csv`
-    kernels/<probe>/<index, 6 digits>.safetensors
+    kernels/<folder of the probe>/<index, 6 digits>.safetensors
     measurements.rewound001.jsonl              what `rewind` set aside, with kernels `<index>.rewound001.safetensors`
     lock                                       who writes
+
+The folder of a probe is `names.folder_of` its name, which is the name itself for `Exp000` and the like. A record names
+its kernel's file, and that is what is read: folders whose kernels lie under the plain names are read as ever.
 
 `meta` is what the caller stores about the run; where it has `seed` and `probes`, these are an integer (or null) and a
 list of objects with at least a `name` and a `hash`. A line is an object with a `kind`; one of the kind "measurement"
@@ -48,6 +51,7 @@ import safetensors.numpy
 from avalanche_ntk import _lock
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, NTKError, NTKWarning, RunFolderError
+from avalanche_ntk.names import checked_name, folder_of, is_name
 
 SCHEMA = "avalanche-ntk-run"
 SCHEMA_VERSION = 1
@@ -67,9 +71,9 @@ _LOCK = "lock"
 _TMP = ".tmp"
 _LIBRARIES = ("avalanche-ntk", "avalanche-lib", "torch", "torchvision", "numpy", "safetensors")
 
-_PROBE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_PROBE_FOLDER = re.compile(r"[A-Za-z0-9%+][A-Za-z0-9%+._-]{0,239}", re.ASCII)
 _KERNEL_NAME = r"[0-9]{6,12}(\.rewound[0-9]{3,9})?\.safetensors"
-_KERNEL_PATH = re.compile(r"kernels/(?P<probe>[A-Za-z0-9][A-Za-z0-9._-]{0,99})/" + _KERNEL_NAME, re.ASCII)
+_KERNEL_PATH = re.compile(f"kernels/(?P<probe>{_PROBE_FOLDER.pattern})/{_KERNEL_NAME}", re.ASCII)
 _KERNEL_FILE = re.compile(_KERNEL_NAME + r"(\.tmp)?", re.ASCII)
 _REWOUND = re.compile(r"measurements\.rewound(?P<number>[0-9]{3,9})\.jsonl(\.tmp)?", re.ASCII)
 _DIGEST = "content_sha256"
@@ -418,11 +422,7 @@ class RunFolder:
             ArgumentError: A name, the index or an array cannot be stored.
             RunFolderError: The file could not be written; everything before is as it was.
         """
-        if not isinstance(probe, str) or not _PROBE.fullmatch(probe):
-            raise ArgumentError(
-                "probe: expected a name of at most 100 letters, digits, '.', '_' and '-' that begins with a letter or "
-                f"digit (it names a folder), found {probe!r}."
-            )
+        checked_name(probe, "probe")
         if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 10**12:
             raise ArgumentError(f"index: expected an integer of at least 0 and below 10**12, found {index!r}.")
         content = _safetensors_bytes(arrays, metadata or {})
@@ -432,9 +432,9 @@ class RunFolder:
                 f"index: probe {probe!r} has records up to index {self._last_index[probe]}, whose kernels are never "
                 f"replaced: found {index}. Pass {self._last_index[probe] + 1}."
             )
-        relative = f"{_KERNELS}/{probe}/{index:06d}.safetensors"
+        relative = f"{_KERNELS}/{folder_of(probe)}/{index:06d}.safetensors"
         with self._writing(relative):
-            for directory in (self.path / _KERNELS, self.path / _KERNELS / probe):
+            for directory in (self.path / _KERNELS, self.path / _KERNELS / folder_of(probe)):
                 _make_directory(directory)
             _replace(self.path / relative, content)
         return relative
@@ -733,7 +733,7 @@ class RunFolder:
         if not os.path.lexists(kernels) or not stat.S_ISDIR(os.lstat(kernels).st_mode):
             return
         for probe in kernels.iterdir():
-            if not stat.S_ISDIR(os.lstat(probe).st_mode) or not _PROBE.fullmatch(probe.name):
+            if not stat.S_ISDIR(os.lstat(probe).st_mode) or not _PROBE_FOLDER.fullmatch(probe.name):
                 continue
             for file in probe.iterdir():
                 if _KERNEL_FILE.fullmatch(file.name):
@@ -901,7 +901,7 @@ def _require_natural(found: Mapping[str, Any], key: str) -> int:
 
 def _require_probe_name(found: Mapping[str, Any], key: str) -> str:
     name = _require(found, key, str)
-    if not _PROBE.fullmatch(name):
+    if not is_name(name):
         raise _Invalid(
             f"expected {key!r} to be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or digit, "
             f"found {_short(name)}"

@@ -13,11 +13,12 @@ ROOT = Path(avalanche_ntk.__file__).parent
 
 # Layers of docs/design.md, lowest first; a module may import its own layer and those below.
 LAYERS = {
-    **dict.fromkeys(["errors", "files", "randomness", "clock", "_lock"], 0),
+    **dict.fromkeys(["errors", "files", "frozen", "labels", "names", "randomness", "clock", "_lock"], 0),
     **dict.fromkeys(["kernels", "measures", "schedule", "runfolder"], 1),
     **dict.fromkeys(
         [
             "probes",
+            "samples",
             "parameters",
             "reading",
             "boundaries",
@@ -36,6 +37,7 @@ LAYERS = {
     "loggers": 3,
     "tensorboard": 4,
     "evaluation": 4,
+    "images": 4,
     "strategies": 5,
     "demo": 6,
     "experiments": 6,

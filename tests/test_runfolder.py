@@ -749,8 +749,8 @@ def test_a_reader_does_not_write(path):
     [
         (
             ("../up", 0, {"k": np.eye(2)}),
-            "probe: expected a name of at most 100 letters, digits, '.', '_' and '-' that begins with a letter or "
-            "digit (it names a folder), found '../up'.",
+            "probe must be 1 to 100 letters, digits, '.', '_' and '-' that begin with a letter or digit, since it "
+            "stands in metric tags; found '../up'. Give probe='first_task', for example.",
         ),
         (("a", -1, {"k": np.eye(2)}), "index: expected an integer of at least 0 and below 10**12, found -1."),
         (("a", True, {"k": np.eye(2)}), "index: expected an integer of at least 0 and below 10**12, found True."),
