@@ -69,12 +69,25 @@ class UndefinedMeasureWarning(NTKWarning):
     """A measure has no value for this input (NaN was returned); the message is the reason."""
 
 
+class ProbeWarning(NTKWarning):
+    """A probe was chosen otherwise than asked for; the message says how and why."""
+
+
 class MeasurementFailedWarning(NTKWarning):
     """A measurement failed; training goes on and the record holds the reason."""
 
 
 class PrecisionWarning(NTKWarning):
     """A kernel is less exact than it should be (asymmetric, strongly negative eigenvalues); float64 is proposed."""
+
+
+def ended(text: str) -> str:
+    """Return a text that came from elsewhere with one full stop at its end.
+
+    >>> ended("it failed"), ended("It failed.")
+    ('it failed.', 'It failed.')
+    """
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def positive(name: str, value: int | None, unit: str) -> int | None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from avalanche_ntk.commands.shared import out_console
+from avalanche_ntk.errors import ended
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +45,7 @@ def compare(
 
     found = compare_runs(runs, by=by or [], probe=probe, seed=seed)
     for refusal in found.refusals:
-        print(f"avalanche-ntk: {refusal}.", file=sys.stderr)
+        print(f"avalanche-ntk: {ended(refusal)}", file=sys.stderr)
     console = out_console()
     for table in tables.to_rich(found, each=each, width=console.width):
         console.print(table)

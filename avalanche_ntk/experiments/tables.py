@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.errors import RunFolderError, ended
 from avalanche_ntk.experiments.comparison import COLUMNS, KERNEL, LEARNING, Comparison
 from avalanche_ntk.files import write_whole
 
@@ -93,7 +93,7 @@ def to_markdown(found: Comparison, *, each: bool = False) -> str:
     lines += [_markdown_row(row) for row in rows]
     if not each:
         lines += ["", "Mean ± standard deviation over the runs of a group [95 % interval by bootstrap]."]
-    lines += ["", *[f"- {refusal}." for refusal in found.refusals]] if found.refusals else []
+    lines += ["", *[f"- {ended(refusal)}" for refusal in found.refusals]] if found.refusals else []
     if correlated := _correlation_cells(found):
         lines += ["", "Rank correlation (Spearman) with forgetting over the runs:", ""]
         lines += [_markdown_row(["measure", "ρ", "p", "runs"]), _markdown_row(["---", "---:", "---:", "---:"])]
@@ -115,7 +115,7 @@ def to_latex(found: Comparison, *, each: bool = False) -> str:
     """
     columns = shown_columns(found)
     heads, rows = _cells(found, columns, each, interval=False)
-    lines = [f"% {refusal}." for refusal in found.refusals]
+    lines = [f"% {ended(refusal)}" for refusal in found.refusals]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
     lines += [" & ".join(_LATEX.get(head, _escaped(head)) for head in heads) + r" \\", r"\midrule"]
     for first, *others in rows:

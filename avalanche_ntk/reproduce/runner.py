@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avalanche_ntk.errors import ArgumentError, NTKError
+from avalanche_ntk.errors import ArgumentError, NTKError, ended
 from avalanche_ntk.experiments.launch import Workers
 from avalanche_ntk.experiments.sweep import Outcome as RunOutcome
 from avalanche_ntk.experiments.sweep import Sweep, load_sweep, run_sweep
@@ -159,8 +159,8 @@ def _measure_parts(
 def _refuse(failures: Sequence[str], what: str, total: int) -> None:
     if failures:
         raise StudyError(
-            f"{len(failures)} of {total} {what} failed, the first: {failures[0]}. Mend the cause and call it again: "
-            "what is complete is kept."
+            f"{len(failures)} of {total} {what} failed, the first: {ended(failures[0])} Mend the cause and call it "
+            "again: what is complete is kept."
         )
 
 

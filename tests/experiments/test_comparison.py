@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, RunFolderError
-from avalanche_ntk.experiments import compare, load_config
+from avalanche_ntk.experiments import compare, load_config, tables
 from avalanche_ntk.experiments.comparison import bootstrap, find_runs, read_run
 from avalanche_ntk.runfolder import RunFolder
 
@@ -123,11 +123,13 @@ def rewrite(path, change):
 def test_a_run_whose_measurements_failed_says_so_and_has_no_rank_of_the_last(tmp_path):
     def fail(record):
         late = record["kind"] == "measurement" and record["index"] > 0
-        return {**record, "values": {}, "failure": f"KernelError: no {record['index']}"} if late else record
+        return {**record, "values": {}, "failure": f"KernelError: no {record['index']}."} if late else record
 
     rewrite(make_run(tmp_path / "a"), fail)
     found = compare([tmp_path])
-    assert found.refusals == ("a: 2 of 3 measurements failed, the first for this reason: KernelError: no 1",)
+    assert found.refusals == ("a: 2 of 3 measurements failed, the first for this reason: KernelError: no 1.",)
+    for text in (tables.to_markdown(found), tables.to_latex(found)):
+        assert "KernelError: no 1.\n" in text
     assert math.isnan(found.runs["effective_rank"][0])
 
 
