@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from avalanche_ntk.labels import are_classes, in_form, in_order, order_told
 
-def kernel_figure(kernel: np.ndarray, labels: Sequence[int] | np.ndarray, title: str) -> Figure:
+
+def kernel_figure(kernel: np.ndarray, labels: Sequence[Any] | np.ndarray, title: str) -> Figure:
     """Draw a kernel as a heat map, samples sorted by class, class borders marked.
+
+    Samples with one numeric target are sorted by it, those with several stay in their order; there are no borders then.
 
     The colours show the cosines `K[n,m] / sqrt(K[n,n] K[m,m])`, so that kernels of different norm can be compared.
 
     Args:
         kernel: Self-kernel, shape `(N, N)`.
-        labels: Class of each sample, shape `(N,)`.
+        labels: Class of each sample, whole numbers `(N,)`, or numeric targets, `(N, K)`.
         title: What the figure shows.
 
     Returns:
         A figure with a canvas of its own, which no global state of matplotlib knows.
     """
-    labels = np.asarray(labels)
-    order = np.argsort(labels, kind="stable")
+    labels = in_form(np.asarray(labels))
+    order = in_order(labels)
     matrix = np.asarray(kernel, dtype=np.float64)[np.ix_(order, order)]
     norms = np.sqrt(np.clip(np.diag(matrix), 0, None))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = matrix / np.outer(norms, norms)
     figure, axis = _figure(4.6, 4.0)
     image = axis.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+    if are_classes(labels):
+        _mark_classes(axis, labels)
+    axis.set_xlabel(order_told(labels))
+    axis.set_ylabel(order_told(labels))
+    axis.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axis, label="cosine of gradients")
+    return figure
+
+
+def _mark_classes(axis: Axes, labels: np.ndarray) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     edges = np.cumsum(counts)
     for edge in edges[:-1]:
@@ -39,11 +54,6 @@ def kernel_figure(kernel: np.ndarray, labels: Sequence[int] | np.ndarray, title:
     centres = edges - counts / 2 - 0.5
     axis.set_xticks(centres, [f"{c}" for c in classes])
     axis.set_yticks(centres, [f"{c}" for c in classes])
-    axis.set_xlabel("class")
-    axis.set_ylabel("class")
-    axis.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axis, label="cosine of gradients")
-    return figure
 
 
 def spectrum_figure(eigenvalues: np.ndarray, title: str) -> Figure:

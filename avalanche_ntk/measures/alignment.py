@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.measures._arrays import Array, as_labels
+from avalanche_ntk.measures._arrays import Array, as_float64, as_labels, as_numpy, count_non_finite
 from avalanche_ntk.measures._undefined import nan_when_undefined, undefined
 from avalanche_ntk.measures.spectrum import require_rank
 from avalanche_ntk.measures.view import KernelView, view_of
@@ -38,22 +38,62 @@ def one_hot(labels: ArrayLike, classes: ArrayLike | None = None) -> Array:
     return np.asarray(y[:, None] == columns[None, :], dtype=np.float64)
 
 
-def _centred_one_hot(labels: ArrayLike, n: int) -> Array:
-    y = one_hot(as_labels(labels, n))
-    if y.shape[1] < 2:
+def are_targets(labels: ArrayLike) -> bool:
+    """Return whether labels are numeric targets: floating-point numbers, or anything of shape `(N, K)`."""
+    array = as_numpy(labels)
+    return array.ndim == 2 or array.dtype.kind == "f"
+
+
+def label_matrix(labels: ArrayLike, samples: int | None = None) -> Array:
+    """Matrix Y of the label kernel `Y Yᵀ`: numeric targets as they are, classes one-hot.
+
+    Args:
+        labels: Class of each sample, shape `(N,)`, or numeric targets: floating-point numbers `(N,)`, or `(N, K)`.
+        samples: The N that is expected.
+
+    Returns:
+        Shape `(N, K)`, float64.
+
+    Raises:
+        ArgumentError: Not one label or row per sample, or no real numbers.
+
+    >>> label_matrix([0.5, 2.0])
+    array([[0.5],
+           [2. ]])
+    """
+    if not are_targets(labels):
+        return one_hot(as_labels(labels, samples))
+    rows = as_float64(labels, "numeric targets")
+    if rows.ndim not in (1, 2) or rows.size == 0:
+        raise ArgumentError(
+            f"numeric targets must have the shape (N,) or (N, K), found {rows.shape}. Pass one row per sample."
+        )
+    if samples is not None and len(rows) != samples:
+        raise ArgumentError(
+            f"labels must be one per sample: the kernel has {samples} samples, found {len(rows)} labels. "
+            "Pass the labels of the same probe, in the same order."
+        )
+    return rows.reshape(len(rows), -1)
+
+
+def _centred_labels(labels: ArrayLike, n: int) -> Array:
+    y = label_matrix(labels, n)
+    if bad := count_non_finite(y):
+        undefined(f"the labels have {bad} non-finite entries of {y.size}")
+    if (y == y[0]).all():
         undefined("all samples have the same label")
     return y - y.mean(axis=0)
 
 
 @nan_when_undefined
 def kernel_alignment(k: ArrayLike | KernelView, labels: ArrayLike) -> float:
-    """Kernel alignment, `A = CKA(Θ, YYᵀ)` with one-hot `Y`.
+    """Kernel alignment, `A = CKA(Θ, YYᵀ)`; `Y` holds the numeric targets of the samples, for classes one-hot rows.
 
     Computed as `<HΘH, (HY)(HY)ᵀ> = tr((HY)ᵀ HΘH (HY))`.
 
     Args:
         k: Self-kernel `(N, N)`.
-        labels: Class of each sample, shape `(N,)`.
+        labels: Class of each sample, shape `(N,)`; or numeric targets, floating-point numbers `(N,)` or `(N, K)`.
 
     Returns:
         A number in [0, 1] for a positive semidefinite kernel: 1 when it separates the classes perfectly. NaN with a
@@ -70,7 +110,7 @@ def kernel_alignment(k: ArrayLike | KernelView, labels: ArrayLike) -> float:
     1.0
     """
     view = view_of(k)
-    y = _centred_one_hot(labels, view.require_square("kernel_alignment"))
+    y = _centred_labels(labels, view.require_square("kernel_alignment"))
     unit = view.unit(centred=True)
     # ‖YYᵀ‖_F = ‖YᵀY‖_F, and the latter is only C × C.
     value = float(np.vdot(y, unit @ y) / np.linalg.norm(y.T @ y))
@@ -79,14 +119,14 @@ def kernel_alignment(k: ArrayLike | KernelView, labels: ArrayLike) -> float:
 
 @nan_when_undefined
 def eigenvector_alignment(k: ArrayLike | KernelView, labels: ArrayLike, rank: int) -> float:
-    """Eigenvector alignment, `Σ_{i≤k} Σ_c <u_i, y_c>² / ‖Y‖²` with centred one-hot `Y`.
+    """Eigenvector alignment, `Σ_{i≤k} Σ_c <u_i, y_c>² / ‖Y‖²` with centred `Y`, one-hot for classes.
 
     The share of the (centred) labels that lies in the span of the kernel's k leading eigenvectors. The eigenvectors
     are those of `Θ` itself, not of the centred kernel; one that is constant over the samples contributes nothing.
 
     Args:
         k: Self-kernel `(N, N)`.
-        labels: Class of each sample, shape `(N,)`.
+        labels: Class of each sample, shape `(N,)`; or numeric targets, floating-point numbers `(N,)` or `(N, K)`.
         rank: Number k of leading eigenvectors; 1, 5 and 20 are the usual ones.
 
     Returns:
@@ -106,7 +146,7 @@ def eigenvector_alignment(k: ArrayLike | KernelView, labels: ArrayLike, rank: in
     view = view_of(k)
     n = view.require_square("eigenvector_alignment")
     require_rank(rank)
-    y = _centred_one_hot(labels, n)
+    y = _centred_labels(labels, n)
     if rank >= n:
         undefined(f"the {rank} leading eigenvectors of a {n}×{n} kernel span the whole space")
     view.require_finite()

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.measures._arrays import Array, as_float64, as_labels, count_non_finite
 from avalanche_ntk.measures._undefined import Undefined, undefined, warn_undefined
-from avalanche_ntk.measures.alignment import one_hot
+from avalanche_ntk.measures.alignment import are_targets, label_matrix, one_hot
 from avalanche_ntk.measures.view import KernelView, view_of
 
 #: Ridges tried, in units of the mean diagonal entry of the training kernel.
@@ -78,8 +78,9 @@ class KernelRegression:
     """Held-out result of a regression with one kernel.
 
     Attributes:
-        accuracy: Share of held-out samples whose largest predicted output is their class; NaN where undefined.
-        loss: Mean over held-out samples of `Σ_c (ŷ_c − y_c)²` with one-hot y; NaN where undefined.
+        accuracy: Share of held-out samples whose largest predicted output is their class; NaN where undefined, as for
+            numeric targets.
+        loss: Mean over held-out samples of `Σ_c (ŷ_c − y_c)²` with one-hot y for classes; NaN where undefined.
         ridge: The chosen ridge, in units of the mean diagonal entry of the training kernel; NaN where undefined.
         validation_losses: The loss on the validation split for each ridge tried, in the order given.
     """
@@ -100,17 +101,18 @@ def kernel_regression(
     validation_share: float = 0.25,
     seed: int = 0,
 ) -> KernelRegression:
-    """Kernel regression: held-out accuracy and loss of ridge regression with a kernel on one-hot labels.
+    """Kernel regression: held-out accuracy and loss of ridge regression with a kernel, on one-hot rows for classes.
 
     The mean of the training targets is subtracted before and added after, in place of an intercept. The ridge is
     the one with the smallest loss on a validation split of the training samples (the largest of equals), class by
-    class and drawn with `seed`; all training samples are then used with it.
+    class where there are classes and drawn with `seed`; all training samples are then used with it.
 
     Args:
         k_train_train: `Θ(X, X)` of the probe, `(N, N)`.
-        labels: Its classes, `(N,)`.
+        labels: Its classes, `(N,)`, or numeric targets, floating-point numbers `(N,)` or `(N, K)`.
         k_test_train: `Θ(X', X)` between held-out samples and the probe, `(M, N)`.
-        labels_test: Their classes, `(M,)`; one that does not occur among `labels` can only be predicted wrongly.
+        labels_test: Their labels, of the same kind; a class that does not occur among `labels` can only be predicted
+            wrongly.
         ridges: Ridges to choose from, in units of the mean diagonal entry of `k_train_train`, so that the choice does
             not depend on the kernel's scale.
         validation_share: Share of each class that goes to the validation split, above 0 and below 1; at least one
@@ -122,7 +124,8 @@ def kernel_regression(
         zero, or a number is not finite.
 
     Raises:
-        ArgumentError: Shapes that do not fit together, no ridge or a negative one, or a share outside (0, 1).
+        ArgumentError: Shapes or kinds of labels that do not fit together, no ridge or a negative one, or a share
+            outside (0, 1).
 
     Source: Fort et al. 2020, "Deep learning versus kernel learning".
 
@@ -133,32 +136,55 @@ def kernel_regression(
     """
     train, test = view_of(k_train_train), view_of(k_test_train)
     n = train.require_square("kernel_regression")
-    y, y_test = as_labels(labels, n), as_labels(labels_test)
-    if test.shape != (len(y_test), n):
+    classes, targets, targets_test = _targets(labels, labels_test, n)
+    if test.shape != (len(targets_test), n):
         raise ArgumentError(
-            f"kernel_regression needs k_test_train of shape ({len(y_test)}, {n}), one row per held-out label and one "
-            f"column per training sample, found {test.shape}. Pass Θ(X', X)."
+            f"kernel_regression needs k_test_train of shape ({len(targets_test)}, {n}), one row per held-out label and "
+            f"one column per training sample, found {test.shape}. Pass Θ(X', X)."
         )
     if len(ridges) == 0 or not all(0 <= r < math.inf for r in ridges):
         raise ArgumentError(f"ridges must be one or more finite numbers, 0 or more, found {list(ridges)}.")
     if not 0 < validation_share < 1:
         raise ArgumentError(f"validation_share must lie between 0 and 1, found {validation_share!r}.")
     try:
-        fit, held = _check_and_split(train, test, y, validation_share, seed)
+        for name, rows in (("labels", targets), ("labels_test", targets_test)):
+            if bad := count_non_finite(rows):
+                undefined(f"{name} has {bad} non-finite entries of {rows.size}")
+        groups = np.zeros(n, dtype=np.intp) if classes is None else targets.argmax(axis=1)
+        fit, held = _check_and_split(train, test, targets, groups, validation_share, seed)
     except Undefined as reason:
         warn_undefined("kernel_regression", reason)
         return KernelRegression(math.nan, math.nan, math.nan)
 
-    classes = np.union1d(y, y_test)
-    targets, targets_test = one_hot(y, classes), one_hot(y_test, classes)
     scale = float(np.trace(train.matrix)) / n
     part = KernelView(train.matrix[np.ix_(fit, fit)], epsilon=train.epsilon)
     across = train.matrix[np.ix_(held, fit)]
     losses = tuple(_loss(_predict(part, targets[fit], across, scale * ridge), targets[held]) for ridge in ridges)
     best = min(range(len(ridges)), key=lambda i: (losses[i], -ridges[i]))
     predicted = _predict(train, targets, test.matrix, scale * ridges[best])
-    right = classes[np.argmax(predicted, axis=1)] == y_test
-    return KernelRegression(float(np.mean(right)), _loss(predicted, targets_test), float(ridges[best]), losses)
+    right = np.argmax(predicted, axis=1) == np.argmax(targets_test, axis=1)
+    accuracy = math.nan if classes is None else float(np.mean(right))
+    return KernelRegression(accuracy, _loss(predicted, targets_test), float(ridges[best]), losses)
+
+
+def _targets(labels: ArrayLike, labels_test: ArrayLike, n: int) -> tuple[NDArray[np.generic] | None, Array, Array]:
+    """Return the classes (None for numeric targets) and both matrices of targets, in the same columns."""
+    if are_targets(labels) != are_targets(labels_test):
+        raise ArgumentError(
+            "labels and labels_test must both be classes or both be numeric targets, found one of each. Pass the same "
+            "kind of labels for both."
+        )
+    if not are_targets(labels):
+        y, y_test = as_labels(labels, n), as_labels(labels_test)
+        classes = np.union1d(y, y_test)
+        return classes, one_hot(y, classes), one_hot(y_test, classes)
+    rows, rows_test = label_matrix(labels, n), label_matrix(labels_test)
+    if rows.shape[1] != rows_test.shape[1]:
+        raise ArgumentError(
+            f"labels and labels_test must have as many targets a sample, found {rows.shape[1]} and "
+            f"{rows_test.shape[1]}. Pass the same targets for both."
+        )
+    return None, rows, rows_test
 
 
 def _predict(train: KernelView, targets: Array, k_test: Array, ridge: float) -> Array:
@@ -171,22 +197,22 @@ def _loss(predicted: Array, targets: Array) -> float:
 
 
 def _check_and_split(
-    train: KernelView, test: KernelView, y: NDArray[np.generic], share: float, seed: int
+    train: KernelView, test: KernelView, targets: Array, groups: NDArray[np.intp], share: float, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     for name, view in (("k_train_train", train), ("k_test_train", test)):
         if view.non_finite:
             undefined(f"{name} has {view.non_finite} non-finite entries of {view.matrix.size}")
     if not np.trace(train.matrix) > 0:
         undefined("k_train_train has no positive diagonal, as the kernel of a dead network has none")
-    classes, counts = np.unique(y, return_counts=True)
-    if len(classes) < 2:
+    if (targets == targets[0]).all():
         undefined("all samples have the same label")
+    classes, counts = np.unique(groups, return_counts=True)
     if counts.max() < 2:
         undefined("no class has two samples, so that none can be held out to choose the ridge")
     generator = np.random.default_rng(seed)
     held = []
     for c, count in zip(classes, counts, strict=True):
-        members = generator.permutation(np.flatnonzero(y == c))
+        members = generator.permutation(np.flatnonzero(groups == c))
         held.append(members[: min(count - 1, max(1, round(share * count)))])
     chosen = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(y)), chosen), chosen
+    return np.setdiff1d(np.arange(len(groups)), chosen), chosen

@@ -46,7 +46,7 @@ def summary(
 
     Args:
         k: Self-kernel `(N, N)`; pass a `KernelView` and keep it for the next call.
-        labels: Class of each sample, shape `(N,)`.
+        labels: Class of each sample, shape `(N,)`; or numeric targets, floating-point numbers `(N,)` or `(N, K)`.
         previous: The kernel at the previous measurement.
         start: The kernel at the start of the experience.
         init: The kernel at initialisation.

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.labels import are_classes, in_order, order_told
 from avalanche_ntk.report.figures import mark_boundaries, series_of
 from avalanche_ntk.report.style import PAGE_INCHES, drawable, drawing, look, new_figure, set_log, write_label
 from avalanche_ntk.trajectory import Measurement, Trajectory
@@ -78,7 +79,8 @@ def kernel_maps(
             maps.append((f"{title}\n(iteration {m.clock.iteration:,})", kernel))
     if not maps:
         return None, missing
-    order = np.argsort(trajectory.labels, kind="stable")
+    labels = trajectory.labels
+    order = in_order(labels)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = [k[np.ix_(order, order)] / np.sqrt(np.outer(np.diag(k)[order], np.diag(k)[order])) for _, k in maps]
     finite = [c[np.isfinite(c)] for c in cosines]
@@ -94,7 +96,11 @@ def kernel_maps(
         for axis, (title, _), values in zip(axes, maps, cosines, strict=False):
             image = axis.imshow(values, vmin=min(lowest, 0.9), vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
             axis.set_title(title, loc="left")
-            _mark_classes(axis, trajectory.labels[order])
+            if are_classes(labels):
+                _mark_classes(axis, labels)
+            axis.set_xlabel(order_told(labels))
+            axis.set_ylabel(order_told(labels))
+            axis.tick_params(length=0)
         figure.colorbar(image, ax=list(axes), label="cosine of gradients", shrink=0.9, aspect=30, pad=0.02)
     return figure, missing
 
@@ -109,9 +115,6 @@ def _mark_classes(axis: Axes, labels: np.ndarray) -> None:
     step = -(-len(classes) // _MOST_CLASSES)
     axis.set_xticks(centres[::step], [f"{c}" for c in classes[::step]])
     axis.set_yticks(centres[::step], [f"{c}" for c in classes[::step]])
-    axis.set_xlabel("class")
-    axis.set_ylabel("class")
-    axis.tick_params(length=0)
 
 
 def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) -> tuple[Figure | None, list[str]]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, RunFolderError
+from avalanche_ntk.labels import from_json
 from avalanche_ntk.report.text import plain
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.trajectory import Measurement, Trajectory
@@ -241,8 +242,8 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
     run = Run(name if name is not None else folder.path.name, folder)
     cadence = folder.meta.get("cadence", "")
     for described in folder.meta.get("probes", []):
-        labels = described.get("labels")
-        if not _are_labels(labels):
+        labels = from_json(described.get("labels"))
+        if labels is None:
             run.problems.append(f"{RUN_FILE} has no usable labels of probe {described['name']!r}, which is left out.")
             continue
         probe = Trajectory(
@@ -314,10 +315,6 @@ def _natural(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"expected an integer of at least 0, found {value!r:.40}")
     return value
-
-
-def _are_labels(labels: object) -> bool:
-    return isinstance(labels, list) and len(labels) > 0 and all(isinstance(label, int) for label in labels)
 
 
 def _labelled(runs: Sequence[Run], taken: set[str]) -> list[Run]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from avalanche_ntk.labels import order_told
 from avalanche_ntk.report.answer import answer, boundaries_of, cautions, verdicts
 from avalanche_ntk.report.boundaries import lost
 from avalanche_ntk.report.boundary_figure import boundary_figure
@@ -218,8 +219,9 @@ class Report:
                 made += self._drawn(
                     f"kernels-{run.name}-{experience}",
                     draw,
-                    f"Kernel of the probe at the boundary from task {experience} to task {experience + 1}, samples "
-                    "sorted by class; the colour is the cosine between two samples' gradients.",
+                    f"Kernel of the probe at the boundary from task {experience} to task {experience + 1}, "
+                    f"{_ORDERS[order_told(trajectory.labels)]}; the colour is the cosine between two samples' "
+                    "gradients.",
                     f"Heat maps of the kernel of {run.name} around the boundary from task {experience} to "
                     f"{experience + 1}. " + _block_means(trajectory, experience),
                 )
@@ -520,6 +522,13 @@ def _largest(values: Iterable[Any]) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_ORDERS = {
+    "class": "samples sorted by class",
+    "sample, by target": "samples sorted by their target",
+    "sample": "samples in the probe's order",
+}
 
 
 def _lacking(missing: Sequence[str]) -> str:

@@ -142,3 +142,69 @@ def test_eigenvector_alignment_refuses_no_eigenvector():
     with pytest.raises(ArgumentError) as error:
         eigenvector_alignment(np.eye(3), [0, 1, 1], 0)
     assert str(error.value) == "rank must be a number of eigenvectors, 1 or more, found 0."
+
+
+@settings(deadline=None)
+@given(SEEDS, st.integers(1, 4))
+def test_alignment_with_numeric_targets_is_cka_with_yyt(seed, columns):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, columns))
+    expected = centred_kernel_alignment(x @ x.T, y @ y.T)
+    assert kernel_alignment(x @ x.T, y) == pytest.approx(expected, rel=1e-10, abs=1e-13)
+    if columns == 1:
+        assert kernel_alignment(x @ x.T, y[:, 0]) == pytest.approx(expected, rel=1e-10, abs=1e-13)
+
+
+@settings(deadline=None)
+@given(SEEDS, st.lists(st.integers(0, 3), min_size=4, max_size=9).filter(lambda y: len(set(y)) > 1))
+def test_classes_are_one_hot_targets(seed, labels):
+    x = np.random.default_rng(seed).normal(size=(len(labels), 3))
+    k, y = x @ x.T, one_hot(labels)
+    assert kernel_alignment(k, y) == kernel_alignment(k, labels)
+    assert eigenvector_alignment(k, y, 2) == eigenvector_alignment(k, labels, 2)
+
+
+def test_numeric_targets_by_hand():
+    # Centred, Y is s = (1, 1, −1, −1) and nothing: <H, ssᵀ> = 4, ‖H‖ = √3, ‖ssᵀ‖ = 4.
+    y = np.array([[2.0, 5.0], [2.0, 5.0], [0.0, 5.0], [0.0, 5.0]])
+    assert kernel_alignment(np.eye(4), y) == pytest.approx(1 / math.sqrt(3), rel=1e-14)
+    # Floating-point numbers are targets and not names of classes: 0, 1, 2 are equally far apart.
+    s = np.array([-1.0, 0, 1])
+    k = np.outer(s, s) + 4
+    assert kernel_alignment(k, [0.0, 1.0, 2.0]) == pytest.approx(1.0, rel=1e-13)
+    assert kernel_alignment(k, [0, 1, 2]) == pytest.approx(1 / math.sqrt(2), rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (np.full((4, 2), 0.1), "all samples have the same label"),
+        ([0.5, 0.5, 0.5, 0.5], "all samples have the same label"),
+        ([0.5, np.nan, 0.5, 1.0], "the labels have 1 non-finite entries of 4"),
+    ],
+)
+def test_numeric_targets_without_a_direction(labels, reason):
+    value, message = warned(kernel_alignment, np.eye(4), labels)
+    assert math.isnan(value)
+    assert message == f"kernel_alignment is undefined (NaN): {reason}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            np.ones((3, 2)),
+            "labels must be one per sample: the kernel has 4 samples, found 3 labels. "
+            "Pass the labels of the same probe, in the same order.",
+        ),
+        (
+            np.ones((4, 2, 2)),
+            "numeric targets must have the shape (N,) or (N, K), found (4, 2, 2). Pass one row per sample.",
+        ),
+        (1.5, "numeric targets must have the shape (N,) or (N, K), found (). Pass one row per sample."),
+    ],
+)
+def test_numeric_targets_of_another_shape(labels, message):
+    with pytest.raises(ArgumentError) as error:
+        kernel_alignment(np.eye(4), labels)
+    assert str(error.value) == message
