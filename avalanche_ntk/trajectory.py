@@ -19,6 +19,8 @@ from avalanche_ntk import measures
 from avalanche_ntk.boundaries import reactivation_at
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, RunFolderError
+from avalanche_ntk.frozen import frozen
+from avalanche_ntk.labels import are_classes, from_json, in_form
 from avalanche_ntk.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -71,6 +73,10 @@ class Measurement:
     kernel: str | None = None
     failure: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("values", "reasons", "trust"):
+            object.__setattr__(self, name, frozen(getattr(self, name)))
+
     def as_record(self, probe: str) -> dict[str, Any]:
         """Return the line of `measurements.jsonl`."""
         return {
@@ -108,7 +114,7 @@ class Trajectory:
 
     Args:
         probe: Name of the probe.
-        labels: Class of each of its N samples.
+        labels: Class of each of its N samples, whole numbers `(N,)`, or numeric targets, `(N, K)`.
         folder: Run folder to write to; None keeps everything in memory.
         keep_kernels: Whether kernels are kept (in the run folder, or in memory when there is none).
         cadence: What is known of the time between measurements; stored with every reactivation.
@@ -117,14 +123,14 @@ class Trajectory:
     def __init__(
         self,
         probe: str,
-        labels: Sequence[int] | np.ndarray,
+        labels: Sequence[Any] | np.ndarray,
         *,
         folder: RunFolder | None = None,
         keep_kernels: bool = True,
         cadence: str = "",
     ) -> None:
         self.probe = probe
-        self.labels = np.asarray(labels)
+        self._labels = in_form(np.asarray(labels))
         self.folder = folder
         self.keep_kernels = keep_kernels
         self.cadence = cadence
@@ -139,6 +145,11 @@ class Trajectory:
         self._waiting: list[dict[str, Any]] = []
 
     # ------------------------------------------------------------------ reading
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the samples, a copy: classes, int64 `(N,)`, or numeric targets, float64 `(N, K)`."""
+        return self._labels.copy()
 
     def __len__(self) -> int:
         return len(self.measurements)
@@ -193,7 +204,7 @@ class Trajectory:
                 f"{[m.index for m in self.measurements[:3]]}… Give one of them."
             )
         if index in self._kernels:
-            return dict(self._kernels[index])
+            return {name: kernel.copy() for name, kernel in self._kernels[index].items()}
         if self.folder is not None and measurement.kernel is not None:
             return self.folder.load_kernel(measurement.kernel)
         why = "the measurement failed" if measurement.failure else "the plugin was made with keep_kernels=False"
@@ -261,7 +272,7 @@ class Trajectory:
             return dataset
         if kernels:
             dataset["kernel"] = (("measurement", "sample", "sample_2"), np.stack(kernels))
-            dataset.coords["label"] = ("sample", self.labels)
+            dataset.coords["label"] = (("sample", "target")[: self._labels.ndim], self.labels)
         return dataset
 
     def summary(self) -> pd.DataFrame:
@@ -301,7 +312,8 @@ class Trajectory:
             The verdict by experience, from the second on.
 
         Raises:
-            ArgumentError: The cadences differ, the probes are of other classes, or a control is this run itself.
+            ArgumentError: The cadences differ, the probes are of other classes or targets, or a control is this run
+                itself.
         """
         given = list(control) if isinstance(control, (list, tuple)) else [control]
         controls = [getattr(one, "trajectory", one) for one in given]
@@ -312,10 +324,13 @@ class Trajectory:
                 )
             if one is self:
                 raise ArgumentError("a run is no control of itself: give the trajectories of runs without a shift.")
-            if sorted(one.labels.tolist()) != sorted(self.labels.tolist()):
+            if are_classes(one._labels) != are_classes(self._labels) or (
+                sorted(one._labels.tolist()) != sorted(self._labels.tolist())
+            ):
+                what = "classes" if are_classes(self._labels) else "numeric targets"
                 raise ArgumentError(
-                    f"a control watches a probe of the same classes: expected {_counts(self.labels)}, "
-                    f"found {_counts(one.labels)}. Train the control on the same first task."
+                    f"a control watches a probe of the same {what}: expected {_counts(self._labels)}, "
+                    f"found {_counts(one._labels)}. Train the control on the same first task."
                 )
         return {
             experience: measures.verdict(
@@ -346,7 +361,10 @@ class Trajectory:
                 f"{opened.path} holds no probe {probe!r}; it has {', '.join(map(repr, probes)) or 'none yet'}. "
                 "Give one of these names."
             )
-        trajectory = cls(name, probes[name]["labels"], folder=opened, cadence=opened.meta.get("cadence", ""))
+        labels = from_json(probes[name].get("labels"))
+        if labels is None:
+            raise RunFolderError(f"{opened.path} holds no usable labels of probe {name!r}. It was changed or damaged.")
+        trajectory = cls(name, labels, folder=opened, cadence=opened.meta.get("cadence", ""))
         for record in opened.records():
             if record.get("probe") != name:
                 continue
@@ -389,8 +407,10 @@ class Trajectory:
             The measurement.
         """
         index = self._next_index()
+        kernel = np.array(kernel)  # what is kept must not change with the caller's arrays
+        extra_kernels = {name: np.array(k) for name, k in (extra_kernels or {}).items()}
         view = measures.KernelView(kernel)
-        others = {name: measures.KernelView(k) for name, k in (extra_kernels or {}).items()}
+        others = {name: measures.KernelView(k) for name, k in extra_kernels.items()}
         self._dtype = str(kernel.dtype)
         with measures.few_threads(len(kernel)):
             values, reasons = self._numbers(clock, view, iterations_per_epoch)
@@ -402,7 +422,7 @@ class Trajectory:
                     values[f"{name}.trace_share"] = other.matrix.trace() / values["kernel_trace"]
         values.update(extra or {})
         reasons.update(extra_reasons or {})
-        path, unsaved = self._keep(index, {"kernel": kernel, **(extra_kernels or {})})
+        path, unsaved = self._keep(index, {"kernel": kernel, **extra_kernels})
         measurement = Measurement(
             index=index,
             clock=clock,
@@ -464,7 +484,7 @@ class Trajectory:
     ) -> tuple[dict[str, float], dict[str, str]]:
         found = measures.summary(
             view,
-            self.labels,
+            self._labels,
             previous=self._reference_view(name, "previous"),
             start=self._reference_view(name, "start"),
             init=self._reference_view(name, "init"),
@@ -497,7 +517,7 @@ class Trajectory:
             The reactivation; for the first experience only its onset velocity has a value. None when the experience
             was not measured.
         """
-        with measures.few_threads(len(self.labels)):
+        with measures.few_threads(len(self._labels)):
             return reactivation_at(self, experience)
 
     @property
@@ -507,7 +527,7 @@ class Trajectory:
 
     def _reference_view(self, name: str, which: str) -> measures.KernelView | None:
         reference = self._references.get((name, which))
-        return None if reference is None or reference.view.shape[0] != len(self.labels) else reference.view
+        return None if reference is None or reference.view.shape[0] != len(self._labels) else reference.view
 
     def _remember(self, clock: TrainingClock, view: measures.KernelView, name: str = "") -> None:
         reference = _Reference(clock, view)
@@ -600,6 +620,8 @@ class _ByExperience(dict[int, measures.Reactivation]):
 
 
 def _counts(labels: np.ndarray) -> str:
+    if not are_classes(labels):
+        return f"other numbers of shape {labels.shape}"
     classes, counts = np.unique(labels, return_counts=True)
     return ", ".join(f"{n} of class {c}" for c, n in zip(classes.tolist(), counts.tolist(), strict=True))
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from avalanche_ntk.errors import ArgumentError, unknown_name
+from avalanche_ntk.frozen import frozen
 from avalanche_ntk.measures._arrays import Array, as_float64
 from avalanche_ntk.measures._undefined import warn_undefined
 from avalanche_ntk.measures.similarity import distance_floor
@@ -74,7 +75,10 @@ class Reactivation:
     alignment_drop: float | None = None
     cadence: tuple[float, float] | None = None
     floor: float | None = None
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", frozen(self.reasons))
 
     @property
     def mixed_cadence(self) -> bool | None:
