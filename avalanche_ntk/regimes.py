@@ -119,7 +119,10 @@ def kaiming_uniform_(model: nn.Module, activation: str = "relu", generator: torc
             )
         if isinstance(module, (nn.Linear, _ConvNd)):
             bound = gain * math.sqrt(3 / module.weight[0].numel())
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            weight = module.weight.detach()
+            # A generator draws on its own device only; the weights may lie elsewhere.
+            drawn = torch.empty_like(weight, device=weight.device if generator is None else generator.device)
+            weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model
@@ -172,7 +175,7 @@ def _lazy(r: _Request) -> Prepared:
 
 
 def _rich(r: _Request) -> Prepared:
-    generator = torch.Generator().manual_seed(checked_seed(r.seed))
+    generator = torch.Generator("cpu").manual_seed(checked_seed(r.seed))
     model = kaiming_uniform_(r.build("standard"), r.activation, generator)
     return Prepared(
         model, r.base_lr, "rich", f"standard parametrisation, Kaiming uniform, η = {r.base_lr:g} at any width"

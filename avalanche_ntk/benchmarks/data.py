@@ -116,7 +116,7 @@ class LabelledData:
         Raises:
             ArgumentError: A test part is half given, sizes do not fit, or the labels are not 0 … C−1.
         """
-        y = torch.as_tensor(y)
+        y = torch.as_tensor(y, device="cpu")  # data lie there whatever device is torch's default
         if (x_test is None) != (y_test is None):
             lacking = "x_test" if x_test is None else "y_test"
             raise ArgumentError(
@@ -129,7 +129,7 @@ class LabelledData:
         if x_test is None or y_test is None:
             is_test = split_by_class(y, test_share, seed)
             x, y, x_test, y_test = x[~is_test], y[~is_test], x[is_test], y[is_test]
-        y_test = torch.as_tensor(y_test)
+        y_test = torch.as_tensor(y_test, device="cpu")
         return cls(TensorImages(x, y), TensorImages(x_test, y_test), y, y_test, name, tuple(class_names))
 
 
@@ -170,7 +170,7 @@ def split_by_class(y: Tensor, test_share: float, seed: int) -> Tensor:
         raise ArgumentError(f"test_share must lie between 0 and 1; found {test_share}. Use 0.25, for example.")
     labels = y.numpy()
     generator = np.random.default_rng(checked_seed(seed))
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for c in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == c))
         n_test = round(test_share * len(members))
@@ -244,7 +244,7 @@ def standardised(data: LabelledData) -> LabelledData:
             f"standardised inputs must be numbers, found {data.name} with inputs of dtype {first.dtype}. "
             "Leave standardise out: tokens have no mean."
         )
-    total = torch.zeros(len(first), dtype=torch.float64)
+    total = torch.zeros(len(first), dtype=torch.float64, device="cpu")
     squares = total.clone()
     for index in range(len(data.train_labels)):
         pixels = data.train[index][0].to(torch.float64).flatten(1)
@@ -307,8 +307,9 @@ def _digits(test_share: float, seed: int) -> LabelledData:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    return LabelledData.from_tensors(x, torch.tensor(digits.target), test_share=test_share, seed=seed, name="digits")
+    x = torch.tensor(digits.images, dtype=torch.float32, device="cpu").unsqueeze(1) / 16
+    y = torch.tensor(digits.target, device="cpu")
+    return LabelledData.from_tensors(x, y, test_share=test_share, seed=seed, name="digits")
 
 
 def _markov(seed: int, arguments: dict[str, Any]) -> LabelledData:
@@ -421,9 +422,9 @@ def _labels_of(dataset: Any, name: str) -> Tensor:
     else:
         values = [dataset[i][1] for i in range(len(dataset))]
     try:
-        labels = torch.as_tensor(np.asarray(values))
+        labels = torch.as_tensor(np.asarray(values), device="cpu")
     except (TypeError, ValueError):
-        labels = torch.empty(0)
+        labels = torch.empty(0, device="cpu")
     if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
         raise ArgumentError(
             f"torchvision's {name} has no single integer label for each sample: expected a dataset for classification."

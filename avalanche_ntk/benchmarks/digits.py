@@ -44,14 +44,14 @@ def split_digits(n_experiences: int = 5, *, seed: int = 0, test_share: float = 0
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    y = torch.tensor(digits.target, dtype=torch.int64)
+    x = torch.tensor(digits.images, dtype=torch.float32, device="cpu").unsqueeze(1) / 16
+    y = torch.tensor(digits.target, dtype=torch.int64, device="cpu")
     generator = np.random.default_rng(checked_seed(seed))
     test: list[int] = []
     for c in range(_DIGITS_CLASSES):
         members = generator.permutation(np.flatnonzero(digits.target == c))
         test += members[: round(test_share * len(members))].tolist()
-    is_test = torch.zeros(len(y), dtype=torch.bool)
+    is_test = torch.zeros(len(y), dtype=torch.bool, device="cpu")
     is_test[test] = True
     return nc_benchmark(
         _labelled(x[~is_test], y[~is_test]),

@@ -188,7 +188,10 @@ def _read(
     for which, (images, labels) in decoded.items():
         # Grey images among coloured ones have three equal channels.
         same = [p if p.shape[2] == channels else np.repeat(p, channels, axis=2) for p in images]
-        parts[which] = torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+        parts[which] = (
+            torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(labels, device="cpu"),
+        )
     return parts, classes
 
 

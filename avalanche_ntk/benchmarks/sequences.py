@@ -94,7 +94,8 @@ def markov_sequences(
     parts: list[Tensor] = []
     for number, n in ((1, per_class), (2, test_per_class)):
         drawn = [_draw(chain, n, length, np.random.default_rng([seed, number, c])) for c, chain in enumerate(chains)]
-        parts += [torch.from_numpy(np.concatenate(drawn)), torch.arange(n_classes).repeat_interleave(n)]
+        labels = torch.arange(n_classes, device="cpu").repeat_interleave(n)
+        parts += [torch.from_numpy(np.concatenate(drawn)), labels]
     x, y, x_test, y_test = parts
     return x, y, x_test, y_test
 

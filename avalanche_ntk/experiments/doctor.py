@@ -119,7 +119,7 @@ def _kernel(device: str) -> Iterator[Finding]:
         yield Finding("kernel", "problem", f"no device {device!r}", f"Use one of {', '.join(known)}.")
         return
     model = build_model("mlp", input_shape=(8,), n_classes=3, width=16, depth=1, seed=0).to(device)
-    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.randn(6, 8, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
     error = spot_check(model, x, empirical_ntk(model, x), n_entries=6, seed=0)
     found = f"a small kernel on {device} differs from the slow oracle by {error:.1e} (relative)"
     if error < 1e-4:
