@@ -23,6 +23,8 @@ from avalanche.checkpointing import maybe_load_checkpoint
 from avalanche.checkpointing import save_checkpoint as avalanche_save_checkpoint
 from avalanche.logging import TensorboardLogger
 
+from avalanche_ntk.plugin import NTKPlugin
+
 
 def save_checkpoint(
     strategy: Any, fname: str | os.PathLike[str] | BinaryIO, exclude: Collection[str] | None = None
@@ -74,8 +76,12 @@ def load_checkpoint(
     """
     if isinstance(fname, (str, os.PathLike)) and not os.path.exists(fname):
         return strategy, 0
+    benchmarks = [plugin.benchmark for plugin in strategy.plugins if isinstance(plugin, NTKPlugin)]
     with redirect_stdout(io.StringIO()):  # it prints a line for each storage that it maps
         strategy, trained = maybe_load_checkpoint(strategy, fname, map_location, unique_objects)
+    loaded = [plugin for plugin in strategy.plugins if isinstance(plugin, NTKPlugin)]
+    for plugin, benchmark in zip(loaded, benchmarks, strict=False):
+        plugin.benchmark = benchmark  # no checkpoint holds it
     for logger in strategy.evaluator.loggers:
         if isinstance(logger, TensorboardLogger):
             # What was logged after the checkpoint will be logged again. Another event file begins with the mark that

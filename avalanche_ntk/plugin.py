@@ -27,11 +27,13 @@ from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import (
     ArgumentError,
     MeasurementFailedWarning,
+    ModelError,
     NTKError,
     PluginError,
     ProbeError,
     RunFolderError,
     UndefinedMeasureWarning,
+    ended,
     positive,
     unknown_name,
 )
@@ -42,12 +44,15 @@ from avalanche_ntk.parameters import Digests, change_between, digests_of
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.reading import (
+    check_each_task,
+    check_precision,
     dataset_of,
     has_outputs_for,
     iterations_per_epoch,
     model_of,
     origin_of,
     position_of,
+    reader_of,
     spec_at,
     task_label_of,
 )
@@ -102,6 +107,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         on_error: "warn" records a measurement that failed with its reason, warns once per kind and trains on; "raise"
             stops.
         seed: Seed of the training run, recorded in `run.json`; torch's initial seed when None.
+        benchmark: Where probes of other experiences than the trained one and of the test stream are found; needed where
+            the stream that is trained on does not know its benchmark. It goes into no checkpoint.
 
     Attributes:
         trajectories: The time series by probe name.
@@ -133,6 +140,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         keep_kernels: bool = True,
         on_error: str = "warn",
         seed: int | None = None,
+        benchmark: Any = None,
     ) -> None:
         super().__init__()
         if spot_check_every < 0:
@@ -178,6 +186,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self.keep_kernels = keep_kernels
         self.on_error = on_error
         self.seed = seed
+        if benchmark is not None and not hasattr(benchmark, "streams"):
+            raise ArgumentError(
+                f"benchmark must be an Avalanche benchmark, which has streams; found {type(benchmark).__name__}. Give "
+                "the one whose train_stream is trained on."
+            )
+        self.benchmark = benchmark
 
         self.trajectories: dict[str, Trajectory] = {}
         self.evaluations: list[dict[str, Any]] = []
@@ -225,7 +239,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     @property
     def probes(self) -> dict[str, Probe]:
-        """The probes chosen so far, by name."""
+        """The probes chosen so far, by name; on the strategy's device once they have been measured."""
         return dict(self._probes)
 
     def summary(self) -> pd.DataFrame:
@@ -433,6 +447,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def _choose_probes(self, strategy: Any) -> None:
         """Choose every probe whose experience has been reached, and open the run folder with the first ones."""
         new: dict[str, Probe] = {}
+        if not self._probes:
+            for spec in self.specs:
+                check_each_task(strategy, spec, self.benchmark)
         for spec in self._specs_now(strategy):
             name = _name(spec)
             if name in self._probes:
@@ -440,10 +457,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             if isinstance(spec, Probe):
                 probe = spec
             else:
-                dataset = dataset_of(strategy, spec)
+                dataset = dataset_of(strategy, spec, self.benchmark)
                 if dataset is None:
                     continue
-                probe = spec.choose(dataset)
+                probe = spec.choose(dataset, reader_of(strategy))
             new[name] = probe
         if not new:
             return
@@ -594,12 +611,15 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     ) -> None:
         begin = time.perf_counter()
         try:
+            # They stay there: the same tensors are measured each time.
+            self._probes = {name: one.to(strategy.device) for name, one in self._probes.items()}
+            probe = self._probes[probe.name]
             with preserved_rng_state(), trained_function(model_of(strategy)):
                 wanted, failed = self._groups(model_of(strategy), clock)
                 kernel, groups, trust, seen = self._kernel(strategy, probe, wanted, failed)
                 if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
                     trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
-                with measures.few_threads(len(probe.y)):
+                with measures.few_threads(probe.size):
                     found = self._observe(strategy, probe, clock, kernel.numpy(), groups, failed)
             trust["seconds"] = _since(begin)
             measurement = trajectory.add(
@@ -624,6 +644,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
             if isinstance(error, (ArgumentError, ProbeError)) and not len(trajectory):
                 raise  # wrong from the start, and nothing has been trained yet
+            if isinstance(error, ModelError) and not len(trajectory):
+                check_precision(model_of(strategy), probe, error)
             try:
                 trajectory.add_failure(clock, f"{type(error).__name__}: {error}")
             except RunFolderError as second:
@@ -674,16 +696,16 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     ) -> tuple[Tensor, dict[str, dict[str, np.ndarray]], dict[str, Any], list[str]]:
         """Return the kernel, those of groups of parameters, the trust line and notes; note groups that cannot be."""
         model = model_of(strategy)
-        probe = probe.to(strategy.device)
+        x, tasks = probe.read_only()
         notes = self._parameter_changes(model, probe.name)
-        task_labels = probe.task_labels if is_multi_task_module(model) else None
+        task_labels = tasks if is_multi_task_module(model) else None
         options = self._options(probe) | {"task_labels": task_labels, "reduction": self.reduction, "return_info": True}
         groups: dict[str, dict[str, np.ndarray]] = {}
         kernel: Tensor | None = None
         if wanted:
             names = {f"{observable}[{group}]": parameters for (observable, group), parameters in wanted.items()}
             try:
-                kernels, info = empirical_ntk_by_group(model, probe.x, names, whole=True, **options)
+                kernels, info = empirical_ntk_by_group(model, x, names, whole=True, **options)
             except ArgumentError as error:
                 failed |= dict.fromkeys((observable for observable, _ in wanted), error)
             else:
@@ -691,22 +713,22 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 for (observable, group), part in zip(wanted, kernels.values(), strict=True):
                     groups.setdefault(observable, {})[group] = part.detach().cpu().numpy()
         if kernel is None:
-            kernel, info = empirical_ntk(model, probe.x, **options)
+            kernel, info = empirical_ntk(model, x, **options)
         if self.outputs == "first" and probe.name not in self._outputs_seen:
-            self._outputs_seen[probe.name] = self._live_outputs(model, probe, task_labels)
+            self._outputs_seen[probe.name] = self._live_outputs(model, x, task_labels)
         return kernel.detach().cpu(), groups, _trust(info), notes
 
     def _spot_check(self, strategy: Any, probe: Probe, kernel: Tensor) -> float:
-        model, probe = model_of(strategy), probe.to(strategy.device)
+        model, (x, tasks) = model_of(strategy), probe.read_only()
         options = {k: v for k, v in self._options(probe).items() if k in ("params", "outputs", "output_selector")}
         return spot_check(
             model,
-            probe.x,
+            x,
             kernel.to(strategy.device),
             n_entries=1,  # the oracle takes two samples and every output, one at a time
             seed=self._counts["iteration"],
             reduction=self.reduction,
-            task_labels=probe.task_labels if is_multi_task_module(model) else None,
+            task_labels=tasks if is_multi_task_module(model) else None,
             **options,
         )
 
@@ -725,10 +747,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             return found
         moment = Moment(
             model=model_of(strategy),
-            probe=probe.to(strategy.device),
-            probes={
-                n: p.to(strategy.device) for n, p in self._probes.items() if has_outputs_for(model_of(strategy), p)
-            },
+            probe=probe,
+            probes={n: p for n, p in self._probes.items() if has_outputs_for(model_of(strategy), p)},
             kernel=kernel,
             clock=clock,
             options=self._options(probe),
@@ -736,6 +756,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             multi_task=is_multi_task_module(model_of(strategy)),
             optimizer=strategy.optimizer,
             dataset=getattr(strategy.experience, "dataset", None),
+            read=reader_of(strategy),
             outputs_were_given=not isinstance(self.outputs, str),
             groups=groups,
         )
@@ -763,16 +784,17 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         measuring = self.measuring_seconds + _since(begin)
         return measuring / (measuring + self.training_seconds)
 
-    def _live_outputs(self, model: nn.Module, probe: Probe, task_labels: Tensor | None) -> list[int]:
+    def _live_outputs(self, model: nn.Module, x: Any, task_labels: Tensor | None) -> list[int]:
         """Find the outputs that depend on a parameter: a head that grows masks those of classes it has not met yet."""
         # The derivative along one random direction: exactly zero for an output that depends on no parameter.
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         direction = {
-            name: torch.randn(p.shape, generator=generator).to(p.device, p.dtype) for name, p in parameters.items()
+            name: torch.randn(p.shape, generator=generator, device="cpu").to(p.device, p.dtype)
+            for name, p in parameters.items()
         }
         moved = jvp_prediction(
-            model, probe.x, parameters, direction, task_labels=task_labels, output_selector=self.output_selector
+            model, x, parameters, direction, task_labels=task_labels, output_selector=self.output_selector
         )
         live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
         return live or list(range(moved.shape[1]))
@@ -818,7 +840,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             more = f" and {len(columns) - 1} more" if len(columns) > 1 else ""
             warnings.warn(
                 f"{columns[0]}{more} of probe {probe!r} undefined (NaN) at iteration {measurement.clock.iteration}: "
-                f"{reason}. (Warned once; every measurement's reasons are in the trajectory.)",
+                f"{ended(reason)} (Warned once; every measurement's reasons are in the trajectory.)",
                 UndefinedMeasureWarning,
                 stacklevel=5,
             )
@@ -871,7 +893,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
     def __getstate__(self) -> dict[str, Any]:
         # The hook belongs to the optimizer object, the owner to this process; both are found again by the next hook.
-        return {**self.__dict__, "_step_hook": None, "_followed": None, "_owner": None, "_last_tick": None}
+        # The benchmark is data, not state.
+        forgotten = ("_step_hook", "_followed", "_owner", "_last_tick", "benchmark")
+        return {**self.__dict__, **dict.fromkeys(forgotten)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -6,69 +6,87 @@ the same order. Its content hash is stored beside everything measured on it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
-from torch.utils.data import default_collate
 
-from avalanche_ntk.errors import ArgumentError, ProbeError, checked_seed, unknown_name
+from avalanche_ntk.errors import ArgumentError, ProbeError, ProbeWarning, checked_seed, is_whole, unknown_name
+from avalanche_ntk.labels import are_classes, in_form
+from avalanche_ntk.names import checked_name
 from avalanche_ntk.randomness import preserved_rng_state
+from avalanche_ntk.samples import Reader, Samples, as_array, read_samples
 
 BALANCES = ("class", "none")
 SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True, eq=False)
 class Probe:
     """A fixed, ordered, labelled set of N inputs.
 
+    A probe owns its memory: what it is made of is copied, and what it hands out are copies.
+
     Args:
-        x: Inputs, a tensor (or a tuple or dict of tensors) whose first dimension is N.
-        y: Labels, int64, shape `(N,)`.
-        task_labels: Avalanche's task label of each sample, int64, shape `(N,)`.
+        x: Inputs, a tensor or a numpy array (or a tuple, list or dict of them) whose first dimension is N. Entries that
+            are neither (None, numbers, text) are given to the model unchanged.
+        y: Labels: N classes, or numeric targets of shape `(N, K)`. Whole numbers of shape `(N,)` or `(N, 1)` are
+            classes, floating-point numbers are targets, also where they are whole; rows of zeros and ones are multi-hot
+            targets, and one-hot rows the classes that they stand for.
+        task_labels: Avalanche's task label of each sample, or one for all.
         name: How the probe is called in metric tags and in the run folder.
         experience: Position in the stream of the experience it was chosen from; None when it was given as tensors.
         indices: Positions of the samples in that experience's dataset; empty when it was given as tensors.
 
     Raises:
-        ProbeError: The first dimensions differ or there are no samples.
+        ProbeError: The first dimensions differ, there are no samples, or labels or inputs are no numbers.
+        ArgumentError: The name cannot stand in a metric's tag.
     """
 
-    x: Any
-    y: Tensor
-    task_labels: Tensor
-    name: str = "probe"
-    experience: int | None = None
-    indices: tuple[int, ...] = ()
-    hash: str = field(init=False, default="")
-
-    def __post_init__(self) -> None:
-        leaves = [leaf for leaf in tree_flatten(self.x)[0] if isinstance(leaf, Tensor)]
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        task_labels: int | Tensor | Sequence[int] = 0,
+        name: str = "probe",
+        experience: int | None = None,
+        indices: Sequence[int] = (),
+    ) -> None:
+        self._name = checked_name(name)
+        self._x = _owned(x)
+        self._y = torch.from_numpy(in_form(as_array(y)))
+        leaves = self._leaves()
         if not leaves:
             raise ProbeError(
-                f"a probe needs inputs as a tensor, or a tuple or dict of tensors; found {type(self.x).__name__}. "
+                f"a probe needs inputs as a tensor, or a tuple or dict of tensors; found {type(x).__name__}. "
                 "Give Probe(x=tensor, y=labels, task_labels=...)."
             )
+        self._task_labels = _tasks(task_labels, len(self._y))
+        self._tasks = self._task_labels.to(leaves[0].device)
+        self._place: torch.device | None = None
+        self._experience = experience
+        self._indices = tuple(indices)
         sizes = {
             "x": sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}),
-            "y": [self.y.shape[0] if self.y.ndim else 0],
-            "task_labels": [self.task_labels.shape[0] if self.task_labels.ndim else 0],
+            "y": [len(self._y)],
+            "task_labels": [len(self._task_labels)],
         }
-        if len({n for counts in sizes.values() for n in counts}) != 1 or sizes["y"] == [0]:
+        if len({n for counts in sizes.values() for n in counts}) != 1:
             found = ", ".join(f"{name}: {' and '.join(map(str, counts))}" for name, counts in sizes.items())
             raise ProbeError(
                 f"a probe needs the same number (at least 1) of inputs, labels and task labels; found {found}. "
                 "Give one label and one task label for each input."
             )
-        object.__setattr__(self, "hash", _content_hash(leaves, self.y, self.task_labels))
+        self._hash = _content_hash(leaves, self._y, self._task_labels)
 
     def __repr__(self) -> str:
-        shapes = [tuple(leaf.shape[1:]) for leaf in tree_flatten(self.x)[0] if isinstance(leaf, Tensor)]
+        shapes = [tuple(leaf.shape[1:]) for leaf in self._leaves()]
         told = shapes[0] if len(shapes) == 1 else shapes
         return (
             f"Probe(name={self.name!r}, size={self.size}, shape={told}, experience={self.experience}, "
@@ -76,38 +94,83 @@ class Probe:
         )
 
     @classmethod
-    def from_tensors(
-        cls, x: Any, y: Tensor | Sequence[int], task_labels: int | Tensor | Sequence[int] = 0, name: str = "probe"
-    ) -> Probe:
+    def from_tensors(cls, x: Any, y: Any, task_labels: int | Tensor | Sequence[int] = 0, name: str = "probe") -> Probe:
         """Make a probe of given samples.
 
         Args:
             x: Inputs, first dimension N.
-            y: N labels.
+            y: N labels: whole numbers for classes, floating-point numbers `(N,)` or `(N, K)` for numeric targets.
             task_labels: One task label for all, or N of them.
             name: How the probe is called.
 
         Returns:
             The probe.
         """
-        labels = torch.as_tensor(y, dtype=torch.int64).clone()
-        tasks = torch.as_tensor(task_labels, dtype=torch.int64).clone()
-        return cls(x, labels, tasks.expand(len(labels)).clone() if tasks.ndim == 0 else tasks, name)
+        return cls(x, y, task_labels, name)
+
+    @property
+    def x(self) -> Any:
+        """The inputs, a copy; `read_only` has them without one."""
+        return _owned(self._x)
+
+    @property
+    def y(self) -> Tensor:
+        """The labels on the CPU, a copy: classes, int64 `(N,)`, or numeric targets, float64 `(N, K)`."""
+        return self._y.clone()
+
+    @property
+    def task_labels(self) -> Tensor:
+        """The task label of each sample on the CPU, a copy: int64, shape `(N,)`."""
+        return self._task_labels.clone()
+
+    @property
+    def name(self) -> str:
+        """How the probe is called in metric tags and in the run folder."""
+        return self._name
+
+    @property
+    def experience(self) -> int | None:
+        """Position in the stream of the experience it was chosen from; None when it was given as tensors."""
+        return self._experience
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Positions of the samples in that experience's dataset; empty when it was given as tensors."""
+        return self._indices
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of inputs, labels and task labels, whatever the device."""
+        return self._hash
 
     @property
     def size(self) -> int:
         """Number of samples N."""
-        return len(self.y)
+        return len(self._y)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the labels are classes; else they are numeric targets."""
+        return are_classes(self._y.numpy())
+
+    def read_only(self) -> tuple[Any, Tensor]:
+        """Return inputs and task labels themselves, the same tensors each time, for forward passes."""
+        return self._x, self._tasks
 
     def to(self, device: torch.device | str) -> Probe:
         """Return the probe with its inputs and task labels on `device` (the same object when it is there already)."""
-        target = torch.device(device)
-        leaves = [leaf for leaf in tree_flatten(self.x)[0] if isinstance(leaf, Tensor)]
-        if all(leaf.device == target for leaf in [*leaves, self.task_labels]):
+        place = torch.device(device)
+        if self._place == place:
             return self
-        return replace(
-            self, x=tree_map_only(Tensor, lambda leaf: leaf.to(target), self.x), task_labels=self.task_labels.to(target)
-        )
+        moved = copy.copy(self)
+        moved._place = place
+        moved._x = tree_map_only(Tensor, lambda leaf: leaf.to(place), self._x)
+        moved._tasks = self._tasks.to(place)
+        before, after = ([*probe._leaves(), probe._tasks] for probe in (self, moved))
+        if any(a is not b for a, b in zip(before, after, strict=True)):
+            return moved
+        self._place = place
+        return self
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies the probe, as stored in `run.json`."""
@@ -117,9 +180,16 @@ class Probe:
             "hash": self.hash,
             "experience": self.experience,
             "indices": list(self.indices),
-            "labels": self.y.tolist(),
-            "task_labels": self.task_labels.tolist(),
+            "labels": self._y.tolist(),
+            "task_labels": self._task_labels.tolist(),
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is loaded may lie elsewhere.
+        return {**self.__dict__, "_place": None}
+
+    def _leaves(self) -> list[Tensor]:
+        return [leaf for leaf in tree_flatten(self._x)[0] if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -134,7 +204,7 @@ class ProbeSpec:
             and a class with too few samples gives its share to the others); "none" draws uniformly.
         seed: Seed of the generator used for choosing; it is the probe's own, training's random numbers are untouched.
         split: "train" chooses from the experience's training set, "test" from the same experience of the test stream.
-        name: How the probe is called in the run folder; `Exp000` and the like when None.
+        name: How the probe is called in metric tags and in the run folder; `Exp000` and the like when None.
 
     Raises:
         ArgumentError: A value is out of range or unknown.
@@ -148,23 +218,30 @@ class ProbeSpec:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ArgumentError(f"a probe needs at least 1 sample; found size={self.size}. Give size=64, for example.")
-        if self.from_experience is not None and self.from_experience < 0:
+        if not is_whole(self.size) or self.size < 1:
             raise ArgumentError(
-                f"from_experience counts from 0 (the first task); found {self.from_experience}. Give from_experience=0."
+                f"a probe needs at least 1 sample, a whole number; found size={self.size!r}. Give size=64, for example."
+            )
+        if self.from_experience is not None and (not is_whole(self.from_experience) or self.from_experience < 0):
+            raise ArgumentError(
+                f"from_experience counts from 0 (the first task); found {self.from_experience!r}. "
+                "Give from_experience=0."
             )
         if self.balance not in BALANCES:
             raise unknown_name("balance", self.balance, BALANCES)
         if self.split not in SPLITS:
             raise unknown_name("split", self.split, SPLITS)
+        if self.name is not None:
+            checked_name(self.name)
         checked_seed(self.seed)
 
     @property
     def label(self) -> str:
         """The probe's name: as given, or made from experience and split."""
+        if self.name is not None:
+            return self.name
         place = "each_task" if self.from_experience is None else f"Exp{self.from_experience:03d}"
-        return self.name or place + ("" if self.split == "train" else "_test")
+        return place + ("" if self.split == "train" else "_test")
 
     @classmethod
     def each_task(cls, size: int = 64, *, balance: str = "class", seed: int = 0, split: str = "train") -> ProbeSpec:
@@ -181,63 +258,84 @@ class ProbeSpec:
         """
         return cls(size=size, from_experience=None, balance=balance, seed=seed, split=split)
 
-    def choose(self, dataset: Any) -> Probe:
-        """Choose the probe from an Avalanche dataset.
+    def choose(self, dataset: Any, read: Reader = read_samples) -> Probe:
+        """Choose the probe from a dataset.
 
-        The samples are read through the dataset's evaluation transform. Random numbers of training are not touched,
-        even when that transform draws some.
+        Samples, labels and task labels are those of a batch in evaluation mode: what the dataset's transforms and its
+        collate function make of the chosen items. Classes are balanced by these labels too. A dataset's `targets` only
+        say which items to look at: where its items give the same partition into classes, the probe's N items are all
+        that is read. Where they give another one, or the dataset has no `targets`, 10·N items are drawn, read, and the
+        probe is balanced among them. Numeric targets have no classes: the draw is then uniform, with a warning.
+
+        Random numbers of training are not touched, even when a transform draws some.
 
         Args:
-            dataset: An `AvalancheDataset` with `targets` and `targets_task_labels`.
+            dataset: An `AvalancheDataset`, or any dataset with a length whose items are `(x, y, …)`.
+            read: How the samples at some positions are read; the plugin reads as its strategy's evaluation does.
 
         Returns:
-            The probe, on the CPU, ordered by class and then by position in the dataset.
+            The probe, on the CPU, class by class and then by position in the dataset.
 
         Raises:
-            ProbeError: The dataset has fewer samples than asked for, or no labels.
+            ProbeError: The dataset has fewer samples than asked for, or they have no labels or cannot be read.
         """
-        targets = _labels(dataset, "targets")
-        if targets is None:
+        if self.size > len(dataset):
             raise ProbeError(
-                "a probe is chosen by class and needs a dataset with `targets`; found none on "
-                f"{type(dataset).__name__}. Wrap it with avalanche.benchmarks.utils.as_classification_dataset, "
-                "or give the samples with Probe.from_tensors(x, y)."
+                f"the probe asks for {self.size} samples and experience {self.from_experience} has {len(dataset)} "
+                f"({self.split} set). Give ProbeSpec(size={len(dataset)}) or less, or choose another experience."
             )
-        if self.size > len(targets):
-            raise ProbeError(
-                f"the probe asks for {self.size} samples and experience {self.from_experience} has {len(targets)} "
-                f"({self.split} set). Give ProbeSpec(size={len(targets)}) or less, or choose another experience."
-            )
-        tasks = _labels(dataset, "targets_task_labels") or [0] * len(targets)
-        indices = self._indices(targets)
-        evaluation = dataset.eval() if hasattr(dataset, "eval") else dataset
         with preserved_rng_state():
-            x = default_collate([evaluation[i][0] for i in indices])
-        return Probe(
-            x=x,
-            y=torch.tensor([targets[i] for i in indices], dtype=torch.int64),
-            task_labels=torch.tensor([tasks[i] for i in indices], dtype=torch.int64),
-            name=self.label,
-            experience=self.from_experience,
-            indices=tuple(indices),
-        )
+            indices, found = self._chosen(dataset, read)
+        tasks = 0 if found.task_labels is None else found.task_labels
+        return Probe(found.x, found.y, tasks, self.label, self.from_experience, indices).to("cpu")
 
-    def _indices(self, targets: Sequence[int]) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed)
+    def _chosen(self, dataset: Any, read: Reader) -> tuple[list[int], Samples]:
+        """Return the positions chosen and the samples there."""
+        total = len(dataset)
         if self.balance == "none":
-            return sorted(torch.randperm(len(targets), generator=generator)[: self.size].tolist())
-        members: dict[int, list[int]] = {}
-        for index, target in enumerate(targets):
-            members.setdefault(int(target), []).append(index)
-        share = _balanced_shares({c: len(m) for c, m in members.items()}, self.size)
+            return _read(read, dataset, self._uniform(total, self.size))
+        told = _told_classes(dataset)
+        if told is not None:
+            indices, found = _read(read, dataset, self._balanced(told, self.size))
+            if _same_partition([told[i] for i in indices], found.y):
+                return indices, found
+        more = min(total, _POOL * self.size)
+        pool = sorted(self._uniform(total, more) if told is None else self._balanced(told, more))
+        parts = [read(dataset, pool[i : i + self.size]).y for i in range(0, len(pool), self.size)]
+        if all(map(are_classes, parts)):
+            given = np.concatenate(parts).tolist()
+            return _read(read, dataset, [pool[i] for i in self._balanced(given, self.size)])
+        warnings.warn(
+            f"the samples of probe {self.label!r} have numeric targets and no classes to balance: they were drawn "
+            'uniformly. ProbeSpec(balance="none") asks for that.',
+            ProbeWarning,
+            stacklevel=4,
+        )
+        return _read(read, dataset, self._uniform(total, self.size))
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator("cpu").manual_seed(self.seed)
+
+    def _uniform(self, total: int, size: int) -> list[int]:
+        return sorted(torch.randperm(total, generator=self._generator(), device="cpu")[:size].tolist())
+
+    def _balanced(self, classes: Sequence[Any], size: int) -> list[int]:
+        generator = self._generator()
+        members: dict[Any, list[int]] = {}
+        for index, c in enumerate(classes):
+            members.setdefault(c, []).append(index)
+        share = _balanced_shares({c: len(m) for c, m in members.items()}, size)
         chosen: list[int] = []
         for c in sorted(members):
-            order = torch.randperm(len(members[c]), generator=generator)[: share[c]].tolist()
+            order = torch.randperm(len(members[c]), generator=generator, device="cpu")[: share[c]].tolist()
             chosen += sorted(members[c][i] for i in order)
         return chosen
 
 
-def _balanced_shares(available: dict[int, int], total: int) -> dict[int, int]:
+_POOL = 10  # items looked at for each that is chosen, where `targets` do not say their classes
+
+
+def _balanced_shares(available: Mapping[Any, int], total: int) -> dict[Any, int]:
     """Split `total` as evenly as the classes' sizes allow; a remainder goes to the lowest labels."""
     share = dict.fromkeys(sorted(available), 0)
     left = total
@@ -251,9 +349,59 @@ def _balanced_shares(available: dict[int, int], total: int) -> dict[int, int]:
     return share
 
 
-def _labels(dataset: Any, attribute: str) -> list[int] | None:
-    values = getattr(dataset, attribute, None)
-    return None if values is None else [int(v) for v in values]
+def _read(read: Reader, dataset: Any, indices: list[int]) -> tuple[list[int], Samples]:
+    return indices, read(dataset, indices)
+
+
+def _told_classes(dataset: Any) -> list[Any] | None:
+    """Return what a dataset's `targets` call the class of each item, where they are classes or names of classes."""
+    values = getattr(dataset, "targets", None)
+    if values is None or len(values) != len(dataset):
+        return None
+    array = as_array(values if hasattr(values, "detach") else list(values))
+    if array.ndim != 1 or array.dtype.kind not in "biuU":
+        return None
+    told: list[Any] = array.tolist()
+    return told
+
+
+def _same_partition(told: Sequence[Any], given: np.ndarray) -> bool:
+    """Tell whether two labellings put the same samples together, whatever they call the classes."""
+    if not are_classes(given):
+        return False
+    pairs = set(zip(told, given.tolist(), strict=True))
+    return len(pairs) == len(set(told)) == len(set(given.tolist()))
+
+
+def _owned(x: Any) -> Any:
+    """Return inputs in memory of their own, arrays as tensors and any mapping as a dict."""
+    if isinstance(x, Tensor):
+        return x.detach().clone().as_subclass(Tensor)
+    if isinstance(x, np.ndarray):
+        try:
+            return torch.from_numpy(x.copy())
+        except TypeError:
+            raise ProbeError(
+                f"a probe's inputs must be numbers, found an array of dtype {x.dtype}. Convert it first."
+            ) from None
+    if isinstance(x, Mapping):
+        return {key: _owned(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        parts = [_owned(value) for value in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else parts if isinstance(x, list) else tuple(parts)
+    return x
+
+
+def _tasks(values: Any, size: int) -> Tensor:
+    """Return task labels as a tensor, the only one repeated for each sample."""
+    array = as_array(values)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise ProbeError(
+            f"task_labels must be one whole number, or one for each sample; found {array.dtype} of shape "
+            f"{array.shape}. Give task_labels=0 where there are no tasks."
+        )
+    labels = torch.from_numpy(array.astype(np.int64))
+    return labels.expand(size).clone() if labels.ndim == 0 else labels
 
 
 def _content_hash(leaves: Sequence[Tensor], y: Tensor, task_labels: Tensor) -> str:

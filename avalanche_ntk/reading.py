@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from avalanche.distributed import DistributedHelper
 from avalanche.models.utils import is_multi_task_module
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from avalanche_ntk.errors import ProbeError
 from avalanche_ntk.probes import Probe, ProbeSpec
+from avalanche_ntk.randomness import preserved_rng_state
+from avalanche_ntk.samples import TASKS, Reader, Samples, read_samples, samples, unreadable
 
 
 def model_of(strategy: Any) -> nn.Module:
@@ -50,31 +58,136 @@ def spec_at(spec: ProbeSpec | Probe, experience: Any) -> ProbeSpec | Probe:
     return replace(spec, from_experience=origin_of(experience).current_experience)
 
 
-def dataset_of(strategy: Any, spec: ProbeSpec) -> Any:
+def dataset_of(strategy: Any, spec: ProbeSpec, benchmark: Any = None) -> Any:
     """Return the dataset of the experience that a spec names; None when it does not exist yet.
 
+    Args:
+        strategy: The strategy.
+        spec: Names one experience.
+        benchmark: Where to look for the streams; the one that the trained stream belongs to when None, if it says so.
+
     Raises:
-        ProbeError: The stream has no such experience.
+        ProbeError: The stream has no such experience, or there is no way to it.
     """  # noqa: DOC201  (what is returned stands in the first line)
     experience = origin_of(strategy.experience)
     assert spec.from_experience is not None  # one of each task was made one of this task before
     if experience.current_experience == spec.from_experience and spec.split == "train":
         return experience.dataset
-    stream = experience.origin_stream
-    # What is trained on may be a slice, such as the part that is left after a checkpoint; a probe's place is that in
-    # the whole stream, which the benchmark has.
-    streams = getattr(getattr(stream, "benchmark", None), "streams", {})
-    stream = streams["test"] if spec.split == "test" else streams.get(stream.name, stream)
-    try:
-        n_experiences = len(stream)
-    except TypeError:  # a lazy stream: its experiences exist when training reaches them
+    stream = _stream_of(experience, spec, benchmark)
+    known = _experiences(stream)
+    if known is None and spec.split == "train":  # its experiences exist when training reaches them
         return None
-    if spec.from_experience >= n_experiences:
+    with preserved_rng_state():  # a lazy stream may make its experiences now
+        known = list(islice(stream, spec.from_experience + 1)) if known is None else known
+    if spec.from_experience >= len(known):
         raise ProbeError(
-            f"the probe asks for experience {spec.from_experience} and the {stream.name} stream has {n_experiences}. "
-            f"Give ProbeSpec(from_experience={n_experiences - 1}) or less."
+            f"the probe asks for experience {spec.from_experience} and the {stream.name} stream has {len(known)}. "
+            f"Give ProbeSpec(from_experience={len(known) - 1}) or less."
         )
-    return stream[spec.from_experience].dataset
+    return known[spec.from_experience].dataset
+
+
+def check_each_task(strategy: Any, spec: ProbeSpec | Probe, benchmark: Any = None) -> None:
+    """Check, before anything is trained, that the test stream has an experience for each task that is to be watched.
+
+    Raises:
+        ProbeError: It has fewer.
+    """
+    if isinstance(spec, Probe) or spec.from_experience is not None or spec.split == "train":
+        return
+    experience = origin_of(strategy.experience)
+    train = _experiences(_stream_of(experience, replace(spec, split="train"), benchmark))
+    test = _experiences(_stream_of(experience, spec, benchmark))
+    if train is not None and test is not None and len(test) < len(train):
+        raise ProbeError(
+            f"a test probe of each task needs a test experience for each of the {len(train)} tasks; the test stream "
+            f"has {len(test)}. Give ProbeSpec(split='test', from_experience=0) for a probe of one of them."
+        )
+
+
+def _stream_of(experience: Any, spec: ProbeSpec, benchmark: Any) -> Any:
+    """Return the whole stream that a spec names.
+
+    What is trained on may be a slice, such as the part that is left after a checkpoint; a probe's place is that in the
+    whole stream, which the benchmark has.
+
+    Raises:
+        ProbeError: There is no way to it.
+    """  # noqa: DOC201
+    trained = experience.origin_stream
+    owner = benchmark if benchmark is not None else getattr(trained, "benchmark", None)
+    streams = getattr(owner, "streams", {})
+    if spec.split == "train":
+        return streams.get(trained.name, trained)
+    if "test" in streams:
+        return streams["test"]
+    if streams:
+        raise ProbeError(
+            f"the probe {spec.label!r} is taken from the stream 'test', and the benchmark has "
+            f"{', '.join(map(repr, streams))}. Choose it yourself: ProbeSpec(size={spec.size}, "
+            "split='test').choose(dataset)."
+        )
+    raise ProbeError(
+        f"the probe {spec.label!r} is taken from the test stream, and the stream that is trained on does not say which "
+        "benchmark it belongs to. Give it to the plugin, NTKPlugin(..., benchmark=benchmark), or choose the probe "
+        f"yourself: ProbeSpec(size={spec.size}, split='test').choose(benchmark.test_stream[0].dataset)."
+    )
+
+
+def _experiences(stream: Any) -> Sequence[Any] | None:
+    """Return the experiences of a stream as far as they exist already; None for a lazy stream."""
+    for found in (stream, getattr(stream, "exps_iter", None)):
+        if hasattr(found, "__len__") and hasattr(found, "__getitem__"):
+            return found
+    return None
+
+
+def reader_of(strategy: Any) -> Reader:
+    """Return the function that reads samples of a dataset as the strategy's own evaluation would.
+
+    The batch comes from the loader that the strategy's `make_eval_dataloader` makes, and goes through its
+    `_unpack_minibatch`, `mb_x`, `mb_y` and `mb_task_id`: a strategy that loads or takes apart its batches in its own
+    way is followed. Of a batch that is a dict, the inputs are the entries that the model's forward pass takes by name.
+    """  # noqa: DOC201
+    return partial(_read_by, strategy)
+
+
+def _read_by(strategy: Any, dataset: Any, indices: Sequence[int]) -> Samples:
+    if not hasattr(strategy, "make_eval_dataloader") or not hasattr(dataset, "subset"):
+        return read_samples(dataset, indices)
+    with _borrowed(strategy, "adapted_dataset", "dataloader", "eval_mb_size", "mbatch"):
+        strategy.adapted_dataset = dataset.subset(list(indices)).eval()
+        strategy.eval_mb_size = len(indices)
+        try:
+            strategy.make_eval_dataloader()
+            if getattr(strategy.dataloader, "distributed_sampling", False):
+                strategy.dataloader.distributed_sampling = False  # every process reads the whole probe
+            strategy.mbatch = next(iter(strategy.dataloader))
+            strategy._unpack_minibatch()
+            x, y = strategy.mb_x, strategy.mb_y
+        except Exception as error:
+            raise unreadable(error, f"the evaluation data loader of {type(strategy).__name__}") from error
+        batch = strategy.mbatch
+        if isinstance(batch, Mapping):
+            taken = inspect.signature(model_of(strategy).forward).parameters
+            x = {name: v for name, v in batch.items() if name in taken and v is not y} or x
+            return samples(x, y, batch.get(TASKS))
+        tasks = strategy.mb_task_id if hasattr(dataset, TASKS) and len(batch) > 2 else None
+        return samples(x, y, tasks)
+
+
+@contextmanager
+def _borrowed(strategy: Any, *names: str) -> Generator[None]:
+    """Let attributes of a strategy be set; they are as before on exit."""
+    before = {name: getattr(strategy, name) for name in names if hasattr(strategy, name)}
+    try:
+        yield
+    finally:
+        for name in names:
+            if name in before:
+                setattr(strategy, name, before[name])
+            else:
+                vars(strategy).pop(name, None)
 
 
 def iterations_per_epoch(dataloader: Any) -> int | None:
@@ -83,6 +196,25 @@ def iterations_per_epoch(dataloader: Any) -> int | None:
         return len(dataloader)
     except TypeError:
         return None
+
+
+def check_precision(model: nn.Module, probe: Probe, error: Exception) -> None:
+    """Explain a forward pass that has failed where the probe's inputs are in another precision than the parameters.
+
+    A model that converts its inputs takes them, so only the forward pass can tell.
+
+    Raises:
+        ProbeError: They are.
+    """
+    inputs = {t.dtype for t in tree_flatten(probe.read_only()[0])[0] if isinstance(t, Tensor) and t.is_floating_point()}
+    parameters = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if inputs and parameters and not inputs & parameters:
+        found, expected = (", ".join(sorted(str(kind) for kind in kinds)) for kinds in (inputs, parameters))
+        raise ProbeError(
+            f"the inputs of probe {probe.name!r} are {found}, the model's parameters {expected}, and its forward pass "
+            f"does not convert them. Convert the data: x.to({expected}), or a transform that does; training on such "
+            "inputs fails too."
+        ) from error
 
 
 def has_outputs_for(model: nn.Module, probe: Probe) -> bool:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.probes import Probe, ProbeSpec
+from avalanche_ntk.reading import reader_of
 
 
 def remember(strategy: Any, size: int, seed: int) -> Probe:
     """Choose samples of the experience that is being trained, the same number of each class where there are as many.
 
-    They are read through the dataset's evaluation transform, by a generator of their own.
+    They are read as the strategy's own evaluation reads them, by a generator of their own.
 
     Args:
         strategy: The strategy, with its present experience.
@@ -27,18 +28,18 @@ def remember(strategy: Any, size: int, seed: int) -> Probe:
         The samples with labels and task labels, on the strategy's device.
     """
     dataset = strategy.experience.dataset
-    return ProbeSpec(size=min(size, len(dataset)), seed=seed).choose(dataset).to(strategy.device)
+    return ProbeSpec(size=min(size, len(dataset)), seed=seed).choose(dataset, reader_of(strategy)).to(strategy.device)
 
 
 def labels_for(model: nn.Module, samples: Probe) -> Tensor | None:
     """Return the samples' task labels where the model takes them, None otherwise."""
-    return samples.task_labels if is_multi_task_module(model) else None
+    return samples.read_only()[1] if is_multi_task_module(model) else None
 
 
 def call(model: nn.Module, samples: Probe) -> Tensor:
     """Return the model's outputs for the samples, shape `(N, C)`."""
-    labels = labels_for(model, samples)
-    out: Tensor = model(samples.x) if labels is None else model(samples.x, labels)
+    labels, (x, _) = labels_for(model, samples), samples.read_only()
+    out: Tensor = model(x) if labels is None else model(x, labels)
     return out
 
 

@@ -321,9 +321,9 @@ class ReactivationReplayPlugin(ReactivationPlugin):
             self.memory.append(remember(strategy, shares[-1], self.seed + tasks))
 
     def _batch(self, strategy: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        x = torch.cat([samples.x for samples in self.memory])
-        y = torch.cat([samples.y.to(strategy.device) for samples in self.memory])
-        tasks = torch.cat([samples.task_labels for samples in self.memory])
+        x = torch.cat([samples.read_only()[0] for samples in self.memory])
+        y = _like(strategy.mb_y, torch.cat([samples.y.to(strategy.device) for samples in self.memory]))
+        tasks = torch.cat([samples.read_only()[1] for samples in self.memory])
         wanted = min(len(y), self.batch_size_mem or strategy.train_mb_size)
         # Made anew from seed and iteration: nothing but numbers goes into a checkpoint.
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self._iteration)
@@ -331,13 +331,23 @@ class ReactivationReplayPlugin(ReactivationPlugin):
         return x[chosen], y[chosen], tasks[chosen]
 
 
+def _like(trained: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return remembered labels in the form of those that are trained on."""
+    if trained[0].numel() != y[0].numel():
+        raise ArgumentError(
+            f"replay needs the labels as they are trained on, of shape {tuple(trained.shape)}; one-hot rows are "
+            f"remembered as the classes that they stand for, found {tuple(y.shape)}. Train on class numbers."
+        )
+    return y.to(trained.dtype).reshape(len(y), *trained.shape[1:])
+
+
 def _some(samples: Probe, size: int, seed: int) -> Probe:
     """Return a share of the samples, drawn by a generator of its own, in their order."""
     if size >= samples.size:
         return samples
     order = torch.randperm(samples.size, generator=torch.Generator().manual_seed(seed))[:size].sort().values
-    where = order.to(samples.x.device)
-    return Probe(samples.x[where], samples.y[order], samples.task_labels[where], samples.name)
+    x, tasks = samples.read_only()
+    return Probe(x[order.to(x.device)], samples.y[order], tasks[order.to(x.device)], samples.name)
 
 
 def default_ntk() -> NTKPlugin:

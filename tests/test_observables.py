@@ -392,3 +392,20 @@ def test_all_of_them_leave_training_as_it_was():
         run(strategy, tiny_stream())
         results.append(fingerprint(strategy))
     assert differences(*results) == []
+
+
+def test_a_reason_that_is_a_sentence_ends_once():
+    class Overlap(Observable):
+        name = "task_overlap"
+
+        def observe(self, moment):
+            raise RuntimeError("There was no luck.")
+
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only(), observe=[Overlap()])
+    with pytest.warns() as caught:
+        run(make_strategy(plugins=[ntk], epochs=1), tiny_stream())
+    told = [str(w.message) for w in caught if issubclass(w.category, UndefinedMeasureWarning)]
+    assert told == [
+        "task_overlap of probe 'Exp000' undefined (NaN) at iteration 0: RuntimeError: There was no luck. (Warned once; "
+        "every measurement's reasons are in the trajectory.)"
+    ]

@@ -93,7 +93,20 @@ REFUSALS = [
     (
         lambda: ProbeSpec(size=0),
         ArgumentError,
-        "a probe needs at least 1 sample; found size=0. Give size=64, for example.",
+        "a probe needs at least 1 sample, a whole number; found size=0. Give size=64, for example.",
+    ),
+    *(
+        (
+            lambda size=size: ProbeSpec(size=size),
+            ArgumentError,
+            f"a probe needs at least 1 sample, a whole number; found size={size!r}. Give size=64, for example.",
+        )
+        for size in ("8", 8.0, True, None)
+    ),
+    (
+        lambda: ProbeSpec(from_experience="0"),
+        ArgumentError,
+        "from_experience counts from 0 (the first task); found '0'. Give from_experience=0.",
     ),
     (
         lambda: ProbeSpec(from_experience=-1),
@@ -114,8 +127,8 @@ REFUSALS = [
     (
         lambda: ProbeSpec(size=1).choose(TensorDataset(torch.zeros(2, 1))),
         ProbeError,
-        "a probe is chosen by class and needs a dataset with `targets`; found none on TensorDataset. Wrap it with "
-        "avalanche.benchmarks.utils.as_classification_dataset, or give the samples with Probe.from_tensors(x, y).",
+        "a probe needs labelled samples: batches (x, y) or (x, y, task labels), or a dict with 'labels'; found batches "
+        "of one entry. Give the samples with Probe.from_tensors(x, y).",
     ),
     (
         lambda: Probe.from_tensors(torch.zeros(3, 2), [0, 1]),

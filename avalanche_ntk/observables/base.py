@@ -15,6 +15,7 @@ from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.kernels.support import Batch, measuring, unwrap
 from avalanche_ntk.probes import Probe
+from avalanche_ntk.samples import Reader, read_samples
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Moment:
         optimizer: The strategy's optimizer, to be read only.
         outputs_were_given: Whether the user chose the outputs by their indices.
         dataset: What the strategy trains on now, to be read only; None when nothing is known of it.
+        read: Reads samples of it as the strategy's evaluation does, for `ProbeSpec.choose`.
         groups: Kernels of the groups of parameters that observables asked for (see `Observable.groups`), from the same
             pass as the kernel, by the observable's name and the group's.
     """
@@ -48,6 +50,7 @@ class Moment:
     multi_task: bool = False
     optimizer: Any = None
     dataset: Any = None
+    read: Reader = read_samples
     outputs_were_given: bool = False
     groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
@@ -69,11 +72,17 @@ class Moment:
         arguments: dict[str, Any] = dict(self.options)
         if every_output and not self.outputs_were_given:
             arguments["outputs"] = None
+        first, tasks1 = x1.read_only()
+        second, tasks2 = (None, None) if x2 is None else x2.read_only()
         if self.multi_task:
-            arguments |= {"task_labels": x1.task_labels, "task_labels2": None if x2 is None else x2.task_labels}
-        second = None if x2 is None else x2.x
-        kernel: Tensor = empirical_ntk(self.model, x1.x, second, reduction=reduction or self.reduction, **arguments)
+            arguments |= {"task_labels": tasks1, "task_labels2": tasks2}
+        kernel: Tensor = empirical_ntk(self.model, first, second, reduction=reduction or self.reduction, **arguments)
         return kernel
+
+    @property
+    def inputs(self) -> Any:
+        """The probe's inputs themselves, not a copy, to be read only."""
+        return self.probe.read_only()[0]
 
     @property
     def feature_options(self) -> dict[str, Any]:
@@ -81,12 +90,13 @@ class Moment:
         return {
             "output_selector": self.options.get("output_selector"),
             "dtype": self.options.get("dtype"),
-            "task_labels": self.probe.task_labels if self.multi_task else None,
+            "task_labels": self.probe.read_only()[1] if self.multi_task else None,
         }
 
     def outputs(self, probe: Probe) -> Tensor:
         """Return all of the model's outputs `f(X)` on a probe in eval mode, shape `(N, C)`, without a gradient."""
-        batch = Batch.of(probe.x, probe.task_labels if self.multi_task else None)
+        x, tasks = probe.read_only()
+        batch = Batch.of(x, tasks if self.multi_task else None)
         args, kwargs = batch.arguments(unwrap(self.model))
         with measuring(self.model, batch), torch.no_grad():
             self.model.eval()

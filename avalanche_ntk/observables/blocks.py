@@ -7,16 +7,22 @@ import warnings
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import UndefinedMeasureWarning
+from avalanche_ntk.labels import NO_CLASSES
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 
 
 class ClassBlocks(Observable):
-    """Mean entry of each block of classes, `class_block[a,b]`, and the means within and between classes."""
+    """Mean entry of each block of classes, `class_block[a,b]`, and the means within and between classes.
+
+    Undefined, with the reason, where the probe has numeric targets.
+    """
 
     name = "class_blocks"
 
     def observe(self, moment: Moment) -> Observation:
         """Average the kernel over the blocks."""
+        if not moment.probe.has_classes:
+            return Observation(reasons=dict.fromkeys(("class_block_within", "class_block_between"), NO_CLASSES))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UndefinedMeasureWarning)
             blocks = measures.class_block_means(moment.kernel, moment.probe.y.numpy())

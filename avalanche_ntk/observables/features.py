@@ -16,5 +16,5 @@ class FeatureKernel(Observable):
 
     def observe(self, moment: Moment) -> Observation:
         """Compute the kernel; it is called `features`."""
-        kernel = feature_kernel(moment.model, moment.probe.x, **moment.feature_options)
+        kernel = feature_kernel(moment.model, moment.inputs, **moment.feature_options)
         return Observation(kernels={"features": kernel.detach().cpu().numpy()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avalanche_ntk.labels import NO_CLASSES
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.probes import ProbeSpec
 
@@ -28,7 +29,7 @@ class _Forecast:
         """Take full-batch gradient steps on the cross-entropy in function space: `f ← f − η Θ ∂L/∂f`."""
         while self.steps < steps:
             gradient = self.new.softmax(dim=1)
-            gradient[torch.arange(len(self.labels)), self.labels] -= 1
+            gradient[torch.arange(len(self.labels), device=self.labels.device), self.labels] -= 1
             gradient /= len(self.labels)
             self.old = self.old - self.learning_rate * torch.einsum("nmcd,md->nc", self.old_on_new, gradient)
             self.new = self.new - self.learning_rate * torch.einsum("nmcd,md->nc", self.new_on_new, gradient)
@@ -44,7 +45,7 @@ class StaticKernelForecast(Observable):
     `‖f(X;θ_t) − f̂_t(X)‖ / ‖f(X;θ_t) − f(X;θ_b)‖`: 0 when the static kernel foresees the change of the old task's
     outputs, 1 when it is no better than foreseeing none; `forecast_accuracy` and `network_accuracy_probe` on the
     probe's labels. Source: Chizat et al. 2019; Doan et al. 2021 for the two-task form. Undefined, with the reason, for
-    optimizers other than SGD.
+    optimizers other than SGD and where the new task has numeric targets; the accuracies where the probe has.
 
     Args:
         size: Samples of the new task.
@@ -91,6 +92,9 @@ class StaticKernelForecast(Observable):
             found.reasons["forecast_error"] = "the outputs have not moved since the boundary"
         else:
             found.values["forecast_error"] = float((now - forecast.old).norm() / change)
+        if not moment.probe.has_classes:
+            found.reasons |= dict.fromkeys(("forecast_accuracy", "network_accuracy_probe"), NO_CLASSES)
+            return found
         y = moment.probe.y.to(now.device)
         found.values["forecast_accuracy"] = float((forecast.old.argmax(dim=1) == y).double().mean())
         found.values["network_accuracy_probe"] = float((now.argmax(dim=1) == y).double().mean())
@@ -101,7 +105,11 @@ class StaticKernelForecast(Observable):
         if isinstance(rate, str):
             return rate
         size = min(self.size, len(moment.dataset))
-        new = ProbeSpec(size=size, seed=self.seed, name="new_task").choose(moment.dataset)
+        balance = "class" if moment.probe.has_classes else "none"
+        spec = ProbeSpec(size=size, balance=balance, seed=self.seed, name="new_task")
+        new = spec.choose(moment.dataset, moment.read)
+        if not new.has_classes:
+            return f"{NO_CLASSES}, and the forecast is one of training with the cross-entropy"
         new = new.to(next(moment.model.parameters()).device)
         kept = moment.options.get("outputs")
         f_new = moment.kept_outputs(moment.outputs(new)).double()

@@ -70,10 +70,10 @@ class Linearisation(Observable):
         delta = {name: here.parameters[name] - p for name, p in anchor.parameters.items()}
         if not any(bool(d.any()) for d in delta.values()):
             return "the parameters have not moved since"
-        labels = {"task_labels": moment.probe.task_labels} if moment.multi_task else {}
+        labels = {"task_labels": moment.probe.read_only()[1]} if moment.multi_task else {}
         predicted = jvp_prediction(
             moment.model,
-            moment.probe.x,
+            moment.inputs,
             anchor.parameters,
             delta,
             output_selector=moment.options.get("output_selector"),

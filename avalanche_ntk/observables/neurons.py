@@ -57,7 +57,7 @@ class Neurons(Observable):
 
     def observe(self, moment: Moment) -> Observation:
         """Measure the units on the probe."""
-        features = penultimate_features(moment.model, moment.probe.x, **moment.feature_options)
+        features = penultimate_features(moment.model, moment.inputs, **moment.feature_options)
         units = features.detach().cpu().numpy()
         if moment.clock.event == "experience_start":
             self._anchors[moment.probe.name] = units

@@ -10,6 +10,7 @@ import torch
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ProbeError
+from avalanche_ntk.labels import NO_CLASSES
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 
 
@@ -18,7 +19,8 @@ class KernelRegression(Observable):
 
     Columns: `regression_accuracy`, `regression_loss` (with the present kernel), `regression_accuracy_init`,
     `regression_loss_init` (with the first), `network_accuracy_held_out` and `network_accuracy_probe` (the network
-    itself). The ridge is chosen on a split of the probe. Source: Fort et al. 2020.
+    itself). The ridge is chosen on a split of the probe. Numeric targets have a loss and no accuracy, and the record
+    says why. Source: Fort et al. 2020.
 
     Each probe is paired with the held-out probe of the same experience, which the plugin must have too: with
     `NTKPlugin([ProbeSpec(size=64), ProbeSpec(size=64, split="test")])` the probe `Exp000` is paired with `Exp000_test`.
@@ -77,10 +79,22 @@ class KernelRegression(Observable):
             "regression_loss": now.loss,
             "regression_accuracy_init": first_accuracy,
             "regression_loss_init": first_loss,
-            "network_accuracy_held_out": _accuracy(moment.outputs(held_out), labels_held_out),
-            "network_accuracy_probe": _accuracy(moment.outputs(moment.probe), labels),
         }
-        return Observation(values={name: value for name, value in values.items() if not math.isnan(value)})
+        reasons: dict[str, str] = {}
+        if moment.probe.has_classes and held_out.has_classes:
+            values["network_accuracy_held_out"] = _accuracy(moment.outputs(held_out), labels_held_out)
+            values["network_accuracy_probe"] = _accuracy(moment.outputs(moment.probe), labels)
+        else:
+            reasons = dict.fromkeys(_ACCURACIES, NO_CLASSES)
+        return Observation({name: value for name, value in values.items() if not math.isnan(value)}, reasons=reasons)
+
+
+_ACCURACIES = (
+    "regression_accuracy",
+    "regression_accuracy_init",
+    "network_accuracy_held_out",
+    "network_accuracy_probe",
+)
 
 
 def _accuracy(outputs: torch.Tensor, labels: np.ndarray) -> float:

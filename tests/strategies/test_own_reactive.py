@@ -12,7 +12,7 @@ from avalanche_ntk.strategies import (
     ReactivationReplay,
     ReactivationReplayPlugin,
 )
-from avalanche_ntk.strategies.reactive import ReactivationPlugin
+from avalanche_ntk.strategies.reactive import ReactivationPlugin, _like
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
@@ -272,3 +272,17 @@ def test_what_cannot_be_used_is_refused():
     with pytest.raises(ArgumentError) as error:
         ReactivationReplayPlugin(NTKPlugin(), patience=0)
     assert str(error.value) == "patience must be at least 1; found 0. Give patience=2, for example."
+
+
+def test_remembered_labels_have_the_form_of_those_that_are_trained_on():
+    targets = torch.tensor([[0.5, 1.0], [2.0, 3.0]], dtype=torch.float64)
+    found = _like(torch.zeros(5, 2), targets)
+    assert found.dtype == torch.float32 and found.tolist() == targets.tolist()
+    assert _like(torch.zeros(5), targets[:, :1]).tolist() == [0.5, 2.0]
+    assert _like(torch.tensor([3, 4]), torch.tensor([1, 0, 2])).tolist() == [1, 0, 2]
+    with pytest.raises(ArgumentError) as caught:
+        _like(torch.zeros(5, 4), torch.tensor([1, 0]))
+    assert str(caught.value) == (
+        "replay needs the labels as they are trained on, of shape (5, 4); one-hot rows are remembered as the classes "
+        "that they stand for, found (2,). Train on class numbers."
+    )
