@@ -13,29 +13,23 @@ from torch import Tensor, nn
 from avalanche_ntk.errors import (
     ArgumentError,
     KernelError,
-    MemoryBudgetError,
     ModelError,
-    NTKError,
     PrecisionWarning,
     checked_seed,
     is_whole,
     positive,
     unknown_name,
 )
-from avalanche_ntk.kernels._contract import engine
-from avalanche_ntk.kernels._contract.contraction import Tally
 from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
 from avalanche_ntk.kernels._function.subject import Subject, names_of, output_rows, select_parameters
 from avalanche_ntk.kernels._function.wrappers import wrapper_prefix
-from avalanche_ntk.kernels._generic import jacobians as fallback
 from avalanche_ntk.kernels._generic.reference import REDUCTIONS
-from avalanche_ntk.kernels._guard import known, planning, refusals, samples
+from avalanche_ntk.kernels._guard import known
 from avalanche_ntk.kernels._guard.hooks import hooks_as
-from avalanche_ntk.kernels._guard.isolation import measuring, rng_fingerprint
-from avalanche_ntk.kernels._guard.policy import TOLD, Checks, Look, look
-from avalanche_ntk.kernels._structure.passes import Pass, forward
-from avalanche_ntk.kernels._structure.plan import Plan, Way
+from avalanche_ntk.kernels._guard.isolation import measuring
+from avalanche_ntk.kernels._guard.policy import Checks
 from avalanche_ntk.kernels.info import KernelInfo, Method
+from avalanche_ntk.kernels.measurement import Measurement
 
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
 
@@ -279,13 +273,12 @@ def _measure(
         if not whole:
             subject = subject.restricted({n for names in members.values() for n in names})
         with subject.standing_in():
-            run = _Run(subject, members, reduction == "full", budget, method, info, checks)
-            run.check(b1, b2)
-            rows = _cotangents(run.first.out, outputs, reduction)
+            run = Measurement(subject, members, b1, b2, reduction == "full", budget, method, checks, info)
+            rows = _cotangents(run.out, outputs, reduction)
             if estimator is None:
-                result = run.all_blocks(b1, b2, rows, block)
+                result = run.kernels(rows, block)
             else:
-                result = _estimate(run, b1, b2, rows, int(n_projections or 0), seed, block, info)
+                result = _estimate(run, rows, int(n_projections or 0), seed, block, info)
         if run.checks is not Checks.NEVER:
             for b in (b1, *([] if b2 is None else [b2])):
                 known.note(subject.model, b)
@@ -364,7 +357,7 @@ def _cotangents(out: Tensor, outputs: Any, reduction: str) -> Tensor:
 
 
 def _estimate(
-    run: _Run, b1: Batch, b2: Batch | None, rows: Tensor, r: int, seed: int, block: int | None, info: KernelInfo
+    run: Measurement, rows: Tensor, r: int, seed: int, block: int | None, info: KernelInfo
 ) -> dict[str, Tensor]:
     """Mean and standard error over kernels of random signed sums of outputs (Hutchinson 1990).
 
@@ -376,213 +369,13 @@ def _estimate(
     mean: dict[str, Tensor] = {}
     square: dict[str, Tensor] = {}
     for i, v in enumerate(signs @ rows):
-        for g, k in run.all_blocks(b1, b2, v[None], block).items():
+        for g, k in run.kernels(v[None], block).items():
             k = k.double()
             delta = k - mean[g] if g in mean else k
             mean[g] = mean[g] + delta / (i + 1) if g in mean else k
             square[g] = square[g] + delta * (k - mean[g]) if g in square else torch.zeros_like(k)
     info.standard_error = (square[""] / (r - 1) / r).sqrt().to(rows.dtype)
     return {g: k.to(rows.dtype) for g, k in mean.items()}
-
-
-class _Run:
-    """One measurement: blocks of samples, the graph engine, and generic paths for the rest."""
-
-    def __init__(
-        self,
-        subject: Subject,
-        members: dict[str, list[str]],
-        full: bool,
-        budget: int,
-        method: Method,
-        info: KernelInfo,
-        checks: Checks,
-    ) -> None:
-        self.subject, self.members, self.full = subject, members, full
-        self.budget, self.method, self.info = budget, method, info
-        self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
-        self.tally = Tally()
-        self.first: Pass
-        self.whole: Batch | None = None
-        self.plan: Plan | None = None
-        self.size: int | None = None
-        self.left: tuple[Batch, tuple[Pass, Plan] | None] | None = None
-        self.again = True
-        self.checks = checks
-        self.new = (True, True)  # whether the first and the second batch were not looked at before
-        self.looks: dict[int, Look] = {}  # by plan
-
-    def check(self, batch: Batch, second: Batch | None) -> None:
-        """Run the model on the first batch and refuse what has no kernel."""
-        subject = self.subject
-        alone = self.method in (Method.JACOBIAN, Method.LOOP)
-        if alone:
-            for b in (batch, *([] if second is None else [second])):
-                samples.refuse_mixing(subject, b, one_by_one=self.method is Method.LOOP)
-        self.whole = batch
-        self.new = known.is_new(subject.model, batch), second is not None and known.is_new(subject.model, second)
-        ahead = None if alone or len(batch) < 4 * samples.LARGE else planning.plan_ahead(subject, batch, self.budget)
-        self.first = self._forward(batch.take(slice(0, 1)) if alone else batch)
-        if ahead is not None:
-            planning.forget_if_other(subject, ahead, self.first)
-
-    def _forward(self, batch: Batch) -> Pass:
-        """Return a pass; where it drew random numbers, it is run again and has to come out the same."""
-        before = rng_fingerprint()
-        at = forward(self.subject, batch)
-        if rng_fingerprint() != before and not torch.equal(at.out, forward(self.subject, batch).out):
-            raise refusals.stochastic(self.subject, batch)
-        return at
-
-    def all_blocks(self, b1: Batch, b2: Batch | None, rows: Tensor, block: int | None) -> dict[str, Tensor]:
-        """Return group → kernel of the whole batches, computed block by block."""
-        n, m = len(b1), len(b1 if b2 is None else b2)
-        r = rows.shape[0]
-        if self.size is None:
-            self.size = block or self._block(b1, rows, max(n, m))
-        size = self.size
-        self.info.block = min(size, max(n, m))
-        if size >= max(n, m):
-            result = self.pair(b1, b2, rows)
-        else:
-            self.whole = None  # the pass of the whole batch is let go: blocks make their own
-            self.first = Pass(self.first.out.detach(), self.first.graph.empty(), self.first.n)
-            shape = (n, m, r, r) if self.full else (n, m)
-            result = {g: rows.new_zeros(shape) for g in self.members}
-            for i in range(0, n, size):
-                left = b1.take(slice(i, i + size))
-                self.left = (left, None)
-                self.again = b2 is not None and i == 0  # blocks on the right: else they are, or will be, on the left
-                for k in range(i if b2 is None else 0, m, size):
-                    right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
-                    for g, value in self.pair(left, right, rows).items():
-                        result[g][i : i + size, k : k + size] = value
-                        if b2 is None and k != i:
-                            turned = value.permute(1, 0, 3, 2) if self.full else value.T
-                            result[g][k : k + size, i : i + size] = turned
-        self.left = None
-        self.new = (False, False)
-        self.info.methods |= self.tally.forms
-        self.info.flops = self.tally.flops
-        self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
-        return result
-
-    def _block(self, batch: Batch, rows: Tensor, n: int) -> int:
-        """Return the most samples (all, or a power of two) for which one pair of blocks fits the budget."""
-        copies = rows.element_size() * (rows.shape[0] if self.full else 1)
-        if self.method in (Method.JACOBIAN, Method.LOOP):
-            # parameters and outputs are taken in groups: the largest parameter alone has to fit
-            alone = each = 2 * max(p.numel() for p in self.subject.leaves.values()) * copies
-        else:
-            plan = self._plan(batch, self.first)
-            alone, each = (v * copies for v in engine.sample_sizes(self.subject, plan, self.first))
-        if alone > self.budget:
-            raise MemoryBudgetError(
-                f"memory_budget={self.budget} bytes is too small for a block of one sample: about {alone} bytes"
-                " are needed"
-                f" for {type(self.subject.model).__name__} with {rows.shape[0]} outputs. Raise memory_budget to that."
-            )
-        if n * each <= self.budget:
-            return n
-        size = 1
-        while 4 * size * each <= self.budget:  # the next size, on both sides of a pair
-            size *= 2
-        return size
-
-    def _plan(self, batch: Batch, at: Pass) -> Plan:
-        """Return the plan of a pass; that of the first pass is looked up once."""
-        if at is self.first and self.plan is not None:
-            return self.plan
-        on_the_left = at is self.first or (self.left is not None and batch is self.left[0])
-        plan = known.plan_of(self.subject, batch, at)
-        new = plan is None
-        if plan is None:
-            plan = planning.new_plan(self.subject, batch, at, self.budget)
-        if id(plan) not in self.looks:
-            self.looks[id(plan)] = look(self.checks, new or any(self.new), plan.uses)
-            plan.uses += 1
-            self.info.checks = max(self.info.checks, self.looks[id(plan)].told, key=TOLD.index)
-            if plan.unproven:
-                self.info.plan_not_kept = plan.unproven
-        seen = self.looks[id(plan)] if self.again or on_the_left else Look()
-        plan = planning.inspect(self.subject, batch, at, plan, self.budget, seen)
-        if at is self.first:
-            self.plan = plan
-        return plan
-
-    def pair(self, b1: Batch, b2: Batch | None, rows: Tensor) -> dict[str, Tensor]:
-        """Return group → kernel of one pair of blocks."""
-        values: dict[str, Tensor] = {}
-        rest, alone = list(self.subject.leaves), self.method is Method.LOOP
-        if self.method not in (Method.JACOBIAN, Method.LOOP):
-            values, rest, alone = self._by_graph(b1, b2, rows)
-        if rest:
-            ways = fallback.kernels(self.subject, b1, b2, rows, rest, self.full, self.budget, alone)
-            for name, (value, way) in ways.items():
-                self.tally.forms[name] = way
-                for g in self.groups[name]:
-                    values[g] = values[g].add_(value) if g in values else value.clone()
-        n, m = len(b1), len(b1 if b2 is None else b2)
-        r = rows.shape[0]
-        for name in self.subject.leaves:
-            self.tally.forms.setdefault(name, "unused")
-        shape = (n, m, r, r) if self.full else (n, m)
-        return {g: values[g] if g in values else rows.new_zeros(shape) for g in self.members}
-
-    def _by_graph(self, b1: Batch, b2: Batch | None, rows: Tensor) -> tuple[dict[str, Tensor], list[str], bool]:
-        """Return the kernels that the graph engine gives, the parameters left over, and how they go."""
-        subject = self.subject
-        n, m = len(b1), len(b1 if b2 is None else b2)
-        p, plan = self._planned(b1)
-        q, other = p, plan
-        if b2 is not None:
-            q, other = self._planned(b2)
-            if q.graph.signature != p.graph.signature:
-                self.info.reasons |= dict.fromkeys(subject.leaves, "the two batches run through different graphs")
-                return {}, list(subject.leaves), Way.LOOP in (plan.way, other.way)
-            plan, other = plan.matched(other)
-        force = {Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}.get(self.method)
-        try:
-            values = engine.kernels(
-                subject, (plan, other), p, q, rows, self.full, self.budget, self.tally, force, groups=self.groups
-            )
-        except (NTKError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever went wrong here, the exact way without the graph remains
-            cause = exc if isinstance(exc, engine.Unreadable) else f"{type(exc).__name__}: {exc}"
-            self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({cause})")
-            return {}, list(subject.leaves), False
-        self.info.reasons |= plan.generic
-        if (p.n, q.n) != (n, m):
-            values = {g: value[:n, :m].clone() for g, value in values.items()}
-        return values, list(plan.generic), plan.way is Way.LOOP
-
-    def _planned(self, batch: Batch) -> tuple[Pass, Plan]:
-        """Return the pass of a batch and its plan; of one sample given twice where the model treats one otherwise.
-
-        Those of the whole batch are at hand already, and so are those of the block on the left.
-        """
-        if self.left is not None and batch is self.left[0]:
-            known = self.left[1]
-            if known is None:
-                known = self._newly_planned(batch)
-                self.left = (batch, known)
-            return known
-        return self._newly_planned(batch)
-
-    def _newly_planned(self, batch: Batch) -> tuple[Pass, Plan]:
-        try:
-            at = self.first if batch is self.whole else self._forward(batch)
-        except ModelError:
-            if len(batch) > 1:
-                raise
-        else:  # else a rest of one sample, with which the model cannot be called
-            plan = self._plan(batch, at)
-            if plan.way is not Way.TWICE:
-                return at, plan
-        batch = batch.take([0, 0])
-        at = forward(self.subject, batch)
-        return at, self._plan(batch, at)
 
 
 def _require_finite(kernel: Tensor, group: str) -> None:

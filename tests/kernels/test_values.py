@@ -17,7 +17,9 @@ from avalanche_ntk.kernels import (
     reference_ntk,
     spot_check,
 )
-from avalanche_ntk.kernels._contract.engine import sample_sizes
+from avalanche_ntk.kernels._function.batch import Batch
+from avalanche_ntk.kernels._function.subject import Subject
+from avalanche_ntk.kernels._guard import known
 from avalanche_ntk.kernels._structure.graph import Graph
 from avalanche_ntk.kernels._structure.plan import pure_nodes
 from avalanche_ntk.kernels._structure.routing import moves_by_values
@@ -484,19 +486,17 @@ class Repeated(nn.Module):
         return self.head(x)
 
 
-def test_all_uses_of_a_layer_count_in_the_size_of_a_block(monkeypatch):
-    seen = {}
-
-    def spy(subject, plan, at):
-        seen[subject.model.times] = sample_sizes(subject, plan, at)
-        return seen[subject.model.times]
-
-    monkeypatch.setattr("avalanche_ntk.kernels._contract.engine.sample_sizes", spy)
-    x = torch.randn(6, 8)
+def test_all_uses_of_a_layer_count_in_what_is_held():
+    held = {}
     for times in (1, 40):
-        check(Repeated(times), x, ways={"gram", "ghost", "explicit"})
+        model, x = Repeated(times), torch.randn(6, 8)
+        check(model, x, ways={"gram", "ghost", "explicit"})
+        held[times] = known.latest_needs(Subject.of(model), Batch.of(x))
     # 40 signals of 8 numbers for a sample are held together, where there was one
-    assert seen[40][0] >= 40 * 8 > seen[1][0] >= 8
+    assert held[40].passing >= 40 * 8 > held[1].passing >= 8
+    # and as many inputs and signals for each output, where they are held until all samples are there
+    (many,), (one,) = held[40].pieces["layer.weight"], held[1].pieces["layer.weight"]
+    assert (many.fixed, many.factors) == (40 * 8, 40 * 8) and (one.fixed, one.factors) == (8, 8)
 
 
 # --- arguments

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from avalanche_ntk.kernels._contract.ghost import ELEMENTWISE, PAIRS, blocks, ghost, left_cost, share
 from avalanche_ntk.kernels._contract.patches import Patches
-from avalanche_ntk.kernels._contract.pieces import Lookup, Outer, Piece, all_rows, some_rows
+from avalanche_ntk.kernels._contract.pieces import Dense, Lookup, Outer, Piece, Size, all_rows, some_rows
 
 CHUNK = 8192  # products in one running sum
 TILE = 2**23 - 2**16  # numbers of a tile of explicit gradients: below 32 MiB, where the C library would fetch new pages
@@ -42,6 +42,11 @@ class Tally:
     room: float = 0.0  # numbers that `lefts` may still take
     steps: int = 1  # how often the same parameters come again, with other outputs
     scratch: dict[str, Tensor] = field(default_factory=dict)
+    sizes: dict[str, list[Size]] = field(default_factory=dict)
+
+    def note(self, name: str, pieces: list[Piece | None]) -> None:
+        """Note the sizes of a parameter's pieces."""
+        self.sizes[name] = [Size.of(piece) for piece in pieces if piece is not None]
 
     def block(self, *tensors: Tensor) -> None:
         """Note the size of blocks that live at the same time."""
@@ -81,7 +86,8 @@ def contract(
     if isinstance(p, Lookup) and isinstance(q, Lookup):
         return _lookup(p, q, full, workspace, tally), "lookup"
     # of two batches one may have a single position, or its samples in columns, and the other not
-    return _gram(p.dense((-1,)), q.dense((-1,)), full, tally), "dense"
+    left = p.dense((-1,))
+    return _gram(left, left if p is q else q.dense((-1,)), full, tally), "dense"
 
 
 def _gram(j: Tensor, k: Tensor, full: bool, tally: Tally) -> Tensor:
@@ -96,7 +102,7 @@ def _gram(j: Tensor, k: Tensor, full: bool, tally: Tally) -> Tensor:
     tally.block(j, k)
     if full:
         return inner(j.reshape(n * r, p), k.reshape(m * rk, p)).reshape(n, r, m, rk).transpose(1, 2)
-    return inner(j.reshape(n, r * p), k.reshape(m, rk * p))
+    return inner_self(j.reshape(n, r * p)) if j is k else inner(j.reshape(n, r * p), k.reshape(m, rk * p))
 
 
 def inner(j: Tensor, k: Tensor) -> Tensor:
@@ -124,6 +130,22 @@ def inner(j: Tensor, k: Tensor) -> Tensor:
     return total
 
 
+def inner_self(j: Tensor) -> Tensor:
+    """`J Jᵀ`, one triangle of it for many rows.
+
+    Returns:
+        `(N, N)`.
+    """
+    n = j.shape[0]
+    if n < HALVED:
+        return inner(j, j)
+    out = j.new_empty(n, n)
+    half = n // 2
+    out[:half] = inner(j[:half], j)
+    out[half:, half:] = inner(j[half:], j[half:])
+    return mirror(out)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a form takes: multiply-adds of matrix products, and all its time in these."""
@@ -132,35 +154,37 @@ class Cost:
     time: float
 
 
-def costs(p: Outer, q: Outer, full: bool, workspace: int, again: int = 1) -> tuple[Cost, Cost]:
+def costs(
+    size: Size, n: int, m: int | None, r: int, full: bool, workspace: int, item: int, gram: float | None = None
+) -> tuple[Cost, Cost]:
     """Return what the explicit and the ghost form of two pieces take.
 
     Args:
-        p: Piece of the first batch.
-        q: Piece of the second batch (the same object for a self-kernel).
+        size: Of both pieces.
+        n: Samples of the first batch.
+        m: Samples of the second batch; None for a self-kernel.
+        r: Outputs.
         full: Output pairs are kept apart.
         workspace: Bytes that blocks may take.
-        again: How often a Gram matrix of the sides without outputs will be used, for other outputs too.
+        item: Bytes of a number.
+        gram: Cost of one entry of the Gram matrix of the sides without outputs, where it is another than the size says.
     """
-    n, t, a = p.a.shape
-    m, s, _ = q.a.shape
-    r, b = p.g.shape[0], p.g.shape[3]
-    same = p is q
-    item = p.g.element_size()
+    same, other = m is None, n if m is None else m
+    t, a, b = size.t, size.a, size.b
     columns = r if full else 1
-    products = n * m * columns * (0.75 if same and n >= HALVED and not full else 1)
-    made, rows = n + (0 if same else m), n * t + (0 if same else m * s)
+    products = n * other * columns * (0.75 if same and n >= HALVED and not full else 1)
+    made = n + (0 if same else other)
+    rows = made * t
     flops = float(a * b * r) * (rows + products)
     time = flops + _TRAFFIC * float(a * b * r) * made
-    if isinstance(p.a, Patches):
+    if size.fixed < t * a:  # patches
         held = n * t * a <= _spare(workspace, same, item)
         tiles = 1 if held else ceil(made * a * r * b / max(1, min(workspace // 2 // item, TILE)))
         time += _PATCHES * rows * a * tiles
     explicit = Cost(flops, time)
-    side, _ = blocks(n, m, t, s, same, min(workspace // max(1, 4 * item), PAIRS) // columns**2)
-    pairs = float(n * m * t * s) * (share(n, side) if same else 1.0)
-    left = left_cost(p.a, q.a) / again
-    flops = pairs * (left + b * r * columns)
+    side, _ = blocks(n, other, t, t, same, min(workspace // max(1, 4 * item), PAIRS) // columns**2)
+    pairs = float(n * other * t * t) * (share(n, side) if same else 1.0)
+    flops = pairs * ((size.gram if gram is None else gram) + b * r * columns)
     return explicit, Cost(flops, flops + pairs * ELEMENTWISE * columns**2)
 
 
@@ -175,7 +199,9 @@ def _outer(
     keeping = tally.lefts if name and not full else None
     if keeping is not None and name not in keeping and n * t * m * s > tally.room:
         keeping = None
-    explicit, hidden = costs(p, q, full, workspace, 1 if keeping is None else tally.steps)
+    gram = left_cost(p.a, q.a) / (1 if keeping is None else tally.steps)
+    size = replace(Size.of(p), t=max(1, round((t * s) ** 0.5)))
+    explicit, hidden = costs(size, n, None if same else m, p.g.shape[0], full, workspace, p.g.element_size(), gram)
     form = force or ("explicit" if explicit.time <= hidden.time else "ghost")
     if form == "explicit":
         tally.flops += explicit.flops
@@ -204,7 +230,7 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor
     r, b = p.g.shape[0], p.g.shape[3]
     tally.flops += n * m * (a + b * r * (r if full else 1))
     pa, qa = all_rows(p.a), all_rows(q.a)
-    ones = a == 1 and pa.stride(0) == 1 and bool((pa == 1).all()) and bool((qa == 1).all())
+    ones = p.ones and q.ones
     keeping = tally.lefts if name else None
     kept = None if keeping is None else keeping.get(name)
     left = kept
@@ -295,6 +321,20 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     if full:
         return total.reshape(n, r, m, r).transpose(1, 2)
     return mirror(total) if same and n >= HALVED else total
+
+
+def explicit_gradients(piece: Outer, workspace: int, tally: Tally) -> Dense:
+    """Form all explicit gradients of a piece.
+
+    Returns:
+        `(N, R, A·B)`, entries in the order in which they are made fastest; the same for all blocks of samples.
+    """
+    n, _, a = piece.a.shape
+    r, b = piece.g.shape[0], piece.g.shape[3]
+    j = piece.g.new_empty(n * r * b * a)
+    spare = _spare(workspace, True, piece.g.element_size())
+    tally.flops += float(n * piece.a.shape[1]) * a * b * r
+    return Dense(_gradients(piece.a, piece.g, slice(0, r), slice(0, b), j, spare, tally).view(n, r, b * a))
 
 
 def _spare(workspace: int, same: bool, item: int) -> int:

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from avalanche_ntk.kernels._contract.patches import Patches
+from avalanche_ntk.kernels._contract.patches import Patches, gram_cost
 
 
 @dataclass
@@ -56,11 +56,13 @@ class Outer:
         a: `(N, T, A)` the side that does not depend on the output.
         g: `(R, N, T, B)` the side that does.
         a_first: W is laid out as `(A, B)`; otherwise `(B, A)`.
+        ones: Whether all of `a` is 1 (a bias).
     """
 
     a: Tensor | Patches
     g: Tensor
     a_first: bool = True
+    ones: bool = False
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """Return `(N, R, *shape)`."""
@@ -155,6 +157,37 @@ def merge(pieces: list[Piece], shape: tuple[int, ...]) -> Piece:
     return Dense(total)
 
 
-def numel(shape: tuple[int, ...]) -> int:
-    """Return the number of entries of a tensor of this shape."""
-    return prod(shape)
+@dataclass(frozen=True)
+class Size:
+    """How large a parameter's pieces are, in numbers for each sample.
+
+    Attributes:
+        fixed: Of what does not depend on the output.
+        factors: Of what does, for each output.
+        explicit: Of explicit gradients, for each output; None for a table, of which none are formed.
+        t: Positions.
+        a: Columns of the side without outputs.
+        b: Columns of the side with them.
+        gram: Cost of one entry of the Gram matrix of the sides without outputs, in multiply-adds.
+    """
+
+    fixed: int
+    factors: int
+    explicit: int | None
+    t: int = 1
+    a: int = 0
+    b: int = 0
+    gram: float = 0.0
+
+    @staticmethod
+    def of(piece: Piece) -> Size:
+        """Return the size of a piece."""
+        if isinstance(piece, Dense):
+            each = prod(piece.j.shape[2:])
+            return Size(0, each, each)
+        if isinstance(piece, Lookup):
+            return Size(piece.ids.shape[1], prod(piece.g.shape[2:]), None, piece.ids.shape[1])
+        (_, t, a), b = piece.a.shape, piece.g.shape[3]
+        if isinstance(piece.a, Patches):
+            return Size(prod(piece.a.x.shape[1:]), t * b, a * b, t, a, b, min(gram_cost(piece.a, piece.a), float(a)))
+        return Size(t * a, t * b, a * b, t, a, b, float(a))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from avalanche_ntk.errors import ModelError, NTKError
+from avalanche_ntk.kernels._contract.schedule import needs
 from avalanche_ntk.kernels._device.memory import release
 from avalanche_ntk.kernels._device.order import agree
 from avalanche_ntk.kernels._function.batch import Batch
@@ -176,7 +177,7 @@ def _plan_on(
     plan = read(subject, small, large)
     plan.pattern, plan.rounding = pattern, rounding
     del small, alone  # what a pass computes from parameters alone (a parametrised weight) may be large
-    prove(subject, plan, few, large, budget)
+    plan.needs = needs(subject, plan, large, prove(subject, plan, few, large, budget))
     return plan
 
 

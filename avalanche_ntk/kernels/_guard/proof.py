@@ -7,7 +7,9 @@ from torch import Tensor
 
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels._contract.contraction import Tally
-from avalanche_ntk.kernels._contract.engine import kernels, largest_explicit
+from avalanche_ntk.kernels._contract.engine import kernels
+from avalanche_ntk.kernels._contract.pieces import Size
+from avalanche_ntk.kernels._contract.schedule import largest_explicit
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._structure import layout as lay
@@ -19,17 +21,20 @@ from avalanche_ntk.kernels._structure.plan import Plan
 PROOFS = 3  # random mixes of samples that a new plan is proved on
 
 
-def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> None:
+def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> dict[str, list[Size]]:
     """Compare every parameter's kernel with ordinary gradients of samples taken alone; demote what disagrees.
 
     For random combinations v of outputs and random mixes u of samples, let `G = ∇θ Σ_n u_n v·f(x_n)`. Then
     `Σ_{n,m} u_n u'_m vᵀΘ[n,m]v' = <G, G'>`: any entry of Θ that is wrong shows in it. Each G is compared with itself
     and with the first one, so that only two have to be held at a time; a kernel whose output pairs are exchanged agrees
     with itself, but not with another mix.
+
+    Returns:
+        Sizes of the pieces that each parameter's kernel is contracted from.
     """
     names = [n for n in subject.leaves if n not in plan.generic]
     if not names:
-        return
+        return {}
     cot = torch.stack([at.mix(2), at.mix(3)])
     coarse = at.graph.coarsest() != torch.float64
     tol = 1e-3 if coarse else 1e-9
@@ -39,7 +44,8 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
     if budget is not None and budget < at.n * each:
         few = few.take(slice(0, max(2, budget // each)))
         at = forward(subject, few)
-    got = kernels(subject, (plan, plan), at, at, cot, True, budget, Tally(), errors=errors)
+    tally = Tally()
+    got = kernels(subject, (plan, plan), at, at, cot, True, budget, tally, errors=errors)
     traces = kernels(subject, (plan, plan), at, at, cot, False, budget, Tally(), errors=errors)
     outs = []
     for n in range(at.n):
@@ -87,6 +93,7 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
                     wrong = wrong or f"{read:.6g} against {right:.6g}"
         if wrong:
             plan.demote(name, f"the graph's reading disagreed with autograd ({wrong})")
+    return {name: sizes for name, sizes in tally.sizes.items() if name not in plan.generic}
 
 
 def _inner(f: Tensor | None, g: Tensor | None) -> float:

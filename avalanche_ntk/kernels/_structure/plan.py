@@ -85,6 +85,7 @@ class Plan:
         vectorised: Whether signals of all outputs go in one pass.
         unproven: Why the plan is not kept (no signal arrived somewhere, so nothing is proved there); empty where it is.
         uses: How often it was used.
+        needs: What a measurement by it holds, see `_contract.schedule.Needs`.
         rounding: How far outputs of samples alone were seen to differ by rounding.
         pattern: What the graph has to be like for this plan to be used again; None where nothing was read off it.
     """
@@ -98,6 +99,7 @@ class Plan:
     vectorised: bool = True
     unproven: str = ""
     uses: int = 0
+    needs: Any = None
     rounding: Any = None
     pattern: Pattern | None = None
 

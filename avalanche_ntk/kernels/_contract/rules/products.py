@@ -42,7 +42,7 @@ def addmm(s: Site) -> Piece:
         beta = float(s.kept("beta"))
         if s.g.shape[1] == s.n and beta == 1 and s.shape == tuple(s.g.shape[2:]):
             # one position: the bias is a weight whose input is 1, and shares the weight's Gram matrix of signals
-            return Outer(s.g.new_ones(s.n, 1, 1), s.g.unsqueeze(2), a_first=True)
+            return Outer(s.g.new_ones(s.n, 1, 1), s.g.unsqueeze(2), a_first=True, ones=True)
         return broadcast(s, None, beta)
     alpha = float(s.kept("alpha"))
     return _product(s, s.kept("mat1") if s.slot == 2 else None, s.kept("mat2") if s.slot == 1 else None, 1, alpha)

@@ -1,0 +1,159 @@
+"""In which steps a kernel is computed: what is held at a time fits the budget, and no pass runs needlessly often.
+
+Where the signals of all samples fit, parameter by parameter, everything goes in one step. Else passes run for a block
+of samples at a time, and their pieces (factors, or explicit gradients where these are cheaper or smaller) are held
+until all samples are there: each sample's passes run once. Where the pieces of all samples do not fit, those of some
+are held while the others stream by: with two such groups, passes of the second one run twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+from avalanche_ntk.errors import MemoryBudgetError
+from avalanche_ntk.kernels._contract.contraction import costs
+from avalanche_ntk.kernels._contract.pieces import Size
+from avalanche_ntk.kernels._contract.side import Side
+from avalanche_ntk.kernels._function.subject import Subject
+from avalanche_ntk.kernels._structure.nodes import spec_of
+from avalanche_ntk.kernels._structure.passes import Pass
+from avalanche_ntk.kernels._structure.plan import Plan
+
+_HELD, _PASSING = 0.5, 0.25  # shares of the budget: for pieces that are held, and for the passes that make them
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Numbers that a measurement holds.
+
+    Attributes:
+        alone: What one sample needs by itself, at least.
+        passing: What each sample of a block adds while its passes run.
+        pieces: Sizes of each parameter's pieces.
+        item: Bytes of a number.
+    """
+
+    alone: int
+    passing: int
+    pieces: dict[str, list[Size]]
+    item: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How a measurement goes.
+
+    Attributes:
+        block: Samples whose passes run at a time.
+        held: Samples whose pieces are held at a time; 0 where one step does everything.
+        outputs: Outputs for which pieces are held at a time.
+        explicit: Parameters that are held as explicit gradients.
+    """
+
+    block: int
+    held: int
+    outputs: int
+    explicit: frozenset[str] = frozenset()
+
+
+def needs(subject: Subject, plan: Plan, at: Pass, pieces: dict[str, list[Size]]) -> Needs:
+    """Read off a pass what one sample needs.
+
+    A backward pass holds, besides the signals asked for, those of both branches of a residual block and the copies that
+    convolutions make of theirs: six in all. The rule for nodes without one makes as many again, all of a node's inputs.
+
+    Returns:
+        What was read.
+    """
+    graph, n = at.graph, at.n
+    signal = max((sum(prod(graph.shape(e)) // n for e in edges) for edges in plan.together()), default=1)
+    uses = [(handle, u) for handle in plan.handles for u in handle.uses]
+    patches = [
+        # every weight of one output channel, at every position
+        prod(graph.shape(h.edge)) // max(1, graph.shape(h.edge)[0]) * (prod(graph.shape(u.edge)[2:]))
+        for h, u in uses
+        if graph.names[u.node] == "ConvolutionBackward0" and u.slot == 1
+    ]
+    explicit = largest_explicit(subject, plan, at)
+    pulled = max((subject.leaves[name].numel() for name in plan.pulled), default=0)
+    ruled = all(spec_of(graph.names[u.node]).rule is not None for _, u in uses)
+    passing = max((6 if ruled else 12) * signal, 3 * explicit, 5 * pulled)
+    return Needs(3 * max(signal, explicit, *patches, 1), passing, pieces, at.out.element_size())
+
+
+def largest_explicit(subject: Subject, plan: Plan, at: Pass) -> int:
+    """Return the number of entries of the largest parameter whose gradients are formed."""
+    side = Side(subject, plan, at)
+    dense = [n for n, groups in plan.native.items() if any(side.is_dense(h) for g in groups for h in g)]
+    return max((subject.leaves[n].numel() for n in (*dense, *plan.pulled, *plan.generic)), default=1)
+
+
+def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, block: int | None, name: str) -> Steps:
+    """Choose the steps of a measurement.
+
+    Args:
+        need: What it holds.
+        n: Samples of the first batch.
+        m: Samples of the second batch; None for a self-kernel.
+        r: Outputs.
+        full: Output pairs are kept apart.
+        budget: Bytes.
+        block: Samples of a block, where the caller chose.
+        name: The model's class, for messages.
+
+    Returns:
+        The steps.
+
+    Raises:
+        MemoryBudgetError: The budget is too small for one sample.
+    """
+    item, numbers = need.item, budget / need.item
+    copies = r if full else 1
+    most = max(n, m or 0)
+    if need.alone * copies > numbers:
+        raise MemoryBudgetError(
+            f"memory_budget={budget} bytes is too small for a block of one sample: about {need.alone * copies * item}"
+            f" bytes are needed for {name} with {r} outputs. Raise memory_budget to that."
+        )
+    if block is None and most * need.passing * copies <= numbers or block is not None and block >= most:
+        return Steps(most, 0, r)
+    passing = block or int(max(1, _PASSING * numbers // max(1, need.passing * copies)))
+    fast = {k for k, sizes in need.pieces.items() if _explicit_is_faster(sizes, n, m, r, full, budget, item)}
+    small = {k for k, sizes in need.pieces.items() if sum(_kept(s, r, True) - _kept(s, r, False) for s in sizes) < 0}
+    best: tuple[float, Steps] | None = None
+    for explicit in (fast, small):
+        outputs = r
+        while True:
+            kept = sum(_kept(s, outputs, k in explicit) for k, sizes in need.pieces.items() for s in sizes)
+            held = max(1, min(n, int(_HELD * numbers // max(1, kept))))
+            time = _passes(n, m, held, outputs, r)
+            if best is None or time < 0.9 * best[0]:
+                best = time, Steps(min(passing, held), held, outputs, frozenset(explicit))
+            if full or outputs == 1:
+                break
+            outputs = ceil(outputs / 2)
+    assert best is not None
+    return best[1]
+
+
+def _kept(size: Size, outputs: int, explicit: bool) -> int:
+    if explicit and size.explicit is not None:
+        return outputs * size.explicit
+    return size.fixed + outputs * size.factors
+
+
+def _explicit_is_faster(sizes: list[Size], n: int, m: int | None, r: int, full: bool, budget: int, item: int) -> bool:
+    if any(size.explicit is None or not size.b for size in sizes):
+        return False
+    if all(size.t == 1 for size in sizes):
+        return False
+    pairs = [costs(size, n, m, r, full, budget // 4, item) for size in sizes]
+    return sum(explicit.time for explicit, _ in pairs) <= sum(hidden.time for _, hidden in pairs)
+
+
+def _passes(n: int, m: int | None, held: int, outputs: int, r: int) -> float:
+    """Return how much time passes take, in forward passes of one sample; one backward pass takes two."""
+    groups = ceil(n / held)
+    samples = (groups + 1) / 2 * n if m is None else n + groups * m
+    return samples * (ceil(r / outputs) + 2 * r)

@@ -1,0 +1,327 @@
+"""One measurement: blocks of samples, the graph engine, and generic paths for the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from avalanche_ntk.errors import ModelError, NTKError
+from avalanche_ntk.kernels._contract import engine, schedule
+from avalanche_ntk.kernels._contract.contraction import Tally
+from avalanche_ntk.kernels._contract.held import Held, fill
+from avalanche_ntk.kernels._contract.side import Unreadable
+from avalanche_ntk.kernels._device.memory import release
+from avalanche_ntk.kernels._function.batch import Batch
+from avalanche_ntk.kernels._function.subject import Subject
+from avalanche_ntk.kernels._generic import jacobians
+from avalanche_ntk.kernels._guard import known, planning, refusals, samples
+from avalanche_ntk.kernels._guard.isolation import rng_fingerprint
+from avalanche_ntk.kernels._guard.policy import TOLD, Checks, Look, look
+from avalanche_ntk.kernels._structure.passes import Pass, forward
+from avalanche_ntk.kernels._structure.plan import Plan, Way
+from avalanche_ntk.kernels.info import KernelInfo, Method
+
+_BY_GRAPH = {Method.AUTO: None, Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}
+
+
+class Measurement:
+    """Kernels of a model on one batch or between two, by groups of parameters.
+
+    Args:
+        subject: The model; everything runs inside `subject.standing_in()`.
+        members: Group → its parameters.
+        b1: N samples.
+        b2: M samples, or None for the self-kernel.
+        full: Keep output pairs apart.
+        budget: Bytes beyond the forward pass.
+        method: How.
+        checks: What is looked at.
+        info: Where it is told how it went.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        members: dict[str, list[str]],
+        b1: Batch,
+        b2: Batch | None,
+        full: bool,
+        budget: int,
+        method: Method,
+        checks: Checks,
+        info: KernelInfo,
+    ) -> None:
+        self.subject, self.members, self.full = subject, members, full
+        self.b1, self.b2 = b1, b2
+        self.budget, self.method, self.checks, self.info = budget, method, checks, info
+        self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
+        self.tally = Tally()
+        self.looks: dict[int, Look] = {}  # by plan
+        self.looked: set[tuple[int, int]] = set()  # blocks (which batch, its first sample) that were looked at
+        batches = [b1] if b2 is None else [b1, b2]
+        self.new = any(known.is_new(subject.model, b) for b in batches)
+        self.whole: Pass | None = None  # of the first batch, where it is used at once
+        self.plan: Plan | None = None  # its plan
+        if method not in _BY_GRAPH:
+            for b in batches:
+                samples.refuse_mixing(subject, b, one_by_one=method is Method.LOOP)
+            self.out = self._forward(b1.take(slice(0, 1))).out.detach()
+            return
+        ahead = None if len(b1) < 4 * samples.LARGE else planning.plan_ahead(subject, b1, budget)
+        need = known.latest_needs(subject, b1)
+        if need is None or len(b1) * need.passing * need.item <= budget:
+            self.whole = self._forward(b1)
+            self.out = self.whole.out.detach()[:1]
+            if ahead is not None:
+                planning.forget_if_other(subject, ahead, self.whole)
+        else:
+            self.out = self._forward(b1.take(slice(0, 2))).out.detach()[:1]
+
+    # ------------------------------------------------------------------ kernels
+
+    def kernels(self, rows: Tensor, block: int | None) -> dict[str, Tensor]:
+        """Compute the kernels.
+
+        Args:
+            rows: `(R, C)` combinations of outputs.
+            block: Samples in a block; None for as many as the budget allows.
+
+        Returns:
+            Group → `(N, M)`, or `(N, M, R, R)`.
+        """
+        n, m = len(self.b1), len(self.b1 if self.b2 is None else self.b2)
+        self.result = {g: rows.new_zeros(self._shape(n, m, rows)) for g in self.members}
+        rest, alone = list(self.subject.leaves), self.method is Method.LOOP
+        if self.method in _BY_GRAPH:
+            rest, alone = self._by_graph(rows, block)
+        if rest:
+            self._by_jacobians(rows, rest, alone, block)
+        for name in self.subject.leaves:
+            self.tally.forms.setdefault(name, "unused")
+        self.info.block = self.info.block or min(block or max(n, m), max(n, m))
+        self.info.methods |= self.tally.forms
+        self.info.flops = self.tally.flops
+        self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
+        self.new = False  # further outputs of the same samples
+        return self.result
+
+    def _shape(self, n: int, m: int, rows: Tensor) -> tuple[int, ...]:
+        return (n, m, rows.shape[0], rows.shape[0]) if self.full else (n, m)
+
+    def _by_graph(self, rows: Tensor, block: int | None) -> tuple[list[str], bool]:
+        """Add what the graph gives; return the parameters left over, and whether samples have to go one by one."""
+        subject = self.subject
+        steps = self._steps(rows, block)
+        self.info.block = steps.block
+        try:
+            if steps.held:
+                self.whole = None
+                return self._held(rows, steps), False
+            return self._at_once(rows)
+        except (NTKError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever went wrong here, the exact way without the graph remains
+            cause = exc if isinstance(exc, Unreadable) else f"{type(exc).__name__}: {exc}"
+            self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({cause})")
+            for kernel in self.result.values():
+                kernel.zero_()
+            return list(subject.leaves), False
+
+    def _steps(self, rows: Tensor, block: int | None) -> schedule.Steps:
+        """Choose the steps by the plan of some samples; everything at once where there is none."""
+        n, m = len(self.b1), None if self.b2 is None else len(self.b2)
+        some = self.b1 if self.whole is not None else self.b1.take(slice(0, 2 * samples.LARGE))
+        plan = self._plan(some, self._forward(some) if self.whole is None else self.whole)
+        if plan.needs is None:
+            return schedule.Steps(max(n, m or 0), 0, rows.shape[0])
+        return schedule.steps(
+            plan.needs, n, m, rows.shape[0], self.full, self.budget, block, type(self.subject.model).__name__
+        )
+
+    def _at_once(self, rows: Tensor) -> tuple[list[str], bool]:
+        """Everything in one step: all signals of a parameter fit."""
+        p, plan = self._planned(self.b1, 0, self.whole)
+        q, other = p, plan
+        if self.b2 is not None:
+            q, other = self._planned(self.b2, 1)
+            if q.graph.signature != p.graph.signature:
+                self.info.reasons |= dict.fromkeys(self.subject.leaves, "the two batches run through different graphs")
+                return list(self.subject.leaves), Way.LOOP in (plan.way, other.way)
+            plan, other = plan.matched(other)
+        values = engine.kernels(
+            self.subject,
+            (plan, other),
+            p,
+            q,
+            rows,
+            self.full,
+            self.budget,
+            self.tally,
+            _BY_GRAPH[self.method],
+            groups=self.groups,
+        )
+        n, m = len(self.b1), len(self.b1 if self.b2 is None else self.b2)
+        for g, value in values.items():
+            self.result[g] += value[:n, :m]  # one sample may have been given twice
+        self.info.reasons |= plan.generic
+        return list(plan.generic), plan.way is Way.LOOP
+
+    # ------------------------------------------------------------------ pieces that are held
+
+    def _held(self, rows: Tensor, steps: schedule.Steps) -> list[str]:
+        """Hold the pieces of some samples, contract them with themselves, and with those of all that come after."""
+        second, which = (self.b1, 0) if self.b2 is None else (self.b2, 1)
+        plans = self._matched_plans(second)
+        for start in range(0, rows.shape[0], steps.outputs):
+            cot = rows[start : start + steps.outputs]
+            for i in range(0, len(self.b1), steps.held):
+                mine = range(i, min(i + steps.held, len(self.b1)))
+                held = Held(len(mine), len(cot), self._explicit(steps))
+                self._fill(held, self.b1, 0, mine, steps.block, cot, plans)
+                if self.b2 is None:
+                    self._contract(held, held, mine, mine)
+                for k in range(mine.stop if self.b2 is None else 0, len(second), steps.block):
+                    some = range(k, min(k + steps.block, len(second)))
+                    passing = Held(len(some), len(cot), held.explicit)
+                    passing.last = dict(held.last)
+                    self._fill(passing, second, which, some, steps.block, cot, plans)
+                    self._contract(held, passing, mine, some)
+                del held
+                release()
+        generic = next(iter(plans.values())).generic
+        self.info.reasons |= generic
+        return list(generic)
+
+    def _matched_plans(self, second: Batch) -> dict[int, Plan]:
+        """Return, for the plan of each batch, the one by which pieces of both are alike."""
+        found = [self._usable(b.take(slice(0, 2 * samples.LARGE)))[2] for b in (self.b1, second)]
+        if any(plan.unproven for plan in found):
+            raise Unreadable(found[0].unproven or found[1].unproven)
+        return dict(zip(map(id, found), found[0].matched(found[1]), strict=True))
+
+    def _explicit(self, steps: schedule.Steps) -> frozenset[str]:
+        every = frozenset(self.subject.leaves)
+        return {Method.GHOST: frozenset[str](), Method.EXPLICIT: every}.get(self.method, steps.explicit)
+
+    def _fill(
+        self, held: Held, batch: Batch, which: int, some: range, block: int, cot: Tensor, plans: dict[int, Plan]
+    ) -> None:
+        """Run the passes of some samples, block by block."""
+        for k in range(some.start, some.stop, block):
+            stop = min(k + block, some.stop)
+            at, plan = self._planned(batch.take(slice(k, stop)), which, first=k)
+            if id(plan) not in plans:
+                raise Unreadable("blocks of samples run through different graphs")
+            fill(
+                held,
+                self.subject,
+                plans[id(plan)],
+                at,
+                range(k - some.start, stop - some.start),
+                cot,
+                self.budget // 4,
+                self.tally,
+            )
+            del at
+        self.tally.forms |= dict.fromkeys(held.by_own_backward, "masked")
+
+    def _contract(self, one: Held, two: Held, mine: range, others: range) -> None:
+        """Add the kernel between the samples that are held and others."""
+        workspace = self.budget // 4
+        here, there = slice(mine.start, mine.stop), slice(others.start, others.stop)
+        for name, left in one.pieces.items():
+            right = two.pieces.get(name)
+            if right is None:
+                continue
+            if one.scales[name] != two.scales[name]:
+                raise Unreadable(f"blocks of samples use {name} in different ways")
+            scales = [s * t for s, t in zip(one.scales[name], two.scales[name], strict=True)]
+            force = _BY_GRAPH[self.method]
+            k = engine.contract_groups(left, right, scales, self.full, workspace, self.tally, force, name)
+            if k is None:
+                continue
+            if name in one.explicit and self.tally.forms[name] == "dense":
+                self.tally.forms[name] = "explicit"
+            for g in self.groups[name]:
+                self.result[g][here, there] += k
+                if self.b2 is None and one is not two:
+                    self.result[g][there, here] += k.permute(1, 0, 3, 2) if self.full else k.T
+
+    # ------------------------------------------------------------------ explicit Jacobians
+
+    def _by_jacobians(self, rows: Tensor, names: list[str], alone: bool, block: int | None) -> None:
+        """Add the kernels of parameters that the graph does not show, in blocks of both batches."""
+        copies = rows.shape[0] if self.full else 1
+        largest = max(self.subject.leaves[name].numel() for name in names) * copies * rows.element_size()
+        size = block or max(1, self.budget // (4 * largest))
+        b1, b2 = self.b1, self.b2
+        n, m = len(b1), len(b1 if b2 is None else b2)
+        for i in range(0, n, size):
+            left = b1.take(slice(i, i + size))
+            for k in range(i if b2 is None else 0, m, size):
+                right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
+                found = jacobians.kernels(self.subject, left, right, rows, names, self.full, self.budget, alone)
+                here, there = slice(i, i + size), slice(k, k + size)
+                for name, (value, way) in found.items():
+                    self.tally.forms[name] = way
+                    for g in self.groups[name]:
+                        self.result[g][here, there] += value
+                        if b2 is None and k != i:
+                            self.result[g][there, here] += value.permute(1, 0, 3, 2) if self.full else value.T
+
+    # ------------------------------------------------------------------ passes and plans
+
+    def _forward(self, batch: Batch) -> Pass:
+        """Return a pass; where it drew random numbers, it is run again and has to come out the same."""
+        before = rng_fingerprint()
+        at = forward(self.subject, batch)
+        if rng_fingerprint() != before and not torch.equal(at.out, forward(self.subject, batch).out):
+            error: ModelError = refusals.stochastic(self.subject, batch)
+            raise error
+        return at
+
+    def _planned(self, batch: Batch, which: int, at: Pass | None = None, first: int = 0) -> tuple[Pass, Plan]:
+        """Return the pass of some samples and its plan, looked at; of a sample given twice where it has to be so.
+
+        Args:
+            batch: The samples.
+            which: Which batch they are of.
+            at: Their pass, where it is there already.
+            first: Place of the first in its batch.
+        """
+        batch, at, plan = self._usable(batch, at)
+        seen = Look() if (which, first) in self.looked else self.looks[id(plan)]
+        self.looked.add((which, first))
+        return at, planning.inspect(self.subject, batch, at, plan, self.budget, seen)
+
+    def _usable(self, batch: Batch, at: Pass | None = None) -> tuple[Batch, Pass, Plan]:
+        """Return samples, their pass and its plan: one sample twice where the model treats one otherwise."""
+        try:
+            at = self._forward(batch) if at is None else at
+        except ModelError:  # else a rest of one sample, with which the model cannot be called
+            if len(batch) > 1:
+                raise
+        else:
+            plan = self._plan(batch, at)
+            if plan.way is not Way.TWICE:
+                return batch, at, plan
+        batch = batch.take([0, 0])
+        at = forward(self.subject, batch)
+        return batch, at, self._plan(batch, at)
+
+    def _plan(self, batch: Batch, at: Pass) -> Plan:
+        """Return the plan of a pass, and note what is going to be looked at with it."""
+        if at is self.whole and self.plan is not None:
+            return self.plan
+        plan = known.plan_of(self.subject, batch, at)
+        new = plan is None
+        if plan is None:
+            plan = planning.new_plan(self.subject, batch, at, self.budget)
+        if id(plan) not in self.looks:
+            self.looks[id(plan)] = look(self.checks, new or self.new, plan.uses)
+            plan.uses += 1
+            self.info.checks = max(self.info.checks, self.looks[id(plan)].told, key=TOLD.index)
+            self.info.plan_not_kept = self.info.plan_not_kept or plan.unproven
+        if at is self.whole:
+            self.plan = plan
+        return plan
