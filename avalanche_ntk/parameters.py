@@ -1,31 +1,93 @@
-"""Fingerprints of a model's parameters: what changed between two moments without a copy of the model."""
+"""What a model's parameters are at one moment, and how they differ from that later."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Digests = dict[str, tuple[tuple[int, ...], str]]
+Digests = Mapping[str, tuple[tuple[int, ...], str]]
+"""The shape and the SHA-256 of each parameter's type and bits, by name."""
 
 
-def digests(parameters: Mapping[str, Tensor]) -> Digests:
-    """Return the shape and the SHA-256 of each tensor's type and bits."""
-    found = {}
-    for name, tensor in parameters.items():
-        data = tensor.detach().cpu().contiguous()
-        digest = hashlib.sha256(str(data.dtype).encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
-        found[name] = (tuple(tensor.shape), digest.hexdigest())
-    return found
+class Parameters:
+    """A model's parameters at one moment.
+
+    They are copied where they are, on their own device, and compared there bit for bit: a change is seen whatever made
+    it, and nothing goes through the host. Only `digests` does, once for each moment, when they are asked for. A moment
+    of another process is known by its digests alone; so is one that was pickled, or for whose copy the device had no
+    memory.
+
+    Args:
+        digests: The digests of a moment of which nothing else is known.
+    """
+
+    def __init__(self, digests: Digests) -> None:
+        self._values: dict[str, Tensor] | None = None
+        self._digests: Digests | None = dict(digests)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Parameters:
+        """Return the parameters of a model as they are now."""
+        try:
+            copies = {name: p.detach().clone() for name, p in model.named_parameters()}
+        except torch.OutOfMemoryError:
+            return cls({name: _digest(p) for name, p in model.named_parameters()})
+        found = cls({})
+        found._values, found._digests = copies, None
+        return found
+
+    @property
+    def digests(self) -> Digests:
+        """The shape and the SHA-256 of each parameter's type and bits, by name."""
+        if self._digests is None:
+            self._digests = {name: _digest(value) for name, value in (self._values or {}).items()}
+        return self._digests
+
+    def change_to(self, model: nn.Module) -> Change:
+        """Compare with what the parameters of a model are now.
+
+        Args:
+            model: The model.
+
+        Returns:
+            How they have changed since.
+        """
+        now = {name: p.detach() for name, p in model.named_parameters()}
+        before = self.digests if self._values is None else self._values
+        comparable = [name for name in sorted(before.keys() & now.keys()) if self._shape(name) == now[name].shape]
+        kept = tuple(name for name in comparable if self._is(name, now[name]))
+        changed = tuple(name for name in comparable if name not in kept)
+        same = len(comparable) == len(before) == len(now)
+        return Change(changed, kept, same, bool(before.keys() - now.keys()))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._values[name].shape) if self._values is not None else self.digests[name][0]
+
+    def _is(self, name: str, now: Tensor) -> bool:
+        if self._values is None:
+            return self.digests[name] == _digest(now)
+        value = self._values[name]
+        return value.dtype == now.dtype and torch.equal(_bits(value.to(now.device)), _bits(now))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_values": None, "_digests": self.digests}
 
 
-def digests_of(model: nn.Module) -> Digests:
-    """Return the digests of a model's parameters."""
-    return digests(dict(model.named_parameters()))
+def _bits(tensor: Tensor) -> Tensor:
+    """Return the bits of a tensor in its logical order as integers: there NaN equals itself, and −0 is not 0."""
+    return tensor.contiguous().reshape(-1).view(torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8)
+
+
+def _digest(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    data = tensor.detach().cpu()
+    digest = hashlib.sha256(str(data.dtype).encode())
+    digest.update(_bits(data).numpy().data)
+    return tuple(tensor.shape), digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,20 +127,3 @@ class Change:
             return f"the parameters were changed {when}: a new segment begins"
         what = ", ".join(self.changed) if self.changed else "the set of parameters"
         return f"{what} changed {when}, outside training"
-
-
-def change_between(before: Digests, now: Digests) -> Change:
-    """Compare the digests of two moments.
-
-    Args:
-        before: The earlier ones; nothing counts as changed when they are empty.
-        now: The later ones.
-
-    Returns:
-        The change.
-    """
-    comparable = [name for name in sorted(before.keys() & now.keys()) if before[name][0] == now[name][0]]
-    changed = tuple(name for name in comparable if before[name] != now[name])
-    kept = tuple(name for name in comparable if before[name] == now[name])
-    same = not before or len(comparable) == len(before) == len(now)
-    return Change(changed, kept, same, bool(before.keys() - now.keys()))

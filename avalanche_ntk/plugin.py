@@ -37,10 +37,11 @@ from avalanche_ntk.errors import (
     positive,
     unknown_name,
 )
-from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction, spot_check
-from avalanche_ntk.kernels.support import checked_precision
-from avalanche_ntk.observables import Moment, Observable, Observation
-from avalanche_ntk.parameters import Digests, change_between, digests_of
+from avalanche_ntk.extras import Extras
+from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
+from avalanche_ntk.kernels.support import checked_precision, spot_check_in_double
+from avalanche_ntk.observables import Moment, Observable
+from avalanche_ntk.parameters import Parameters
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.reading import (
@@ -50,7 +51,6 @@ from avalanche_ntk.reading import (
     has_outputs_for,
     iterations_per_epoch,
     model_of,
-    origin_of,
     position_of,
     reader_of,
     spec_at,
@@ -59,6 +59,8 @@ from avalanche_ntk.reading import (
 from avalanche_ntk.resume import State, check_probes, is_run, reopen
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.steps import StepCounter, described
+from avalanche_ntk.tasks import Tasks, is_first_piece, is_piece, origin_of
 from avalanche_ntk.trained import trained_function
 from avalanche_ntk.trajectory import Measurement, Trajectory
 
@@ -206,18 +208,17 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             "exp_iteration": 0,
             "epoch": 0,
             "exp_epoch": 0,
-            "optimizer_step": 0,
         }
+        self._steps = StepCounter()
+        self._tasks = Tasks()
         self._task_label: int | None = None
         self._outputs_seen: dict[str, list[int]] = {}
         self._parameters_seen: dict[str, dict[str, tuple[int, ...]]] = {}
-        self._at_end: Digests = {}
-        self._at_boundary: Digests = {}
+        self._known: Parameters | None = None
+        self._notes: list[str] = []
         self._warned: set[str] = set()
         self._last_tick: float | None = None
         self._owner: int | None = None
-        self._step_hook: Any = None
-        self._followed: Any = None
         self._shapes_before: dict[str, tuple[int, ...]] = {}
         self._must_rewind = False
 
@@ -230,11 +231,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         Raises:
             PluginError: Training has not begun.
         """
-        if not self.trajectories:
-            raise PluginError(
-                "the plugin has no trajectory yet: expected training to have begun, found no measurement. "
-                "Call strategy.train(experience) with this plugin in the strategy's `plugins`."
-            )
+        self._require_begun()
         return next(iter(self.trajectories.values()))
 
     @property
@@ -246,16 +243,28 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         """Return a row a probe and boundary: what happened when the task changed.
 
         Returns:
-            Columns `probe`, `experience`, and those of `measures.Reactivation`.
+            Columns `probe`, `experience`, and those of `measures.Reactivation`; no rows before the first task has
+            ended.
+
+        Raises:
+            PluginError: Training has not begun.
         """
         import pandas as pd
 
+        self._require_begun()
         tables = []
         for name, trajectory in self.trajectories.items():
             table = trajectory.summary()
             table.insert(0, "probe", name)
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
+
+    def _require_begun(self) -> None:
+        if not self.trajectories:
+            raise PluginError(
+                "the plugin has no trajectory yet: expected training to have begun, found no measurement. "
+                "Call strategy.train(experience) with this plugin in the strategy's `plugins`."
+            )
 
     def request(self, observable: Observable) -> None:
         """Measure something more from now on; what is measured already is not measured twice.
@@ -291,13 +300,19 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             Its first `NTKPlugin`.
 
         Raises:
-            PluginError: It has none.
+            PluginError: It has none, or is no strategy.
         """
-        for plugin in strategy.plugins:
+        plugins = getattr(strategy, "plugins", None)
+        if not isinstance(plugins, (list, tuple)):
+            raise PluginError(
+                f"NTKPlugin.of takes a strategy of Avalanche, which has a list of plugins; found "
+                f"{type(strategy).__name__}. Give the strategy that trains."
+            )
+        for plugin in plugins:
             if isinstance(plugin, cls):
                 return plugin
         raise PluginError(
-            f"{type(strategy).__name__} has no NTKPlugin among its {len(strategy.plugins)} plugins. "
+            f"{type(strategy).__name__} has no NTKPlugin among its {len(plugins)} plugins. "
             "Give it one: plugins=[NTKPlugin(...)]."
         )
 
@@ -343,7 +358,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         Happens by itself when the plugin is no longer used and at the process's end. To be called when training was
         interrupted and another plugin of the same process is to write the folder. Going on training takes both again.
         """
-        self._leave_optimizer()
+        self._steps.leave()
         if self._folder is not None:
             self._folder.close()
 
@@ -370,69 +385,102 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             self._shapes_before = {name: tuple(p.shape) for name, p in model_of(strategy).named_parameters()}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Choose the probes that this experience brings and measure exactly at the boundary."""
-        self._choose_probes(strategy)
-        self._counts["experience"] += 1
-        self._counts["exp_iteration"] = self._counts["exp_epoch"] = 0
-        self._task_label = task_label_of(strategy.experience)
-        self._follow_optimizer(strategy)
+        """Choose the probes that this task brings and measure exactly at the boundary; pieces of a task have none."""
+        unfinished = self._tasks.unfinished
+        begins = self._tasks.begins(strategy.experience)
+        if begins:
+            if unfinished:  # nothing was trained since its last piece ended
+                self._end_task(strategy)
+            self._choose_probes(strategy)
+            self._counts["experience"] += 1
+            self._counts["exp_iteration"] = self._counts["exp_epoch"] = 0
+            self._task_label = task_label_of(origin_of(strategy.experience))
+        self._steps.follow(getattr(strategy, "optimizer", None))
         self._tick()
-        self._at_boundary = digests_of(model_of(strategy))
-        change = change_between(self._at_end, self._at_boundary)
-        self._at_end = {}
-        notes = []
-        if change.changed or change.is_another_model:
-            notes = [change.describe("since the last experience")]
-        if change.is_another_model:
-            self._new_segment()
-        self._measure_if_due(strategy, "experience_start", notes)
+        # A model that has only grown was adapted to what comes, which a measurement notes by itself.
+        self._look_for_changes(strategy, f"since the last {'experience' if begins else 'piece'}", growth=False)
+        self._known = Parameters.of(model_of(strategy))
+        if begins:
+            self._notes += self._steps.note
+            self._measure_if_due(strategy, "experience_start")
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Measure again when another plugin has changed the model between the boundary and the first step."""
         # Some strategies make another optimizer after the boundary.
-        self._follow_optimizer(strategy)
-        if self._counts["exp_iteration"] or not self._at_boundary:
+        self._steps.follow(getattr(strategy, "optimizer", None))
+        if self._known is None:  # seen at the experience's first iteration
             return
-        before, self._at_boundary = self._at_boundary, {}
-        change = change_between(before, digests_of(model_of(strategy)))
-        if not change:
-            return
-        self._tick()
-        if change.is_another_model:
-            self._new_segment()
-        note = change.describe("after the boundary and before the first step")
-        self._measure_if_due(strategy, "experience_start", notes=[note])
+        at_boundary = not self._counts["exp_iteration"]
+        where = "the boundary" if at_boundary else "a piece's start"
+        if self._look_for_changes(strategy, f"after {where} and before the first step") and at_boundary:
+            self._tick()
+            self._measure_if_due(strategy, "experience_start")
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Count the iteration and measure when the schedule asks for it."""
         # Counted here: Avalanche's own clock stands behind this plugin and has not seen this iteration yet.
         self._counts["iteration"] += 1
         self._counts["exp_iteration"] += 1
+        self._steps.iteration()
         self._tick()
         self._measure_if_due(strategy, "iteration")
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the epoch and measure when the schedule asks for it."""
+        """Count the epoch and measure when the schedule asks for it; a pass over a piece of a task is none."""
+        self._tick()
+        if is_piece(strategy.experience):
+            return
         self._counts["epoch"] += 1
         self._counts["exp_epoch"] += 1
-        self._tick()
         self._measure_if_due(strategy, "epoch_end")
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Measure at the experience's end and compute its reactivation."""
+        """Measure at the task's end and compute its reactivation."""
         self._tick()
-        self._measure_if_due(strategy, "experience_end")
+        ends = self._tasks.ends(strategy.experience)
+        if ends:
+            self._measure_if_due(strategy, "experience_end")
+        self._steps.leave()
+        self._known = Parameters.of(model_of(strategy))
+        if ends:
+            self._end_task(strategy)
+        self._last_tick = None
+
+    # ------------------------------------------------------------------ tasks and their parameters
+
+    def _end_task(self, strategy: Any) -> None:
+        """Compute what happened in the task that has ended, and write down where the run stands."""
         experience = self._counts["experience"]
         for name, trajectory in self.trajectories.items():
             self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
         self.recorded += 1
-        self._leave_optimizer()
-        self._at_end = digests_of(model_of(strategy))
-        self._last_tick = None
         if self._folder is not None:
             folder, state = self._folder, self._state(strategy).as_record(experience)
             self._guarded("record of the state at an experience's end", lambda: folder.append(state))
             self._guarded("measurements.csv", folder.export_csv)
+
+    def _look_for_changes(self, strategy: Any, when: str, *, growth: bool = True) -> bool:
+        """Compare the parameters with what they were when training last stood still, and note a change.
+
+        Where nothing is left of them, a new segment begins.
+
+        Args:
+            strategy: The strategy.
+            when: When the change was made, for the note.
+            growth: Whether parameters that came, went or were resized count.
+
+        Returns:
+            Whether there is a change.
+        """
+        known, self._known = self._known, None
+        change = None if known is None else known.change_to(model_of(strategy))
+        if change is None or not (change if growth else change.changed or change.is_another_model):
+            return False
+        if change.is_another_model:
+            self._new_segment()
+        # Of pieces that are all changed alike one note is enough.
+        self._notes = list(dict.fromkeys([*self._notes, change.describe(when)]))
+        return True
 
     # ------------------------------------------------------------------ set-up
 
@@ -516,7 +564,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     def _continue_run(self, strategy: Any, meta: dict[str, Any]) -> bool:
         """Take up the run in the folder; return whether there is one."""
         assert self.run_folder is not None
-        number = position_of(strategy.experience) if self.resume is True else int(self.resume)
+        experience = strategy.experience
+        number = position_of(origin_of(experience)) if self.resume is True else int(self.resume)
         if not is_run(self.run_folder):
             if number:
                 raise RunFolderError(
@@ -525,6 +574,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                     "new one."
                 )
             return False
+        if is_piece(experience) and not is_first_piece(experience):
+            raise RunFolderError(
+                f"the run in {self.run_folder} can go on where a task begins: expected the first piece of a task of the "
+                "online stream, found a later one. Train from the first piece on (of one whose `is_first_subexp` is "
+                "True), or save the whole strategy with avalanche_ntk.checkpoints, which goes on anywhere."
+            )
         names = [_name(spec) for spec in self._specs_now(strategy)]
         folder, number, state = reopen(self.run_folder, number, meta, names, self._shapes_before)
         self._folder = folder
@@ -533,11 +588,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         if state is None:
             folder.update_meta({**meta, "probes": folder.meta["probes"]})
             return True
-        self._counts.update(state.counts)
+        self._counts.update(iteration=state.counts["iteration"], epoch=state.counts["epoch"])
+        self._steps.count = state.counts["optimizer_step"]
         self._outputs_seen = dict(state.outputs)
         shapes = {name: state.parameters[name][0] for name in state.trainable}
         self._parameters_seen = dict.fromkeys(names, shapes)
-        self._at_end = state.parameters
+        self._known = Parameters(state.parameters)
         self.training_seconds, self.measuring_seconds = state.training_seconds, state.measuring_seconds
         self.evaluations = [record for record in folder.records() if record["kind"] == "evaluation"]
         return True
@@ -550,12 +606,18 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._must_rewind = False
 
     def _state(self, strategy: Any) -> State:
-        model = model_of(strategy)
+        assert self._known is not None
+        parameters = dict(self._known.digests)
+        trainable = (name for name, p in model_of(strategy).named_parameters() if p.requires_grad)
         return State(
-            counts={name: self._counts[name] for name in ("iteration", "epoch", "optimizer_step")},
+            counts={
+                "iteration": self._counts["iteration"],
+                "epoch": self._counts["epoch"],
+                "optimizer_step": self._steps.count,
+            },
             outputs=self._outputs_seen,
-            parameters=digests_of(model),
-            trainable=tuple(name for name, p in model.named_parameters() if p.requires_grad),
+            parameters=parameters,
+            trainable=tuple(name for name in trainable if name in parameters),
             training_seconds=self.training_seconds,
             measuring_seconds=self.measuring_seconds,
         )
@@ -566,12 +628,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             "probes": [probe.describe() for probe in {**self._probes, **new}.values()],
             "seed": torch.initial_seed() if self.seed is None else self.seed,
             "strategy": type(strategy).__name__,
-            "optimizer": None
-            if strategy.optimizer is None
-            else {
-                "name": type(strategy.optimizer).__name__,
-                "learning_rate": [group.get("lr") for group in strategy.optimizer.param_groups],
-            },
+            "optimizer": described(getattr(strategy, "optimizer", None)),
+            "online": is_piece(strategy.experience),
             "model": {
                 "name": type(model).__name__,
                 "parameters": {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad},
@@ -589,15 +647,18 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     # ------------------------------------------------------------------ measuring
 
     def _clock(self, event: str) -> TrainingClock:
-        return TrainingClock(event=event, task_label=self._task_label, **self._counts)
+        return TrainingClock(
+            event=event, task_label=self._task_label, optimizer_step=self._steps.count, **self._counts
+        )
 
-    def _measure_if_due(self, strategy: Any, event: str, notes: Sequence[str] = ()) -> None:
+    def _measure_if_due(self, strategy: Any, event: str) -> None:
         # One process measures for all; the copies of the model are the same in each.
         if not DistributedHelper.is_main_process:
             return
         clock = self._clock(event)
         if not self.schedule.due(clock):
             return
+        notes, self._notes = self._notes, []
         for name, trajectory in self.trajectories.items():
             last = trajectory.measurements[-1].clock if trajectory.measurements else None
             if event == "epoch_end" and last is not None and last.iteration == clock.iteration:
@@ -611,34 +672,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     ) -> None:
         begin = time.perf_counter()
         try:
-            # They stay there: the same tensors are measured each time.
-            self._probes = {name: one.to(strategy.device) for name, one in self._probes.items()}
-            probe = self._probes[probe.name]
-            with preserved_rng_state(), trained_function(model_of(strategy)):
-                wanted, failed = self._groups(model_of(strategy), clock)
-                kernel, groups, trust, seen = self._kernel(strategy, probe, wanted, failed)
-                if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
-                    trust["spot_check_max_relative_error"] = self._spot_check(strategy, probe, kernel)
-                with measures.few_threads(probe.size):
-                    found = self._observe(strategy, probe, clock, kernel.numpy(), groups, failed)
-            trust["seconds"] = _since(begin)
-            measurement = trajectory.add(
-                clock,
-                kernel.numpy(),
-                iterations_per_epoch=iterations_per_epoch(strategy.dataloader),
-                notes=[*notes, *seen],
-                trust=trust,
-                extra={
-                    **found.values,
-                    "measurement_seconds": trust["seconds"],
-                    "measuring_share": self._share(begin),
-                },
-                extra_reasons=found.reasons,
-                extra_kernels=found.kernels,
-            )
-            self._warn_of_undefined(measurement, probe.name)
-            for record in found.records:
-                trajectory.note(record)
+            extras = self._measured(strategy, probe, trajectory, clock, notes, begin)
         except RunFolderError as error:
             self._report(error, "writing a measurement")  # the trajectory has it; only the disk has not
         except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
@@ -651,12 +685,67 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             except RunFolderError as second:
                 self._report(second, "writing a measurement")
             self._report(error)
+        else:
+            for what, error in extras.errors:
+                self._report(error, what)
         finally:
             self.recorded += 1
             spent = _since(begin)
             self.measuring_seconds += spent
             self.schedule.note(0.0, spent)
             self._last_tick = time.perf_counter()
+
+    def _measured(
+        self,
+        strategy: Any,
+        probe: Probe,
+        trajectory: Trajectory,
+        clock: TrainingClock,
+        notes: Sequence[str],
+        begin: float,
+    ) -> Extras:
+        """Measure and record; return what was found beside the kernel, and what was not."""
+        # They stay there: the same tensors are measured each time.
+        self._probes = {name: one.to(strategy.device) for name, one in self._probes.items()}
+        probe = self._probes[probe.name]
+        extras = Extras()
+        with preserved_rng_state(), trained_function(model_of(strategy)):
+            wanted, failed = self._groups(model_of(strategy), clock)
+            kernel, groups, trust, seen = self._kernel(strategy, probe, wanted, failed)
+            extras.notes += seen
+            moment = self._moment(strategy, probe, clock, kernel.numpy(), groups)
+            self._fix_outputs(moment, extras)
+            moment = replace(moment, options=self._options(probe))
+            if self.spot_check_every and len(trajectory) % self.spot_check_every == 0:
+                self._spot_check(moment, kernel, extras)
+            with measures.few_threads(probe.size):
+                self._observe(moment, failed, extras)
+        if (length := self._epoch_length(strategy)) is None:
+            extras.reasons["velocity_per_epoch"] = "the number of iterations in an epoch is not known"
+        trust["seconds"] = _since(begin)
+        measurement = trajectory.add(
+            clock,
+            kernel.numpy(),
+            iterations_per_epoch=length,
+            notes=[*notes, *extras.notes],
+            trust={**trust, **extras.trust},
+            extra={
+                **extras.values,
+                "measurement_seconds": trust["seconds"],
+                "measuring_share": self._share(begin),
+            },
+            extra_reasons=extras.reasons,
+            extra_kernels=extras.kernels,
+        )
+        self._warn_of_undefined(measurement, probe.name)
+        for record in extras.records:
+            extras.attempt("a further record", partial(trajectory.note, record))
+        return extras
+
+    @staticmethod
+    def _epoch_length(strategy: Any) -> int | None:
+        """Return the iterations of an epoch, if they are known; a pass over a piece of a task is no epoch."""
+        return None if is_piece(strategy.experience) else iterations_per_epoch(strategy.dataloader)
 
     def _options(self, probe: Probe) -> dict[str, Any]:
         """Return the arguments with which every kernel of a probe is computed."""
@@ -706,7 +795,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             names = {f"{observable}[{group}]": parameters for (observable, group), parameters in wanted.items()}
             try:
                 kernels, info = empirical_ntk_by_group(model, x, names, whole=True, **options)
-            except ArgumentError as error:
+            except Exception as error:  # noqa: BLE001  (the kernel alone may do without the groups)
                 failed |= dict.fromkeys((observable for observable, _ in wanted), error)
             else:
                 kernel = kernels.pop("")
@@ -714,70 +803,80 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                     groups.setdefault(observable, {})[group] = part.detach().cpu().numpy()
         if kernel is None:
             kernel, info = empirical_ntk(model, x, **options)
-        if self.outputs == "first" and probe.name not in self._outputs_seen:
-            self._outputs_seen[probe.name] = self._live_outputs(model, x, task_labels)
         return kernel.detach().cpu(), groups, _trust(info), notes
 
-    def _spot_check(self, strategy: Any, probe: Probe, kernel: Tensor) -> float:
-        model, (x, tasks) = model_of(strategy), probe.read_only()
-        options = {k: v for k, v in self._options(probe).items() if k in ("params", "outputs", "output_selector")}
-        return spot_check(
-            model,
-            x,
-            kernel.to(strategy.device),
-            n_entries=1,  # the oracle takes two samples and every output, one at a time
-            seed=self._counts["iteration"],
-            reduction=self.reduction,
-            task_labels=tasks if is_multi_task_module(model) else None,
-            **options,
-        )
+    def _fix_outputs(self, moment: Moment, extras: Extras) -> None:
+        """Keep the outputs of the first measurement from now on; all of them where it is not known which are live."""
+        probe = moment.probe
+        if self.outputs != "first" or probe.name in self._outputs_seen:
+            return
+        x, tasks = probe.read_only()
+        labels = tasks if moment.multi_task else None
+        found = extras.attempt("live_outputs", lambda: self._live_outputs(moment.model, x, labels))
+        if found is None:
+            found = list(range(moment.outputs(probe).shape[1]))
+            extras.notes.append("it is not known which outputs depend on a parameter: all of them are kept")
+        self._outputs_seen[probe.name] = found
 
-    def _observe(
+    def _spot_check(self, moment: Moment, kernel: Tensor, extras: Extras) -> None:
+        """Compare an entry with the slow oracle."""
+        options = {k: v for k, v in moment.options.items() if k in ("params", "outputs", "output_selector")}
+        x, tasks = moment.probe.read_only()
+        found = extras.attempt(
+            "spot_check_max_relative_error",
+            lambda: spot_check_in_double(
+                moment.model,
+                x,
+                kernel.to(tasks.device),
+                n_entries=1,  # the oracle takes two samples and every output, one at a time
+                seed=moment.clock.iteration,
+                reduction=self.reduction,
+                task_labels=tasks if moment.multi_task else None,
+                **options,
+            ),
+        )
+        if found is not None:
+            extras.trust["spot_check_max_relative_error"], extras.trust["spot_check_precision"] = found
+
+    def _moment(
         self,
         strategy: Any,
         probe: Probe,
         clock: TrainingClock,
         kernel: np.ndarray,
         groups: Mapping[str, Mapping[str, np.ndarray]],
-        failed: Mapping[str, Exception],
-    ) -> Observation:
-        """Measure what else was asked for; one that fails takes neither the others nor the kernel with it."""
-        found = Observation()
-        if not self.observables:
-            return found
-        moment = Moment(
-            model=model_of(strategy),
+    ) -> Moment:
+        model = model_of(strategy)
+        return Moment(
+            model=model,
             probe=probe,
-            probes={n: p for n, p in self._probes.items() if has_outputs_for(model_of(strategy), p)},
+            probes={n: p for n, p in self._probes.items() if has_outputs_for(model, p)},
             kernel=kernel,
             clock=clock,
             options=self._options(probe),
             reduction=self.reduction,
-            multi_task=is_multi_task_module(model_of(strategy)),
-            optimizer=strategy.optimizer,
-            dataset=getattr(strategy.experience, "dataset", None),
+            multi_task=is_multi_task_module(model),
+            optimizer=getattr(strategy, "optimizer", None),
+            dataset=getattr(origin_of(strategy.experience), "dataset", None),
             read=reader_of(strategy),
             outputs_were_given=not isinstance(self.outputs, str),
             groups=groups,
         )
-        for observable in self._due(clock):
-            try:
-                if observable.name in failed:
-                    raise failed[observable.name]
-                seen = observable.observe(moment)
-                if not isinstance(seen, Observation):
-                    raise TypeError(f"observe must return an Observation, found {type(seen).__name__}")
-            except Exception as error:
-                if isinstance(error, (ArgumentError, ProbeError)) and not len(self.trajectories[probe.name]):
-                    raise  # wrong from the start, and nothing has been trained yet
-                found.reasons[observable.name] = f"{type(error).__name__}: {error}"
-                self._report(error, observable.name)
-                continue
-            found.values.update(seen.values)
-            found.kernels.update(seen.kernels)
-            found.reasons.update(seen.reasons)
-            found.records += seen.records
-        return found
+
+    def _observe(self, moment: Moment, failed: Mapping[str, Exception], extras: Extras) -> None:
+        """Measure what else was asked for; one that fails takes neither the others nor the kernel with it."""
+
+        def look(observable: Observable) -> None:
+            if observable.name in failed:
+                raise failed[observable.name]
+            extras.take(observable.observe(moment), len(moment.kernel))
+
+        for observable in self._due(moment.clock):
+            before = len(extras.errors)
+            extras.attempt(observable.name, partial(look, observable))
+            for _, error in extras.errors[before:]:
+                if isinstance(error, (ArgumentError, ProbeError)) and not len(self.trajectories[moment.probe.name]):
+                    raise error  # wrong from the start, and nothing has been trained yet
 
     def _share(self, begin: float) -> float:
         """Share of the time since training began that went into measuring, with the measurement begun at `begin`."""
@@ -842,7 +941,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 f"{columns[0]}{more} of probe {probe!r} undefined (NaN) at iteration {measurement.clock.iteration}: "
                 f"{ended(reason)} (Warned once; every measurement's reasons are in the trajectory.)",
                 UndefinedMeasureWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _report(self, error: Exception, what: str = "a measurement") -> None:
@@ -861,7 +960,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             stacklevel=4,
         )
 
-    # ------------------------------------------------------------------ time and steps
+    # ------------------------------------------------------------------ time
 
     def _tick(self) -> None:
         """Count the time since the last hook as training, and tell the schedule."""
@@ -872,30 +971,11 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             self.schedule.note(spent, 0.0)
         self._last_tick = now
 
-    def _follow_optimizer(self, strategy: Any) -> None:
-        """Count the optimizer's steps that really happen: there may be none or several in an iteration."""
-        if strategy.optimizer is self._followed:
-            return
-        self._leave_optimizer()
-        if strategy.optimizer is not None:
-            self._followed = strategy.optimizer
-            self._step_hook = strategy.optimizer.register_step_post_hook(self._count_step)
-
-    def _count_step(self, *_: Any) -> None:
-        self._counts["optimizer_step"] += 1
-
-    def _leave_optimizer(self) -> None:
-        if self._step_hook is not None:
-            self._step_hook.remove()
-            self._step_hook = self._followed = None
-
     # ------------------------------------------------------------------ checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        # The hook belongs to the optimizer object, the owner to this process; both are found again by the next hook.
-        # The benchmark is data, not state.
-        forgotten = ("_step_hook", "_followed", "_owner", "_last_tick", "benchmark")
-        return {**self.__dict__, **dict.fromkeys(forgotten)}
+        # The owner belongs to this process, and is found again by the next hook. The benchmark is data, not state.
+        return {**self.__dict__, **dict.fromkeys(("_owner", "_last_tick", "benchmark"))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -19,6 +19,7 @@ from avalanche_ntk.errors import ProbeError
 from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.samples import TASKS, Reader, Samples, read_samples, samples, unreadable
+from avalanche_ntk.tasks import origin_of
 
 
 def model_of(strategy: Any) -> nn.Module:
@@ -40,15 +41,6 @@ def task_label_of(experience: Any) -> int | None:
     """Return an experience's task label; None when it has several or none."""
     labels = getattr(experience, "task_labels", None)
     return int(labels[0]) if labels is not None and len(labels) == 1 else None
-
-
-def origin_of(experience: Any) -> Any:
-    """Return an experience with its place in the stream; of a piece of an online stream, the task that it is cut from.
-
-    In training mode Avalanche hides an experience's place from strategies; measuring is logging, which sees it.
-    """  # noqa: DOC201  (what is returned stands in the first line)
-    experience = experience.logging()
-    return getattr(experience, "origin_experience", experience)
 
 
 def spec_at(spec: ProbeSpec | Probe, experience: Any) -> ProbeSpec | Probe:

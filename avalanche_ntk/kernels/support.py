@@ -4,6 +4,7 @@ from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject, checked_precision, select_parameters, swapped
 from avalanche_ntk.kernels._function.wrappers import unwrap
 from avalanche_ntk.kernels._generic.jacobians import jacobian
+from avalanche_ntk.kernels._generic.spot_check import spot_check_in_double
 from avalanche_ntk.kernels._guard.hooks import hooks_as
 from avalanche_ntk.kernels._guard.isolation import measuring
 
@@ -15,6 +16,7 @@ __all__ = [
     "jacobian",
     "measuring",
     "select_parameters",
+    "spot_check_in_double",
     "swapped",
     "unwrap",
 ]

@@ -29,8 +29,9 @@ def spot_check(
     layers: Any = None,
     outputs: Sequence[int] | slice | None = None,
     output_selector: Callable[[Any], Tensor] | None = None,
+    dtype: torch.dtype | None = torch.float64,
 ) -> float:
-    """Compare random entries of a kernel with the float64 oracle.
+    """Compare random entries of a kernel with the oracle, in float64 unless told otherwise.
 
     The error of an entry is `|K[n,m] − Θ[n,m]| / sqrt(Θ[n,n]·Θ[m,m])`: relative to the largest value that the entry
     could have (Cauchy–Schwarz), so that entries near zero do not blow it up. For `full`, the norm over output pairs is
@@ -51,6 +52,8 @@ def spot_check(
         layers: See `empirical_ntk`.
         outputs: See `empirical_ntk`.
         output_selector: See `empirical_ntk`.
+        dtype: Precision of the oracle; None for the model's own. One as coarse as the kernel's has an error of its own
+            as large: what is found is then the difference of the two.
 
     Returns:
         The largest error found; 0.0 where both are zero.
@@ -93,6 +96,7 @@ def spot_check(
             layers=layers,
             outputs=outputs,
             output_selector=output_selector,
+            dtype=dtype,
         )
         j = j.sum(1, keepdim=True) if reduction == "sum_logits" else j
         return dict(zip(unique, j, strict=True))
@@ -113,3 +117,28 @@ def spot_check(
         gap = float((have - want).norm())
         worst = max(worst, gap / scale if scale else (0.0 if gap == 0 else float("inf")))
     return worst
+
+
+def spot_check_in_double(model: nn.Module, x: Any, kernel: Tensor, **arguments: Any) -> tuple[float, str]:
+    """Compare with the float64 oracle, and with that of the model's own precision where the model refuses float64.
+
+    A forward pass that casts its inputs (`x = x.float()`) has a kernel in its own precision and none in another one.
+
+    Args:
+        model: See `spot_check`.
+        x: See `spot_check`.
+        kernel: See `spot_check`.
+        arguments: The other arguments of `spot_check`.
+
+    Returns:
+        The largest error found, and the precision of the oracle, such as "float64".
+
+    Raises:
+        Exception: What `spot_check` raises in the model's own precision too.
+    """  # noqa: DOC502  (raised within)
+    try:
+        return spot_check(model, x, kernel, **arguments), "float64"
+    except Exception:  # noqa: BLE001  (whatever it is: it is raised again below unless float64 was to blame)
+        found = spot_check(model, x, kernel, **arguments, dtype=None)
+    own = {p.dtype for p in model.parameters() if p.requires_grad}
+    return found, " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
