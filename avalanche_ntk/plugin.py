@@ -576,9 +576,9 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             return False
         if is_piece(experience) and not is_first_piece(experience):
             raise RunFolderError(
-                f"the run in {self.run_folder} can go on where a task begins: expected the first piece of a task of the "
-                "online stream, found a later one. Train from the first piece on (of one whose `is_first_subexp` is "
-                "True), or save the whole strategy with avalanche_ntk.checkpoints, which goes on anywhere."
+                f"the run in {self.run_folder} can go on where a task begins: expected the first piece of a task of "
+                "the online stream, found a later one. Train from the first piece on (of one whose `is_first_subexp` "
+                "is True), or save the whole strategy with avalanche_ntk.checkpoints, which goes on anywhere."
             )
         names = [_name(spec) for spec in self._specs_now(strategy)]
         folder, number, state = reopen(self.run_folder, number, meta, names, self._shapes_before)
@@ -647,9 +647,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
     # ------------------------------------------------------------------ measuring
 
     def _clock(self, event: str) -> TrainingClock:
-        return TrainingClock(
-            event=event, task_label=self._task_label, optimizer_step=self._steps.count, **self._counts
-        )
+        return TrainingClock(event=event, task_label=self._task_label, optimizer_step=self._steps.count, **self._counts)
 
     def _measure_if_due(self, strategy: Any, event: str) -> None:
         # One process measures for all; the copies of the model are the same in each.

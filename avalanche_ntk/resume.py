@@ -187,6 +187,12 @@ def _check_settings(folder: RunFolder, meta: Mapping[str, Any]) -> None:
             f"with other settings: {'; '.join(different)}. Give the same ones as before, or measure into another "
             "folder.",
         )
+    if meta["online"] and "online" not in known:
+        raise _refused(
+            folder,
+            "on an online stream: it took each piece of a task for an experience, and boundaries are changes of task "
+            "now. Measure into another folder.",
+        )
     there, here = _model_of(known).get("name"), meta["model"]["name"]
     if there != here:
         raise _refused(

@@ -170,7 +170,8 @@ def test_a_step_within_a_step_is_one():
 def test_a_strategy_without_an_optimizer_makes_no_steps():
     class Still(Fixed):
         def training_epoch(self, **kwargs):
-            for self.mbatch in self.dataloader:
+            for minibatch in self.dataloader:
+                self.mbatch = minibatch
                 self._unpack_minibatch()
                 self._before_training_iteration(**kwargs)
                 self._after_training_iteration(**kwargs)
