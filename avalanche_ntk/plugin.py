@@ -684,8 +684,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
                 self._report(second, "writing a measurement")
             self._report(error)
         else:
-            for what, error in extras.errors:
-                self._report(error, what)
+            for what, failure in extras.errors:
+                self._report(failure, what)
         finally:
             self.recorded += 1
             spent = _since(begin)

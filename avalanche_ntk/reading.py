@@ -186,7 +186,7 @@ def iterations_per_epoch(dataloader: Any) -> int | None:
     """Return the number of iterations of an epoch, where the data loader knows it."""
     try:
         return len(dataloader)
-    except TypeError:
+    except Exception:  # noqa: BLE001  (a user's own loader may say so in any way)
         return None
 
 

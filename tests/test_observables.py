@@ -69,6 +69,47 @@ def test_linearisation_error_by_the_oracles_jacobian():
     assert checked > 20
 
 
+def test_one_forward_mode_pass_for_each_distinct_base(monkeypatch):
+    import avalanche_ntk.observables.linearisation as module
+
+    passes = []
+    push = module.jvp_prediction
+
+    def counted(*arguments, **options):
+        passes.append(options["dtype"])
+        return push(*arguments, **options)
+
+    monkeypatch.setattr(module, "jvp_prediction", counted)
+    ntk, _ = observed(Linearisation(), model=MLP(6, 4, width=8, depth=1))
+    # Measured at 0, 1…6, 6 and 6, 7…12, 12. In the first task the last boundary is initialisation: 7 passes for 7
+    # measurements that moved; at the second boundary initialisation alone has moved; then there are two bases.
+    assert len(passes) == 7 + 1 + 2 * 7
+    for m in ntk.trajectory:
+        boundary, init = (m.values.get(f"linearisation_error_{which}") for which in ("boundary", "init"))
+        assert (boundary == init) == (m.clock.experience == 0)
+
+
+def test_linearisation_of_a_model_that_refuses_float64():
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return self.net(x.float())
+
+    def net():
+        torch.manual_seed(3)
+        return MLP(6, 4, width=8, depth=1)
+
+    ntk, _ = observed(Linearisation(), model=Casts(), spot_check_every=0)
+    plain, _ = observed(Linearisation(), model=net(), spot_check_every=0)
+    for m, n in zip(ntk.trajectory, plain.trajectory, strict=True):
+        for which in ("boundary", "init"):
+            column = f"linearisation_error_{which}"
+            assert m.values.get(column) == (pytest.approx(n.values[column], rel=1e-3) if column in n.values else None)
+
+
 def test_a_linear_model_never_leaves_its_linearisation():
     ntk, _ = observed(Linearisation(), model=linear_model())
     errors = [m.values["linearisation_error_init"] for m in ntk.trajectory if "linearisation_error_init" in m.values]

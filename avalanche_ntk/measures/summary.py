@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from avalanche_ntk.measures._undefined import Undefined
@@ -73,6 +74,8 @@ def summary(
             found.values[name] = body.__wrapped__(*args, **kwargs)
         except Undefined as reason:
             found.reasons[name] = str(reason)
+        except np.linalg.LinAlgError as error:
+            found.reasons[name] = f"the decomposition failed: {error}"
 
     add("kernel_norm", kernel_norm, view)
     add("kernel_trace", kernel_trace, view)

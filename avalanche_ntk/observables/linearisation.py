@@ -11,19 +11,23 @@ from torch import Tensor
 from avalanche_ntk import measures
 from avalanche_ntk.kernels import jvp_prediction
 from avalanche_ntk.observables.base import Moment, Observable, Observation
-from avalanche_ntk.observables.undefined import value_or_reason
+from avalanche_ntk.observables.undefined import values_or_reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Anchor:
     """Where the network is linearised: its parameters there and its outputs on the probe."""
 
     parameters: dict[str, Tensor]
     outputs: Tensor
 
+    def kept(self) -> _Anchor:
+        """Return an anchor that stays while the model moves on."""
+        return _Anchor({name: p.clone() for name, p in self.parameters.items()}, self.outputs)
+
 
 class Linearisation(Observable):
-    """`linearisation_error_boundary` and `linearisation_error_init`, by one forward-mode pass each.
+    """`linearisation_error_boundary` and `linearisation_error_init`, by one forward-mode pass for each distinct base.
 
     `‖f(X;θ_t) − f(X;θ_b) − J_b(X)(θ_t − θ_b)‖ / ‖f(X;θ_t) − f(X;θ_b)‖` with b the last boundary, or initialisation: 0
     when the kernel at b explains what happened, 1 when it explains nothing. Source: Chizat et al. 2019; Ortiz-Jiménez
@@ -49,35 +53,40 @@ class Linearisation(Observable):
         """Compare with both anchors; set them where they are not yet."""
         found = Observation()
         outputs = moment.kept_outputs(moment.outputs(moment.probe))
-        here = _Anchor({n: p.detach().clone() for n, p in moment.model.named_parameters()}, outputs)
+        here = _Anchor({n: p.detach() for n, p in moment.model.named_parameters()}, outputs)
+        name = moment.probe.name
         if moment.clock.event == "experience_start":
-            self._anchors[moment.probe.name, "boundary"] = here
-        if self._start_is_known:
-            self._anchors.setdefault((moment.probe.name, "init"), here)
-        else:
+            self._anchors[name, "boundary"] = here.kept()
+        if not self._start_is_known:
             found.reasons["linearisation_error_init"] = "the run was resumed: its initial parameters are not stored"
-        for which in ("boundary", "init"):
-            anchor = self._anchors.get((moment.probe.name, which))
+        elif (name, "init") not in self._anchors:
+            self._anchors[name, "init"] = self._anchors.get((name, "boundary")) or here.kept()
+        anchors = {which: self._anchors.get((name, which)) for which in ("boundary", "init")}
+        # In the first experience both are the same, and so is the error.
+        for anchor in dict.fromkeys(anchors.values()):
             if anchor is not None:
-                value_or_reason(found, f"linearisation_error_{which}", self._error, moment, anchor, here)
+                mine = [f"linearisation_error_{which}" for which, other in anchors.items() if other is anchor]
+                values_or_reason(found, mine, self._errors, moment, anchor, here, len(mine))
         return found
 
     @staticmethod
-    def _error(moment: Moment, anchor: _Anchor, here: _Anchor) -> float | str:
+    def _errors(moment: Moment, anchor: _Anchor, here: _Anchor, times: int) -> list[float] | str:
         shapes = {name: p.shape for name, p in anchor.parameters.items()}
         if {name: p.shape for name, p in here.parameters.items()} != shapes:
             return "the model's parameters came, went or changed shape since"
         delta = {name: here.parameters[name] - p for name, p in anchor.parameters.items()}
         if not any(bool(d.any()) for d in delta.values()):
             return "the parameters have not moved since"
-        labels = {"task_labels": moment.probe.read_only()[1]} if moment.multi_task else {}
-        predicted = jvp_prediction(
-            moment.model,
-            moment.inputs,
-            anchor.parameters,
-            delta,
-            output_selector=moment.options.get("output_selector"),
-            dtype=torch.float64,
-            **labels,
-        )
-        return measures.linearisation_error(here.outputs, anchor.outputs, moment.kept_outputs(predicted))
+        predicted = moment.kept_outputs(_predicted(moment, anchor.parameters, delta))
+        return [measures.linearisation_error(here.outputs, anchor.outputs, predicted)] * times
+
+
+def _predicted(moment: Moment, base: dict[str, Tensor], delta: dict[str, Tensor]) -> Tensor:
+    """Return `J_b(X)·δ` in float64, and in the model's own precision where the model refuses float64."""
+    options = {"output_selector": moment.options.get("output_selector")}
+    if moment.multi_task:
+        options["task_labels"] = moment.probe.read_only()[1]
+    try:
+        return jvp_prediction(moment.model, moment.inputs, base, delta, dtype=torch.float64, **options)
+    except Exception:  # noqa: BLE001  (whatever it is: it is raised again below unless float64 was to blame)
+        return jvp_prediction(moment.model, moment.inputs, base, delta, **options)
