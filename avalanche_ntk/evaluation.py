@@ -1,7 +1,9 @@
 """The measurements as Avalanche metrics.
 
-The metrics never measure: each reads what its `NTKPlugin` recorded and hands every value on once, whichever hook comes
-next, so that their place in the list of plugins does not matter.
+The metrics never measure: each reads what its `NTKPlugin` recorded and hands every value on once, at the first hook at
+which Avalanche's clock has reached the value's iteration. So neither their place in the list of plugins nor that in the
+evaluator matters: Avalanche's own metrics, which have the clock's iteration, never come behind a later one, and a
+logger that refuses to go back (W&B) drops nothing.
 
 Tags follow Avalanche's, with the task and the experience of the *probe*: one curve runs through all tasks, as in
 `NTK_Velocity/train_phase/train_stream/Task000/Exp000`. The x of each value is the training iteration.
@@ -122,37 +124,48 @@ class NTKMetric(_FewHooks):
                 f"expected that plugin among its plugins, found {found}. Give the same object to both: "
                 "plugins=[ntk] for the strategy and ntk_metrics(ntk) for the evaluator."
             )
-        return self._new_values()
+        return self._new_values(strategy)
 
-    def _new_values(self, strategy: Any = None) -> list[MetricValue]:
+    def _new_values(self, strategy: Any) -> list[MetricValue]:
         # Called for every metric at every iteration, which is nearly always over here.
         recorded = self.plugin.recorded
         if recorded == self._read:
             return []
+        reached = self.plugin.reached(strategy)
         values: list[MetricValue] = []
+        waiting = False
         for name, trajectory in self.plugin.trajectories.items():
-            begin, length = self._given.get(name, self._restored(trajectory)), self._length(trajectory)
-            if begin == length:
+            entries = self._entries(trajectory)
+            begin = end = self._given.get(name, self._restored(trajectory))
+            while end < len(entries) and self._iteration(entries[end]) <= reached:
+                end += 1
+            waiting = waiting or end < len(entries)
+            if begin == end:
                 continue
             tag = tag_of(self.name, self.plugin.probes[name])
-            for full_tag, x, value in self._values_of(trajectory, begin, tag):
+            for full_tag, x, value in self._values_of(trajectory, entries[begin:end], tag):
                 if isinstance(value, float):
                     self._last = value
                 values.append(MetricValue(self, full_tag, value, x))
-            self._given[name] = length
-        self._read = recorded
+            self._given[name] = end
+        self._read = -1 if waiting else recorded
         return values
 
-    def _length(self, trajectory: Trajectory) -> int:
-        return len(trajectory)
+    def _entries(self, trajectory: Trajectory) -> list[Any]:
+        """Return what is handed on, in order."""
+        return trajectory.measurements
+
+    def _iteration(self, entry: Any) -> int:
+        """Return the iteration at which an entry is shown."""
+        return int(entry.clock.iteration)
 
     def _restored(self, trajectory: Trajectory) -> int:
         # What was read from a run folder was handed on by the process that measured it.
         return trajectory.restored
 
-    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
+    def _values_of(self, trajectory: Trajectory, entries: list[Any], tag: str) -> Iterator[tuple[str, int, Any]]:
         """Yield tag, iteration and value of what is defined; what is not is absent, never 0."""
-        for measurement in trajectory.measurements[begin:]:
+        for measurement in entries:
             value = measurement.values.get(self.column)
             if value is not None and not math.isnan(value):
                 yield tag, measurement.clock.iteration, float(value)
@@ -168,19 +181,22 @@ class NTKMetric(_FewHooks):
 class ReactivationMetric(NTKMetric):
     """One quantity of the reactivation at each boundary, handed on at the experience's end."""
 
-    def _length(self, trajectory: Trajectory) -> int:
-        return len(trajectory.reactivations)
+    def _entries(self, trajectory: Trajectory) -> list[Any]:
+        return list(trajectory.reactivations.values())
+
+    def _iteration(self, entry: Any) -> int:
+        return int(entry.end)
 
     def _restored(self, trajectory: Trajectory) -> int:
         return trajectory.restored_reactivations
 
-    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
-        for reactivation in list(trajectory.reactivations.values())[begin:]:
+    def _values_of(self, trajectory: Trajectory, entries: list[Any], tag: str) -> Iterator[tuple[str, int, Any]]:
+        for reactivation in entries:
             if self.column == "onset" and reactivation.peak is not None:
                 continue  # repeated there for its ratio; it is the first experience's
             value = getattr(reactivation, self.column)
             if value is not None and not math.isnan(value):
-                yield tag, int(reactivation.end), float(value)
+                yield tag, self._iteration(reactivation), float(value)
 
 
 class PatternMetric(NTKMetric):
@@ -196,8 +212,8 @@ class PatternMetric(NTKMetric):
         super().__init__(plugin, name, pattern)
         self._pattern = re.compile(pattern)
 
-    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
-        for measurement in trajectory.measurements[begin:]:
+    def _values_of(self, trajectory: Trajectory, entries: list[Any], tag: str) -> Iterator[tuple[str, int, Any]]:
+        for measurement in entries:
             for column, value in measurement.values.items():
                 match = self._pattern.fullmatch(column)
                 if match is not None and not math.isnan(value):
@@ -235,8 +251,8 @@ class FigureMetric(NTKMetric):
         super().__init__(plugin, name, "")
         self.draw = draw
 
-    def _values_of(self, trajectory: Trajectory, begin: int, tag: str) -> Iterator[tuple[str, int, Any]]:
-        for measurement in trajectory.measurements[begin:]:
+    def _values_of(self, trajectory: Trajectory, entries: list[Any], tag: str) -> Iterator[tuple[str, int, Any]]:
+        for measurement in entries:
             if measurement.clock.is_boundary and measurement.failure is None:
                 figure = self.draw(trajectory, measurement)
                 if figure is not None:

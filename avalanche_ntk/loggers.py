@@ -14,11 +14,7 @@ from avalanche import logging
 
 
 class WandBLogger(logging.WandBLogger):
-    """Avalanche's `WandBLogger`, with the arguments and the behaviour that it has with an older wandb.
-
-    Put `ntk_metrics(...)` behind the other metrics of the evaluator: W&B passes over values of steps before the last
-    one, and what the plugin has measured after an iteration is of the next step.
-    """
+    """Avalanche's `WandBLogger`, with the arguments and the behaviour that it has with an older wandb."""
 
     def import_wandb(self) -> None:
         """Import wandb and give it the names that Avalanche knows."""

@@ -214,6 +214,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         self._task_label: int | None = None
         self._outputs_seen: dict[str, list[int]] = {}
         self._parameters_seen: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._ahead = 0
         self._known: Parameters | None = None
         self._notes: list[str] = []
         self._warned: set[str] = set()
@@ -338,6 +339,21 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
 
             self._guarded("record of an evaluation", write)
 
+    def reached(self, strategy: Any) -> float:
+        """Return how far Avalanche's clock has come, in this plugin's count of iterations.
+
+        Within an iteration that clock is one behind: it is the last of a strategy's plugins. In a run that was resumed
+        it begins at 0 again, and this count does not.
+
+        Args:
+            strategy: The strategy.
+
+        Returns:
+            Iterations of the run that are over for every plugin; infinity for a strategy without such a clock.
+        """
+        clock = getattr(strategy, "clock", None)
+        return float("inf") if clock is None else clock.train_iterations + self._ahead
+
     def update_meta(self, changes: Mapping[str, Any]) -> None:
         """Change what the run folder's `run.json` says of the run; nothing without a folder.
 
@@ -395,6 +411,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             self._counts["experience"] += 1
             self._counts["exp_iteration"] = self._counts["exp_epoch"] = 0
             self._task_label = task_label_of(origin_of(strategy.experience))
+        # Both stand still between experiences.
+        self._ahead = self._counts["iteration"] - getattr(getattr(strategy, "clock", None), "train_iterations", 0)
         self._steps.follow(getattr(strategy, "optimizer", None))
         self._tick()
         # A model that has only grown was adapted to what comes, which a measurement notes by itself.

@@ -489,6 +489,7 @@ class Trajectory:
             start=self._reference_view(name, "start"),
             init=self._reference_view(name, "init"),
             ranks=(1, 5, 20) if not name else (),
+            only=_FOLLOWED if name else None,
         )
         values, reasons = dict(found.values), dict(found.reasons)
         previous = self._references.get((name, "previous"))

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
-from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
+from avalanche.logging import BaseLogger, CSVLogger, InteractiveLogger, TensorboardLogger, TextLogger
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
+from avalanche_ntk.models import MLP
 from avalanche_ntk.trajectory import Trajectory
 from tests.lines import make_strategy, run, tiny_stream
 
@@ -139,6 +142,83 @@ def test_a_logger_alone_holds_what_it_holds_beside_others(together, tmp_path):
     assert scalars(tmp_path / "alone") == scalars(folder / "tb")
 
 
+# ---------------------------------------------------------------------- loggers that never go back
+
+
+class Forward(BaseLogger):
+    """Drops what is of an earlier step than the last one, as W&B does."""
+
+    def __init__(self):
+        super().__init__()
+        self.step, self.kept, self.dropped = 0, [], []
+
+    def log_single_metric(self, name, value, x_plot):
+        (self.dropped if x_plot < self.step else self.kept).append((name, x_plot, value))
+        self.step = max(self.step, x_plot)
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+@pytest.mark.parametrize("late", [False, True], ids=["plugin before the evaluator", "plugin behind it"])
+@pytest.mark.parametrize("evaluate", [None, "iteration", "epoch"])
+def test_nothing_is_dropped_wherever_the_metrics_stand(place, late, evaluate):
+    torch.manual_seed(0)
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(2), on_error="raise")
+    theirs = [accuracy_metrics(minibatch=True, epoch=True, experience=True), loss_metrics(minibatch=True, stream=True)]
+    ours = ntk_metrics(ntk, kernel_image=True)
+    metrics = {"first": [ours, *theirs], "middle": [theirs[0], ours, theirs[1]], "last": [*theirs, ours]}[place]
+    logger = Forward()
+    benchmark = tiny_stream()
+    model = MLP(6, 4, width=8, depth=1)
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_mb_size=8,
+        train_epochs=2,
+        eval_mb_size=64,
+        plugins=[] if late else [ntk],
+        evaluator=EvaluationPlugin(*metrics, loggers=[logger]),
+        **({} if evaluate is None else {"eval_every": 1, "peval_mode": evaluate}),
+    )
+    if late:
+        strategy.plugins.append(ntk)
+    for experience in benchmark.train_stream:
+        strategy.train(experience, eval_streams=[benchmark.test_stream])
+        strategy.eval(benchmark.test_stream)
+    assert logger.dropped == []
+    everything = strategy.evaluator.get_all_metrics()
+    kept = {}
+    for name, x, value in logger.kept:
+        kept.setdefault(name, ([], []))[0].append(x)
+        kept[name][1].append(value)
+    assert kept == dict(everything)
+    # All of ours, at their own iterations, and all of Avalanche's.
+    for name, column in COLUMNS.items():
+        assert list(zip(*kept[name + SUFFIX], strict=True)) == expected(ntk.trajectory, column)
+    assert kept["NTK_Kernel" + SUFFIX][0] == [0, 6, 6, 12]
+    assert kept["NTK_Spike" + SUFFIX] == ([12], [ntk.trajectory.reactivations[1].spike])
+    assert kept["Top1_Acc_MB/train_phase/train_stream/Task000"][0] == list(range(12))
+
+
+def test_what_waits_is_handed_on_when_training_goes_on_after_an_interrupt():
+    class Interrupts(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            if strategy.clock.train_iterations == 3:
+                raise KeyboardInterrupt
+
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(2), on_error="raise")
+    logger = Forward()
+    strategy = make_strategy(plugins=[ntk, Interrupts()], metrics=[ntk_metrics(ntk)], loggers=[logger])
+    benchmark = tiny_stream()
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(benchmark.train_stream[0])
+    name = "NTK_SpectralNorm" + SUFFIX
+    assert [x for n, x, _ in logger.kept if n == name] == [0, 2]
+    assert [m.clock.iteration for m in ntk.trajectory] == [0, 2, 4]
+    del strategy.plugins[1]
+    strategy.train(benchmark.train_stream[1])
+    assert [x for n, x, _ in logger.kept if n == name] == [m.clock.iteration for m in ntk.trajectory]
+
+
 # ---------------------------------------------------------------------- W&B, without a network
 
 WANDB = """
@@ -155,7 +235,7 @@ folder = Path(sys.argv[1])
 ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(2), run_folder=folder / "run", on_error="raise")
 strategy = make_strategy(
     plugins=[ntk],
-    metrics=[accuracy_metrics(minibatch=True), ntk_metrics(ntk, kernel_image=True)],
+    metrics=[METRICS],
     loggers=[
         WandBLogger(project_name="project", run_name="name", dir=folder, save_code=False),
         TensorboardLogger(folder / "tb"),
@@ -165,6 +245,10 @@ run(strategy, tiny_stream())
 import wandb
 wandb.finish()
 """
+PLACES = {
+    "last": "accuracy_metrics(minibatch=True), ntk_metrics(ntk, kernel_image=True)",
+    "first": "ntk_metrics(ntk, kernel_image=True), accuracy_metrics(minibatch=True)",
+}
 
 
 def wandb_records(path):
@@ -188,9 +272,9 @@ def wandb_records(path):
             pieces = b""
 
 
-def wandb_run(tmp_path, script):
+def wandb_run(tmp_path, script, place="last"):
     return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)],
+        [sys.executable, "-W", "ignore", "-c", script.replace("METRICS", PLACES[place]), str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -207,8 +291,9 @@ def wandb_run(tmp_path, script):
 
 
 @pytest.mark.slow
-def test_wandb_offline_has_every_number_and_image(tmp_path):
-    done = wandb_run(tmp_path, WANDB)
+@pytest.mark.parametrize("place", PLACES)
+def test_wandb_offline_has_every_number_and_image(tmp_path, place):
+    done = wandb_run(tmp_path, WANDB, place)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     history, images = {}, {}

@@ -1,6 +1,6 @@
 """All scalar measures of one kernel at once, for a trajectory: cheap, and silent where one is undefined."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ def summary(
     init: ArrayLike | KernelView | None = None,
     elapsed: float | None = None,
     ranks: Sequence[int] = (1, 5, 20),
+    only: Collection[str] | None = None,
 ) -> Summary:
     """Compute every scalar measure of a self-kernel that its arguments allow, decomposing the kernel once.
 
@@ -53,6 +54,7 @@ def summary(
         init: The kernel at initialisation.
         elapsed: Iterations since the previous measurement.
         ranks: Numbers of leading eigenvectors for `eigenvector_alignment`.
+        only: Names of the measures that are wanted; all of them when None.
 
     Returns:
         A `Summary`: the numbers of the functions, and reasons instead of warnings where there are none.
@@ -68,6 +70,8 @@ def summary(
     found = Summary()
 
     def add(name: str, measure: Callable[..., float], *args: object, **kwargs: object) -> None:
+        if only is not None and name not in only:
+            return
         # The body below `nan_when_undefined`: the same number, with the reason as an exception in place of a warning.
         body: Any = measure
         try:

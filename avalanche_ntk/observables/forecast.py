@@ -18,8 +18,8 @@ class _Forecast:
 
     learning_rate: float
     labels: Tensor
-    new_on_new: Tensor
-    old_on_new: Tensor
+    new_on_new: Tensor  # (M·C, M·C)
+    old_on_new: Tensor  # (N·C, M·C)
     new: Tensor
     old: Tensor
     old_at_boundary: Tensor
@@ -31,8 +31,9 @@ class _Forecast:
             gradient = self.new.softmax(dim=1)
             gradient[torch.arange(len(self.labels), device=self.labels.device), self.labels] -= 1
             gradient /= len(self.labels)
-            self.old = self.old - self.learning_rate * torch.einsum("nmcd,md->nc", self.old_on_new, gradient)
-            self.new = self.new - self.learning_rate * torch.einsum("nmcd,md->nc", self.new_on_new, gradient)
+            gradient = gradient.flatten()
+            self.old = self.old - self.learning_rate * (self.old_on_new @ gradient).view_as(self.old)
+            self.new = self.new - self.learning_rate * (self.new_on_new @ gradient).view_as(self.new)
             self.steps += 1
 
 
@@ -126,13 +127,18 @@ class StaticKernelForecast(Observable):
         return _Forecast(
             learning_rate=rate,
             labels=labels,
-            new_on_new=moment.ntk(new, reduction="full").double(),
-            old_on_new=moment.ntk(moment.probe, new, reduction="full").double(),
+            new_on_new=_as_matrix(moment.ntk(new, reduction="full")),
+            old_on_new=_as_matrix(moment.ntk(moment.probe, new, reduction="full")),
             new=f_new,
             old=f_old.clone(),
             old_at_boundary=f_old,
             steps=0,
         )
+
+
+def _as_matrix(theta: Tensor) -> Tensor:
+    """Return a full kernel `(N, M, C, C)` as the matrix `(N·C, M·C)` in float64: a step is one product with it."""
+    return theta.double().transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _step_size(optimizer: object) -> float | str:
