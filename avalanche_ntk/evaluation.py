@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from avalanche_ntk import images, measures
 from avalanche_ntk.errors import PluginError, RunFolderError
 from avalanche_ntk.observables import (
+    BufferShare,
     ClassBlocks,
     FeatureKernel,
     KernelRegression,
@@ -321,6 +322,7 @@ def ntk_metrics(
     task_overlap: bool = False,
     regression: bool = False,
     neurons: bool = False,
+    buffer_share: bool = False,
     kernel_image: bool = False,
     cost: bool = True,
 ) -> list[PluginMetric[Any]]:
@@ -352,6 +354,7 @@ def ntk_metrics(
         neurons: `NTK_NeuronSimilarity`, `NTK_NeuronSimilarityMax` (each also as `…Centred`), `NTK_NeuronTuning`,
             `NTK_NeuronTuningCentred`, `NTK_NeuronsSilent`; for probes that are sweeps (`Neurons(sweeps=[…])`) also
             `NTK_NeuronPeriod`, `NTK_NeuronsPeriodic`.
+        buffer_share: `NTK_BufferShare`: how much of the kernel's distance to the boundary buffers make alone.
         kernel_image: The figure `NTK_Kernel`, a heat map sorted by class, at each boundary.
         cost: `NTK_MeasurementSeconds`, `NTK_MeasuringShare` (of the time since training began).
 
@@ -381,6 +384,7 @@ def ntk_metrics(
         "task_overlap": task_overlap,
         "regression": regression,
         "neurons": neurons,
+        "buffer_share": buffer_share,
         "cost": cost,
     }
     metrics: list[PluginMetric[Any]] = []
@@ -452,6 +456,7 @@ _COLUMNS = {
         "NTK_NeuronPeriod": "neuron_period",
         "NTK_NeuronsPeriodic": "neurons_periodic",
     },
+    "buffer_share": {"NTK_BufferShare": "buffer_share"},
     "cost": {"NTK_MeasurementSeconds": "measurement_seconds", "NTK_MeasuringShare": "measuring_share"},
 }
 _PATTERNS = {
@@ -486,6 +491,7 @@ _OBSERVABLES: dict[str, type[Observable]] = {
     "task_overlap": TaskOverlap,
     "regression": KernelRegression,
     "neurons": Neurons,
+    "buffer_share": BufferShare,
 }
 
 

@@ -12,6 +12,7 @@ from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning, Undefi
 from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
 from avalanche_ntk.models import MLP
 from avalanche_ntk.observables import (
+    BufferShare,
     ClassBlocks,
     FeatureKernel,
     KernelRegression,
@@ -167,6 +168,102 @@ def test_the_forecast_refuses_what_it_does_not_know():
         "the new task's classes are not among the outputs that the kernel is made of "
         "(NTKPlugin(outputs='all') measures them)"
     )
+
+
+# ---------------------------------------------------------------------- buffers
+
+
+class Normalised(nn.Module):
+    """BatchNorm, a buffer of which another module holds a reference too, and one that nothing reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+        self.shift = nn.Module()
+        self.shift.register_buffer("mean", self.net[1].running_mean)
+        self.register_buffer("unused", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.unused += 1  # also in eval mode: a measurement leaves it as it was
+        return self.net(x) + 0.1 * self.shift.mean.sum()
+
+
+def with_buffers(model, other):
+    """A copy in float64 whose buffers are another model's, set by hand."""
+    model = copy.deepcopy(model).double()
+    norm, theirs = model.net[1], copy.deepcopy(other).double().net[1]
+    norm.running_var.copy_(theirs.running_var)
+    norm.running_mean.copy_(theirs.running_mean)
+    model.shift.mean.copy_(theirs.running_mean)
+    return model
+
+
+def centred_distance(a, b):
+    h = torch.eye(len(a), dtype=torch.float64) - 1 / len(a)
+    a, b = (h @ k @ h / (h @ k @ h).norm() for k in (a, b))
+    return 0.5 * (a - b).norm().item() ** 2
+
+
+def test_the_share_of_buffers_by_the_oracle():
+    ntk, models = observed(BufferShare(), model=Normalised())
+    x = ntk.probes["Exp000"].x
+    checked = []
+    for m in ntk.trajectory:
+        boundary = 0 if m.clock.experience == 0 else 6
+        if m.clock.iteration == boundary:
+            assert m.reasons["buffer_share"] == "no buffer has moved since the boundary"
+            continue
+        at_b, now = models[boundary], models[m.clock.iteration]
+        before, after, mixed = (
+            reference_ntk(with_buffers(a, b), x.double()) for a, b in ((at_b, at_b), (now, now), (now, at_b))
+        )
+        expected = centred_distance(after, mixed) / centred_distance(before, after)
+        assert m.values["buffer_share"] == pytest.approx(expected, rel=1e-3)
+        checked.append(expected)
+    assert len(checked) == 14
+    assert max(checked) > 0.05
+
+
+def test_buffers_alone_move_the_kernel_where_no_weight_moves():
+    ntk, _ = observed(BufferShare(), model=Normalised(), optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
+    shares = [m.values["buffer_share"] for m in ntk.trajectory if m.clock.exp_iteration]
+    assert shares == pytest.approx([1.0] * 14, rel=1e-3)
+    assert max(m.values.get("distance_experience_start", 0.0) for m in ntk.trajectory) > 1e-3
+
+
+def test_where_there_is_no_share_of_buffers():
+    ntk, _ = observed(BufferShare(), model=linear_model())
+    assert {m.reasons["buffer_share"] for m in ntk.trajectory} == {"the model has no buffers"}
+
+    class Still(Normalised):
+        def train(self, mode=True):
+            super().train(mode)
+            self.net[1].eval()
+            return self
+
+        def forward(self, x):
+            return self.net(x)
+
+    ntk, _ = observed(BufferShare(), model=Still())
+    assert {m.reasons["buffer_share"] for m in ntk.trajectory} == {"no buffer has moved since the boundary"}
+
+
+def test_the_share_of_buffers_leaves_model_and_training_bit_for_bit():
+    from tests.lines import BatchRecorder, differences, fingerprint, seed_everything
+
+    results = []
+    for on in (False, True):
+        seed_everything()
+        model, recorder = Normalised(), BatchRecorder()
+        held = [(name, id(b), b.data_ptr()) for name, b in model.named_buffers()]
+        ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1), observe=[BufferShare()], on_error="raise")
+        strategy = make_strategy(model=model, plugins=[ntk, recorder] if on else [recorder])
+        run(strategy, tiny_stream())
+        # The very same tensors are in the model's place.
+        assert [(name, id(b), b.data_ptr()) for name, b in model.named_buffers()] == held
+        results.append({**fingerprint(strategy), "unused": model.unused.clone(), "batches": recorder.batches})
+    assert differences(*results) == []
+    assert any("buffer_share" in m.values for m in ntk.trajectory)
 
 
 # ---------------------------------------------------------------------- tasks, layers, features, classes
@@ -425,6 +522,7 @@ def test_all_of_them_leave_training_as_it_was():
             Linearisation(),
             StaticKernelForecast(),
             TaskOverlap(),
+            BufferShare(),
         ]
         ntk = NTKPlugin(
             specs, Schedule.every_iterations(1), observe=[*everything, KernelRegression()], on_error="raise"

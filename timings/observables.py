@@ -1,8 +1,8 @@
 """What each observable adds to a measurement, and how that compares with another version of the package.
 
 One process a version and round, the versions in turn; each trains two tasks and takes the median processor time that
-the plugin's hooks spend on a measurement between the boundaries, and the least of these over the rounds. With `--against`,
-a checkout of the other version: python timings/observables.py --against ../main
+the plugin's hooks spend on a measurement between the boundaries, and the least of these over the rounds. With
+`--against`, a checkout of the other version: python timings/observables.py --against ../main
 """
 
 import argparse

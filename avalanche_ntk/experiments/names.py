@@ -94,6 +94,7 @@ OBSERVABLES = (
     "task_overlap",
     "regression",
     "neurons",
+    "buffer_share",
 )
 
 

@@ -6,6 +6,7 @@ per_layer=True)`).
 
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.observables.blocks import ClassBlocks
+from avalanche_ntk.observables.buffers import BufferShare
 from avalanche_ntk.observables.features import FeatureKernel
 from avalanche_ntk.observables.forecast import StaticKernelForecast
 from avalanche_ntk.observables.layers import PerLayer
@@ -15,6 +16,7 @@ from avalanche_ntk.observables.overlap import TaskOverlap
 from avalanche_ntk.observables.regression import KernelRegression
 
 __all__ = [
+    "BufferShare",
     "ClassBlocks",
     "FeatureKernel",
     "KernelRegression",

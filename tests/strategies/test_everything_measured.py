@@ -5,6 +5,7 @@ from avalanche_ntk.strategies.recipes import RECIPES
 
 from avalanche_ntk import ProbeSpec, Schedule
 from avalanche_ntk.observables import (
+    BufferShare,
     ClassBlocks,
     FeatureKernel,
     KernelRegression,
@@ -33,6 +34,7 @@ def everything(name):
         output_selector=RECIPES[name].output_selector,
         spot_check_every=1,
         observe=[
+            BufferShare(),
             ClassBlocks(),
             FeatureKernel(),
             KernelRegression(),

@@ -1,0 +1,72 @@
+"""How much of the kernel's motion since a boundary comes from buffers, such as running statistics, alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from avalanche_ntk import measures
+from avalanche_ntk.kernels.holdings import same_bits
+from avalanche_ntk.kernels.subject import swapped
+from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.undefined import value_or_reason
+
+
+@dataclass(frozen=True, eq=False)
+class _Boundary:
+    """The kernel at a boundary and the buffers that it was computed with."""
+
+    kernel: np.ndarray
+    buffers: dict[str, Tensor]
+
+
+class BufferShare(Observable):
+    """`buffer_share`: the part of the kernel's distance to the boundary that buffers make by themselves.
+
+    `S(Θ(θ_t, β_t), Θ(θ_t, β_b)) / S(Θ(θ_b, β_b), Θ(θ_t, β_t))` with weights θ and buffers β now (t) and at the last
+    boundary (b), S the centred kernel distance. The kernel is that of the model in eval mode, where BatchNorm's running
+    statistics are part of the function: they follow the new task's data, and the kernel with them, also where no weight
+    moves. Near 0 the weights have moved the kernel, near 1 the buffers would have done so alone; distances do not add
+    up, so it can exceed 1. Costs one more kernel a measurement. Undefined, with the reason, for a model without buffers
+    and while none has moved.
+    """
+
+    name = "buffers"
+
+    def __init__(self) -> None:
+        self._boundaries: dict[str, _Boundary] = {}
+
+    def reset(self) -> None:
+        """Forget the boundary."""
+        self._boundaries.clear()
+
+    def observe(self, moment: Moment) -> Observation:
+        """Compare the kernel with the one that it would be with the buffers of the boundary."""
+        if moment.clock.event == "experience_start":
+            copies = {name: buffer.detach().clone() for name, buffer in moment.model.named_buffers()}
+            self._boundaries[moment.probe.name] = _Boundary(moment.kernel, copies)
+        found = Observation()
+        value_or_reason(found, "buffer_share", self._share, moment)
+        return found
+
+    def _share(self, moment: Moment) -> float | str:
+        boundary = self._boundaries.get(moment.probe.name)
+        now = dict(moment.model.named_buffers())
+        if boundary is None:
+            return "there was no measurement at the last boundary"
+        if not now:
+            return "the model has no buffers"
+        before = boundary.buffers
+        if {name: b.shape for name, b in now.items()} != {name: b.shape for name, b in before.items()}:
+            return "the model's buffers came, went or changed shape since the boundary"
+        if all(same_bits(buffer, before[name]) for name, buffer in now.items()):
+            return "no buffer has moved since the boundary"
+        # Copies stand in for the model's own, which nothing writes to; a forward pass may write to these.
+        with swapped(moment.model, {name: buffer.clone() for name, buffer in before.items()}):
+            kernel = moment.ntk(moment.probe).detach().cpu().numpy()
+        here = measures.KernelView(moment.kernel)
+        moved = measures.kernel_distance(boundary.kernel, here)
+        alone = measures.kernel_distance(kernel, here)
+        return alone / moved if moved else "the kernel has not moved since the boundary"
