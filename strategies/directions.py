@@ -58,18 +58,19 @@ class Directions:
     def __len__(self) -> int:
         return self.count
 
-    def basis(self, shapes: Shapes) -> Tensor:
+    def basis(self, shapes: Shapes, device: torch.device | str = "cpu") -> Tensor:
         """Return the directions as columns in the flattened, concatenated parameters of the given names and shapes.
 
         Args:
             shapes: The model's trainable parameters now, in order.
+            device: Where to put the result while nothing is stored.
 
         Returns:
             Orthonormal, float64, shape `(P, R)`; R is smaller than the number stored where parameters were lost.
         """
         rows: list[Tensor] = []
         whole = self.parts.keys() <= set(shapes)
-        device = next(iter(self.parts.values())).device if self.parts else None
+        device = next(iter(self.parts.values())).device if self.parts else device
         for name, shape in shapes.items():
             row = torch.zeros((self.count, *shape), dtype=torch.float64, device=device)
             old = self.parts.get(name)
@@ -80,7 +81,8 @@ class Directions:
             elif old is not None:
                 whole = False
             rows.append(row.reshape(self.count, torch.Size(shape).numel()))
-        columns = torch.cat(rows, 1).T if rows else torch.zeros((0, self.count), dtype=torch.float64)
+        nothing = torch.zeros((0, self.count), dtype=torch.float64, device=device)
+        columns = torch.cat(rows, 1).T if rows else nothing
         return columns if whole else orthonormal(columns)
 
     def add(self, columns: Tensor, shapes: Shapes) -> int:
@@ -94,7 +96,7 @@ class Directions:
             The number of directions that were added; less than K where the columns depend on each other or on what is
             stored.
         """
-        known = self.basis(shapes)
+        known = self.basis(shapes, columns.device)
         columns = columns.double()
         scale = float(columns.norm(dim=0).max()) if columns.numel() else 0.0
         rest = outside(columns, known)

@@ -176,9 +176,9 @@ def live_outputs(model: nn.Module, samples: Probe) -> list[int]:
         Their indices; all of them where none moves.
     """
     # The derivative along one random direction is exactly zero for an output that depends on no parameter.
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     here = {name: p.detach() for name, p in model.named_parameters()}
-    direction = {name: torch.randn(p.shape, generator=generator).to(p) for name, p in here.items()}
+    direction = {name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in here.items()}
     moved = jvp_prediction(model, samples.x, here, direction, task_labels=labels_for(model, samples))
     live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
     return live or list(range(moved.shape[1]))

@@ -51,8 +51,8 @@ def logit_gradients(model: nn.Module, samples: Probe, logits: str = "true") -> T
             if logits == "all":
                 found = jacobian(subject, batch, eye, names)[0]
                 return torch.cat([found[name].flatten(0, 1).flatten(1) for name in names], 1).T
-            rows = torch.empty(len(batch), sum(subject.leaves[name].numel() for name in names), dtype=torch.float64)
-            rows = rows.to(batch.device)
+            length = sum(subject.leaves[name].numel() for name in names)
+            rows = torch.empty(len(batch), length, dtype=torch.float64, device=batch.device)
             # The samples of one class share their cotangent: one backward pass a sample, not one a logit.
             for label in samples.y.unique().tolist():
                 mine = (samples.y == label).nonzero().flatten().to(batch.device)

@@ -326,8 +326,7 @@ class ReactivationReplayPlugin(ReactivationPlugin):
         tasks = torch.cat([samples.read_only()[1] for samples in self.memory])
         wanted = min(len(y), self.batch_size_mem or strategy.train_mb_size)
         # Made anew from seed and iteration: nothing but numbers goes into a checkpoint.
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self._iteration)
-        chosen = torch.randperm(len(y), generator=generator)[:wanted].to(x.device)
+        chosen = _order(len(y), self.seed + 1_000_003 * self._iteration)[:wanted].to(x.device)
         return x[chosen], y[chosen], tasks[chosen]
 
 
@@ -341,11 +340,16 @@ def _like(trained: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return y.to(trained.dtype).reshape(len(y), *trained.shape[1:])
 
 
+def _order(n: int, seed: int) -> torch.Tensor:
+    """Return the numbers from 0 to n − 1 in an order drawn by a generator of its own, on the CPU."""
+    return torch.randperm(n, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+
+
 def _some(samples: Probe, size: int, seed: int) -> Probe:
     """Return a share of the samples, drawn by a generator of its own, in their order."""
     if size >= samples.size:
         return samples
-    order = torch.randperm(samples.size, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+    order = _order(samples.size, seed)[:size].sort().values
     x, tasks = samples.read_only()
     return Probe(x[order.to(x.device)], samples.y[order], tasks[order.to(x.device)], samples.name)
 
