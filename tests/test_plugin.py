@@ -256,6 +256,13 @@ def test_of_finds_the_plugin():
     with pytest.raises(PluginError) as caught:
         NTKPlugin.of(make_strategy())
     assert str(caught.value) == ("Naive has no NTKPlugin among its 3 plugins. Give it one: plugins=[NTKPlugin(...)].")
+    for other in (None, ntk.trajectory):
+        with pytest.raises(PluginError) as caught:
+            NTKPlugin.of(other)
+        assert str(caught.value) == (
+            "NTKPlugin.of takes a strategy of Avalanche, which has a list of plugins; found "
+            f"{type(other).__name__}. Give the strategy that trains."
+        )
 
 
 # ---------------------------------------------------------------------- refusals
@@ -277,12 +284,13 @@ def test_wiring_errors():
         "models. Make one NTKPlugin for each strategy."
     )
     del first
-    with pytest.raises(PluginError) as caught:
-        _ = NTKPlugin().trajectory
-    assert str(caught.value) == (
-        "the plugin has no trajectory yet: expected training to have begun, found no measurement. "
-        "Call strategy.train(experience) with this plugin in the strategy's `plugins`."
-    )
+    for read in (lambda: NTKPlugin().trajectory, lambda: NTKPlugin().summary()):
+        with pytest.raises(PluginError) as caught:
+            read()
+        assert str(caught.value) == (
+            "the plugin has no trajectory yet: expected training to have begun, found no measurement. "
+            "Call strategy.train(experience) with this plugin in the strategy's `plugins`."
+        )
 
 
 ARGUMENTS = [
@@ -457,6 +465,17 @@ def test_summary_has_a_row_a_boundary():
     assert table["spike"].tolist()[1] == ntk.trajectory.reactivations[1].spike
     assert np.isnan(table["spike"].iloc[0])
     assert "the first experience has no boundary before it" in table["reasons"].iloc[0]
+
+
+def test_summary_within_the_first_task_has_no_rows():
+    class Reads(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            self.table = ntk.summary()
+
+    ntk, reads = NTKPlugin(ProbeSpec.each_task(size=8), on_error="raise"), Reads()
+    make_strategy(plugins=[ntk, reads]).train(tiny_stream().train_stream[0])
+    assert len(reads.table) == 0 and "probe" in reads.table
+    assert len(ntk.summary()) == 1
 
 
 def test_verdicts_need_a_control():

@@ -386,7 +386,7 @@ def test_everything_at_once(tmp_path):
             "epochs": 1,
             "probe": [{"size": 8}, {"size": 8, "split": "test"}],
             "observables": ["spectrum", "linearisation", "forecast", "per_layer", "features", "class_blocks",
-                            "task_overlap", "regression", "neurons"],
+                            "task_overlap", "regression", "neurons", "buffer_share"],
             "tensorboard": True,
         },
         tmp_path / "run",

@@ -106,14 +106,24 @@ def plugin_for(name: str) -> NTKPlugin:
     return plugin(output_selector=RECIPES[name].output_selector)
 
 
-def check_trajectory(run: Run) -> None:
-    """Assert that every experience has its start and end, at the right counts, and that nothing failed."""
+def _of_tasks(counts: list[int], pieces: int) -> list[int]:
+    return [sum(counts[i : i + pieces]) for i in range(0, len(counts), pieces)]
+
+
+def check_trajectory(run: Run, pieces: int = 1) -> None:
+    """Assert that every task has its start and end, at the right counts, and that nothing failed.
+
+    Args:
+        run: What was trained.
+        pieces: Experiences that make one task.
+    """
     ntk, recorder = run.plugins[0], run.recorder
     measurements = list(ntk.trajectory)
     assert [m.failure for m in measurements if m.failure] == []
     assert all("spectral_norm" in m.values for m in measurements)
     iterations = steps = 0
-    for number, (own_iterations, own_steps) in enumerate(zip(recorder.iterations, recorder.steps, strict=True)):
+    counts = _of_tasks(recorder.iterations, pieces), _of_tasks(recorder.steps, pieces)
+    for number, (own_iterations, own_steps) in enumerate(zip(*counts, strict=True)):
         mine = [m.clock for m in measurements if m.clock.experience == number]
         starts = [c for c in mine if c.event == "experience_start"]
         assert {(c.iteration, c.optimizer_step) for c in starts} == {(iterations, steps)}
@@ -122,7 +132,7 @@ def check_trajectory(run: Run) -> None:
         iterations, steps = iterations + own_iterations, steps + own_steps
         ends = [c for c in mine if c.event == "experience_end"]
         assert [(c.iteration, c.exp_iteration, c.optimizer_step) for c in ends] == [(iterations, own_iterations, steps)]
-    assert len(recorder.iterations) == measurements[-1].clock.experience + 1
+    assert len(recorder.iterations) == pieces * (measurements[-1].clock.experience + 1)
     assert any(tag.startswith("NTK_SpectralNorm/train_phase/") for tag in run.strategy.evaluator.get_all_metrics())
 
 

@@ -24,11 +24,12 @@ from tests.strategies.unchanged import Job
 
 @dataclass(frozen=True)
 class Scenario:
-    """One case: how it is made, and what a reader should know."""
+    """One case: how it is made, what a reader should know, and how many experiences make one task."""
 
     make: Callable[[list[Any]], Job]
     note: str = ""
     plugin: dict[str, Any] = field(default_factory=dict)
+    pieces: int = 1
 
 
 def strategy(
@@ -188,9 +189,11 @@ SCENARIOS: dict[str, Scenario] = {
     "dropout": Scenario(lambda p: digits(strategy(p, Pixels(DropoutMLP(10), True))), "kernel in eval mode"),
     "BatchNorm": Scenario(lambda p: digits(strategy(p, Pixels(BatchNormCNN(10), False))), "kernel in eval mode"),
     "online stream, OnlineNaive": Scenario(
-        lambda p: online(p, OnlineNaive), "each piece is an experience; the probe is of the first task"
+        lambda p: online(p, OnlineNaive), "boundaries are changes of task: the pieces of a task are none", pieces=3
     ),
-    "online stream, task-free": Scenario(lambda p: online(p, Naive, train_epochs=1), "one task label throughout"),
+    "online stream, task-free": Scenario(
+        lambda p: online(p, Naive, train_epochs=1), "one task label throughout; boundaries as above", pieces=3
+    ),
     "multi-head, task-incremental": Scenario(
         lambda p: digits(strategy(p, MultiHeadMLP()), task_labels=True), "logits of the probe's task"
     ),

@@ -67,7 +67,7 @@ def test_what_is_broken_without_the_plugin_is_broken_in_the_same_way_with_it(nam
 def test_scenario(name, compatibility):
     scenario = SCENARIOS[name]
     _, run = assert_training_unchanged(scenario.make, lambda: plugin(**scenario.plugin))
-    check_trajectory(run)
+    check_trajectory(run, scenario.pieces)
     compatibility.add(name, "yes", "yes", summary(run), scenario.note)
 
 
