@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 
 class StepCounter:
-    """Counts an optimizer's steps by a hook on it; there may be none or several in an iteration.
+    """Counts an optimizer's steps as they happen: there may be none or several in an iteration.
+
+    A step is that of the optimizer itself or of one inside it that holds the same parameters (the base optimizer of
+    SAM, which may be called without the outer one); a step within a step is one.
 
     An object that does not tell of its steps is left alone, and each iteration counts as one step: what is no
     `torch.optim.Optimizer`, and what is one in name only, as wrappers are that never call its `__init__` (Lookahead,
@@ -22,20 +27,29 @@ class StepCounter:
     def __init__(self) -> None:
         self.count = 0
         self._followed: Any = None
-        self._hook: Any = None
+        self._unhook: Callable[[], Any] | None = None
+        self._depth = 0
 
     def follow(self, optimizer: Any) -> None:
         """Count the steps of this optimizer from now on, and no longer those of another one."""
+        self._depth = 0  # a step that was interrupted never ends
         if optimizer is self._followed:
             return
         self.leave()
-        self._followed, self._hook = optimizer, _hook_on(optimizer, self._add)
+        self._followed = optimizer
+        if _calls_hooks(optimizer):
+            hooks = (
+                register_optimizer_step_pre_hook(_weakly(self._begin)),
+                register_optimizer_step_post_hook(_weakly(self._end)),
+            )
+            # Called by `leave`, or when training was broken off and this object is forgotten.
+            self._unhook = weakref.finalize(self, _remove, hooks)
 
     def leave(self) -> None:
-        """Take the hook from the optimizer."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._followed = None
+        """Follow no optimizer any more."""
+        if self._unhook is not None:
+            self._unhook()
+        self._unhook = self._followed = None
 
     def iteration(self) -> None:
         """Take note that an iteration is over."""
@@ -45,7 +59,7 @@ class StepCounter:
     @property
     def by_iterations(self) -> bool:
         """Whether iterations are counted in place of steps."""
-        return self._followed is not None and self._hook is None
+        return self._followed is not None and self._unhook is None
 
     @property
     def note(self) -> list[str]:
@@ -55,26 +69,50 @@ class StepCounter:
         name = type(self._followed).__name__
         return [f"each iteration counts as one optimizer step: {name} does not tell when it makes one"]
 
-    def _add(self, *_: Any) -> None:
-        self.count += 1
+    def _begin(self, optimizer: torch.optim.Optimizer) -> None:
+        self._depth += self._is_followed(optimizer)
+
+    def _end(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._is_followed(optimizer):
+            self._depth -= 1
+            self.count += not self._depth
+
+    def _is_followed(self, optimizer: torch.optim.Optimizer) -> bool:
+        return optimizer is self._followed or not _parameters(optimizer).isdisjoint(_parameters(self._followed))
 
     def __getstate__(self) -> dict[str, Any]:
-        # The hook belongs to the optimizer object, which is found again by the next call of `follow`.
-        return {**self.__dict__, "_hook": None, "_followed": None}
+        # The hooks are this process's, and the optimizer is found again by the next call of `follow`.
+        return {**self.__dict__, "_unhook": None, "_followed": None}
 
 
-def _hook_on(optimizer: Any, call: Callable[..., None]) -> Any:
-    """Return the handle of a hook that will be called after each step; None where it would not be.
+def _calls_hooks(optimizer: Any) -> bool:
+    """Return whether an optimizer's steps call the hooks for all optimizers.
 
-    `torch.optim.Optimizer.__init__` makes the place for hooks and wraps the class's `step`, which then calls them. A
-    class that leaves it out has neither, or a place that nothing looks at.
+    `torch.optim.Optimizer.__init__` wraps the class's `step`, which then calls them; a class that leaves it out has a
+    step of its own that calls none.
     """  # noqa: DOC201  (what is returned stands in the first line)
-    if not isinstance(optimizer, torch.optim.Optimizer) or not getattr(type(optimizer).step, "hooked", False):
-        return None
-    try:
-        return optimizer.register_step_post_hook(call)
-    except AttributeError:
-        return None
+    return isinstance(optimizer, torch.optim.Optimizer) and bool(getattr(type(optimizer).step, "hooked", False))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _weakly(method: Callable[[torch.optim.Optimizer], None]) -> Callable[..., None]:
+    """Return a hook that does not keep the method's object alive, and does nothing when that is gone."""
+    reference = weakref.WeakMethod(method)
+
+    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(optimizer)
+
+    return hook
+
+
+def _remove(hooks: tuple[Any, ...]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def described(optimizer: Any) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import copy
 import io
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,6 +158,12 @@ def fingerprint(strategy) -> dict[str, Any]:
         "numpy": np.random.get_state()[1].tolist() + [np.random.get_state()[2]],
         "python": random.getstate(),
     }
+
+
+def step_hooks() -> int:
+    """Number of hooks that every optimizer's step calls."""
+    module = sys.modules["torch.optim.optimizer"]  # which torch takes out of its package's namespace
+    return len(module._global_optimizer_pre_hooks) + len(module._global_optimizer_post_hooks)
 
 
 def seed_everything(seed=0):

@@ -12,7 +12,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def test_every_metric_is_documented_and_every_documented_metric_exists():
     flags = ["spectrum", "linearisation", "forecast", "per_layer", "features", "class_blocks", "task_overlap"]
-    every = ntk_metrics(NTKPlugin(), **dict.fromkeys([*flags, "regression", "neurons", "buffer_share", "kernel_image"], True))
+    every = ntk_metrics(
+        NTKPlugin(), **dict.fromkeys([*flags, "regression", "neurons", "buffer_share", "kernel_image"], True)
+    )
     names = {str(m) for m in every if not isinstance(m, EvaluationRecorder)}
     table = [line for line in (DOCS / "metrics.md").read_text().splitlines() if line.startswith("|")]
     documented = set(re.findall(r"`(NTK_\w+)", "\n".join(table)))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from avalanche.training import Naive, Replay
+from avalanche.training.plugins import SupervisedPlugin
 
 from avalanche_ntk import NTKPlugin, Probe, ProbeSpec, Schedule, ntk_metrics
 from tests.lines import (
@@ -14,6 +15,7 @@ from tests.lines import (
     make_strategy,
     run,
     seed_everything,
+    step_hooks,
     tiny_stream,
 )
 
@@ -78,8 +80,14 @@ def test_a_failing_measurement_does_not_disturb_either(monkeypatch):
     assert {m.failure for m in ntk.trajectory} == {"OutOfMemoryError: no memory left"}
 
 
-def test_the_step_hook_is_gone_after_training():
+def test_the_hooks_on_steps_are_gone_after_training():
+    seen = []
+
+    class Looks(SupervisedPlugin):
+        def after_update(self, strategy, **kwargs):
+            seen.append(step_hooks())
+
     ntk = NTKPlugin(Probe.from_tensors(torch.randn(4, 6), [0, 0, 1, 1]))
-    strategy = make_strategy(plugins=[ntk])
-    run(strategy, tiny_stream())
-    assert not strategy.optimizer._optimizer_step_post_hooks
+    run(make_strategy(plugins=[ntk, Looks()]), tiny_stream())
+    assert seen == [2] * 12
+    assert step_hooks() == 0

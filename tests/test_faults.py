@@ -27,6 +27,7 @@ from tests.lines import (
     make_strategy,
     run,
     seed_everything,
+    step_hooks,
     tiny_stream,
 )
 
@@ -243,9 +244,10 @@ def test_an_interrupt_within_a_measurement_passes_through_and_leaves_the_model_a
     # Another plugin of this process may have the folder as soon as this one lets go of it.
     with pytest.raises(RunFolderError, match=r"is being written by process \d+ on host .* \(this process\)"):
         RunFolder.resume(tmp_path / "run")
+    assert step_hooks() == 2
     ntk.close()
     RunFolder.resume(tmp_path / "run").close()
-    assert not strategy.optimizer._optimizer_step_post_hooks
+    assert step_hooks() == 0
     # And training can go on with it, which takes both again.
     layer.forward = forward
     strategy.train(tiny_stream().train_stream[0])

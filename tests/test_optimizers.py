@@ -1,5 +1,7 @@
 """Steps are counted as they happen where an optimizer tells of them, and by iterations where it does not."""
 
+import gc
+import weakref
 from collections import OrderedDict, defaultdict
 
 import pytest
@@ -9,7 +11,7 @@ from avalanche.training import Naive
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.runfolder import RunFolder
 from avalanche_ntk.steps import StepCounter, described
-from tests.lines import differences, make_strategy, run, seed_everything, tiny_stream
+from tests.lines import differences, make_strategy, run, seed_everything, step_hooks, tiny_stream
 
 
 class Lookahead(torch.optim.Optimizer):
@@ -74,15 +76,40 @@ class Private(torch.optim.Optimizer):
 
 
 class Sharp(torch.optim.Optimizer):
-    """A step that makes another optimizer's step inside it, as SAM does; it calls the base class."""
+    """Sharpness-aware minimisation as it is usually written: it calls the base class, and has a base optimizer."""
 
-    def __init__(self, params, **arguments):
-        super().__init__(params, arguments)
-        self.base = torch.optim.SGD(self.param_groups, **arguments)
-        self.param_groups = self.base.param_groups
+    def __init__(self, params, rho=0.05, **arguments):
+        super().__init__(params, {"rho": rho, **arguments})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, **arguments)
+        self.param_groups = self.base_optimizer.param_groups
+        self.uphill = {}
+
+    @torch.no_grad()
+    def first_step(self):
+        every = [p for group in self.param_groups for p in group["params"]]
+        norm = torch.stack([p.grad.norm() for p in every]).norm()
+        self.uphill = {p: 0.05 * p.grad / norm for p in every}
+        for p, e in self.uphill.items():
+            p.add_(e)
+
+    @torch.no_grad()
+    def second_step(self):
+        for p, e in self.uphill.items():
+            p.sub_(e)
+        self.base_optimizer.step()
 
     def step(self, closure=None):
-        self.base.step()
+        self.first_step()
+        self.second_step()
+
+
+class TwoSteps(Naive):
+    """How Sharp is used without a closure: its own `step` is never called."""
+
+    def optimizer_step(self):
+        self.optimizer.first_step()
+        self._criterion(self.model(self.mb_x), self.mb_y).backward()
+        self.optimizer.second_step()
 
 
 class Bare:
@@ -133,11 +160,11 @@ OPTIMIZERS = {
 }
 
 
-def trained(make_optimizer, folder=None, measured=True):
+def trained(make_optimizer, folder=None, measured=True, cls=Fixed):
     seed_everything()
     ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1), run_folder=folder, on_error="raise")
     strategy = make_strategy(
-        strategy=Fixed, plugins=[ntk] if measured else [], metrics=[ntk_metrics(ntk)] if measured else []
+        strategy=cls, plugins=[ntk] if measured else [], metrics=[ntk_metrics(ntk)] if measured else []
     )
     strategy.optimizer = make_optimizer(strategy.model)
     run(strategy, tiny_stream())
@@ -161,8 +188,14 @@ def test_an_optimizer_that_does_not_tell_of_its_steps_makes_one_an_iteration(nam
     assert RunFolder.open(tmp_path / "run").meta["optimizer"] == {"name": kind, "learning_rate": rates}
 
 
-def test_a_step_within_a_step_is_one():
-    ntk, _ = trained(lambda model: Sharp(model.parameters(), lr=0.05))
+@pytest.mark.parametrize("cls", [Fixed, TwoSteps])
+def test_a_step_within_a_step_is_one(cls):
+    def sharp(model):
+        return Sharp(model.parameters(), lr=0.05)
+
+    _, alone = trained(sharp, measured=False, cls=cls)
+    ntk, together = trained(sharp, cls=cls)
+    assert differences(alone, together) == []
     assert [m.clock.optimizer_step for m in ntk.trajectory] == [m.clock.iteration for m in ntk.trajectory]
     assert not any(m.notes for m in ntk.trajectory)
 
@@ -186,7 +219,7 @@ def test_a_strategy_without_an_optimizer_makes_no_steps():
 
 def test_steps_of_an_optimizer_that_takes_the_place_of_another():
     model = torch.nn.Linear(2, 1)
-    first, second, bare = sgd(model), sgd(model), Bare(model.parameters())
+    first, second, bare = sgd(torch.nn.Linear(2, 1)), sgd(model), Bare(model.parameters())
     counter = StepCounter()
 
     def step(optimizer):
@@ -205,7 +238,45 @@ def test_steps_of_an_optimizer_that_takes_the_place_of_another():
     counter.follow(None)
     counter.iteration()
     assert (counter.count, counter.note) == (4, [])
-    assert not first._optimizer_step_post_hooks and not second._optimizer_step_post_hooks
+    counter.follow(first)
+    step(first)
+    assert counter.count == 5
+    counter.leave()
+    step(first)
+    assert counter.count == 5
+
+
+def test_other_optimizers_and_interrupted_steps_do_not_count():
+    model, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    mine, theirs = sgd(model), sgd(other)
+    counter = StepCounter()
+    counter.follow(mine)
+
+    def fails():
+        raise KeyboardInterrupt
+
+    theirs.step()
+    with pytest.raises(KeyboardInterrupt):
+        mine.step(fails)
+    counter.follow(mine)  # as at the beginning of each iteration
+    mine.step()
+    assert counter.count == 1
+
+
+def test_a_run_that_was_broken_off_leaves_nothing_behind():
+    before = step_hooks()
+    trained(sgd)
+    assert step_hooks() == before
+    counter = StepCounter()
+    optimizer = sgd(torch.nn.Linear(2, 1))
+    counter.follow(optimizer)
+    assert step_hooks() == before + 2
+    alive = weakref.ref(counter)
+    del counter
+    gc.collect()
+    assert alive() is None
+    assert step_hooks() == before
+    optimizer.step()
 
 
 def test_learning_rates_of_any_form():
