@@ -49,6 +49,7 @@ from avalanche_ntk.reading import (
     check_precision,
     dataset_of,
     has_outputs_for,
+    iterations_counted,
     iterations_per_epoch,
     model_of,
     position_of,
@@ -351,8 +352,8 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         Returns:
             Iterations of the run that are over for every plugin; infinity for a strategy without such a clock.
         """
-        clock = getattr(strategy, "clock", None)
-        return float("inf") if clock is None else clock.train_iterations + self._ahead
+        counted = iterations_counted(strategy)
+        return float("inf") if counted is None else counted + self._ahead
 
     def update_meta(self, changes: Mapping[str, Any]) -> None:
         """Change what the run folder's `run.json` says of the run; nothing without a folder.
@@ -411,15 +412,15 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             self._counts["experience"] += 1
             self._counts["exp_iteration"] = self._counts["exp_epoch"] = 0
             self._task_label = task_label_of(origin_of(strategy.experience))
-        # Both stand still between experiences.
-        self._ahead = self._counts["iteration"] - getattr(getattr(strategy, "clock", None), "train_iterations", 0)
+        # Both counts stand still between experiences.
+        self._ahead = self._counts["iteration"] - (iterations_counted(strategy) or 0)
         self._steps.follow(getattr(strategy, "optimizer", None))
         self._tick()
         # A model that has only grown was adapted to what comes, which a measurement notes by itself.
         self._look_for_changes(strategy, f"since the last {'experience' if begins else 'piece'}", growth=False)
         self._known = Parameters.of(model_of(strategy))
         if begins:
-            self._notes += self._steps.note
+            self._note(*self._steps.note)
             self._measure_if_due(strategy, "experience_start")
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
@@ -496,9 +497,12 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             return False
         if change.is_another_model:
             self._new_segment()
-        # Of pieces that are all changed alike one note is enough.
-        self._notes = list(dict.fromkeys([*self._notes, change.describe(when)]))
+        self._note(change.describe(when))
         return True
+
+    def _note(self, *notes: str) -> None:
+        """Keep notes for the next measurement; of pieces that are all changed alike one is enough."""
+        self._notes = list(dict.fromkeys([*self._notes, *notes]))
 
     # ------------------------------------------------------------------ set-up
 
@@ -830,9 +834,10 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         labels = tasks if moment.multi_task else None
         found = extras.attempt("live_outputs", lambda: self._live_outputs(moment.model, x, labels))
         if found is None:
-            found = list(range(moment.outputs(probe).shape[1]))
+            found = extras.attempt("outputs", lambda: list(range(moment.outputs(probe).shape[1])))
             extras.notes.append("it is not known which outputs depend on a parameter: all of them are kept")
-        self._outputs_seen[probe.name] = found
+        if found is not None:
+            self._outputs_seen[probe.name] = found
 
     def _spot_check(self, moment: Moment, kernel: Tensor, extras: Extras) -> None:
         """Compare an entry with the slow oracle."""

@@ -182,6 +182,12 @@ def _borrowed(strategy: Any, *names: str) -> Generator[None]:
                 vars(strategy).pop(name, None)
 
 
+def iterations_counted(strategy: Any) -> int | None:
+    """Return the training iterations that Avalanche's clock has counted; None for a strategy without such a clock."""
+    found = getattr(getattr(strategy, "clock", None), "train_iterations", None)
+    return found if isinstance(found, int) else None
+
+
 def iterations_per_epoch(dataloader: Any) -> int | None:
     """Return the number of iterations of an epoch, where the data loader knows it."""
     try:
