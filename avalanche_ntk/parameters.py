@@ -71,11 +71,15 @@ class Parameters:
     def _is(self, name: str, now: Tensor) -> bool:
         if self._values is None:
             return self.digests[name] == _digest(now)
-        value = self._values[name]
-        return value.dtype == now.dtype and torch.equal(_bits(value.to(now.device)), _bits(now))
+        return same_bits(self._values[name], now)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_values": None, "_digests": self.digests}
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors have the same type, shape and bits, wherever they are."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a.to(b.device)), _bits(b))
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-import avalanche_ntk.kernels.checks
+import avalanche_ntk.kernels._generic.spot_check
 import avalanche_ntk.plugin
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, empirical_ntk
 from avalanche_ntk.errors import MeasurementFailedWarning
 from avalanche_ntk.kernels import reference_ntk, spot_check
-from avalanche_ntk.kernels.checks import spot_check_in_double
+from avalanche_ntk.kernels.support import spot_check_in_double
 from avalanche_ntk.measures import kernel_distance
 from avalanche_ntk.models import MLP
 from avalanche_ntk.observables import ClassBlocks, Observable, Observation, PerLayer
@@ -88,7 +88,7 @@ def test_a_check_that_fails_is_no_loss(monkeypatch, tmp_path):
     def fails(*arguments, **options):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(avalanche_ntk.kernels.checks, "spot_check", fails)
+    monkeypatch.setattr(avalanche_ntk.kernels._generic.spot_check, "spot_check", fails)
     ntk, models, told = trained(Casts(), run_folder=tmp_path / "run")
     by_the_oracle(ntk, models)
     name = "spot_check_max_relative_error"

@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from avalanche_ntk import measures
-from avalanche_ntk.kernels.holdings import same_bits
-from avalanche_ntk.kernels.subject import swapped
+from avalanche_ntk.kernels.support import swapped
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.observables.undefined import value_or_reason
+from avalanche_ntk.parameters import same_bits
 
 
 @dataclass(frozen=True, eq=False)

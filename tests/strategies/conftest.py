@@ -28,7 +28,7 @@ Versions: {versions}. CPU, two experiences of Split-Digits or of a tiny syntheti
   global numerical modes are equal bit for bit with and without the plugin; so are every minibatch, every output and
   loss, and the evaluator's numbers.
   The same holds with everything measured that the plugin can measure (per layer, features, class blocks,
-  linearisation, forecast, buffers, kernel regression, task overlap, three probes), AR1 excepted, which was not tried so.
+  linearisation, forecast, buffers, kernel regression, task overlap, three probes), AR1 excepted, which was not tried.
 - *trajectory*: a measurement at the start and at the end of every experience and at every scheduled iteration, none
   failed, iterations and optimizer steps counted as an independent observer counts them. A *segment* ends where
   parameters change otherwise than by training; nothing is compared across it.
