@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from avalanche_ntk import measures
@@ -18,7 +17,7 @@ from avalanche_ntk.parameters import same_bits
 class _Boundary:
     """The kernel at a boundary and the buffers that it was computed with."""
 
-    kernel: np.ndarray
+    kernel: measures.KernelView
     buffers: dict[str, Tensor]
 
 
@@ -46,7 +45,7 @@ class BufferShare(Observable):
         """Compare the kernel with the one that it would be with the buffers of the boundary."""
         if moment.clock.event == "experience_start":
             copies = {name: buffer.detach().clone() for name, buffer in moment.model.named_buffers()}
-            self._boundaries[moment.probe.name] = _Boundary(moment.kernel, copies)
+            self._boundaries[moment.probe.name] = _Boundary(measures.KernelView(moment.kernel), copies)
         found = Observation()
         value_or_reason(found, "buffer_share", self._share, moment)
         return found

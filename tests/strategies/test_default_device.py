@@ -73,6 +73,7 @@ def test_a_strategy_is_what_it_is_with_any_default_device(name, monkeypatch):
     real = memory.remember
 
     def remember(strategy, size, seed):
+        # Torch's own data loader reads a number from a tensor that it makes on the default device.
         with torch.device("cpu"):
             return real(strategy, size, seed)
 
