@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.kernels._contract import ghost
+from avalanche_ntk.kernels._contract import ghost, patches
 from avalanche_ntk.kernels._contract.contraction import Tally, contract
 from avalanche_ntk.kernels._contract.patches import Patches, gram, gram_cost
 from avalanche_ntk.kernels._contract.pieces import Outer
@@ -129,3 +129,36 @@ def test_wide_convolutions_against_the_oracle(form, reduction):
         for dtype, tol in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
             got = empirical_ntk(model, x, other, reduction=reduction, dtype=dtype, method=form)
             assert float((got.double() - want).norm() / want.norm()) <= tol
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(convolutions(), st.sampled_from([1, 5, 4096]), st.sampled_from([0, 2**21]), st.booleans())
+def test_gradients_of_weights_by_convolutions_are_those_of_the_rows(case, strip, alone, last):
+    (shape, _), kernel, stride, padding, dilation = case
+    if len(kernel) != 2:
+        return
+    make = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=make)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    out = CONV[2](x, torch.ones(1, shape[1], *kernel), None, stride, padding, dilation).shape[2:]
+    p = Patches(x, kernel, stride, padding, dilation, list(out))
+    assert p.by_convolution
+    g = torch.randn(shape[0], 4, *out, generator=make)
+    j = torch.full((shape[0], 4, p.shape[2]), float("nan"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "STRIP", strip)
+        patch.setattr(patches, "ALONE", alone)
+        p.weight_gradients(g, slice(0, shape[0]), j)
+    rows = by_hand(Patches(x.double(), kernel, stride, padding, dilation, list(out)))
+    torch.testing.assert_close(j.double(), torch.einsum("nta,nbt->nba", rows, g.double().flatten(2)), rtol=0, atol=1e-5)
+
+
+def test_long_sums_of_gradients_by_convolutions_are_as_exact_as_matrix_products():
+    torch.manual_seed(0)
+    x, g = torch.randn(1, 4, 256, 256) + 1, torch.randn(1, 8, 256, 256) + 1  # sums of 65,536 numbers that do not cancel
+    p = Patches(x, [3, 3], [1, 1], [1, 1], [1, 1], [256, 256])
+    j = torch.empty(1, 8, 36)
+    p.weight_gradients(g, slice(0, 1), j)
+    rows = Patches(x.double(), [3, 3], [1, 1], [1, 1], [1, 1], [256, 256]).make(slice(0, 1))
+    want = torch.einsum("nta,nbt->nba", rows, g.double().flatten(2))
+    assert float((j - want).norm() / want.norm()) < 5e-7

@@ -27,6 +27,7 @@ TILE = 2**23 - 2**16  # numbers of a tile of explicit gradients: below 32 MiB, w
 HALVED = 48  # samples from which on two products for one triangle cost less than one for the square
 _TRAFFIC = 28.0  # cost of writing an entry of an explicit gradient and reading it again, in multiply-adds
 _HOLD = 4  # tiles from which on patches are kept from tile to tile
+_CONVOLVED = 0.5  # time of a multiply-add in a convolution of oneDNN, in those of a matrix product
 _PATCHES = 30.0  # cost of making an entry of a patch, in multiply-adds
 
 
@@ -177,7 +178,9 @@ def costs(
     rows = made * t
     flops = float(a * b * r) * (rows + products)
     time = flops + _TRAFFIC * float(a * b * r) * made
-    if size.fixed < t * a:  # patches
+    if size.by_convolution:
+        time -= (1 - _CONVOLVED) * float(a * b * r) * rows
+    elif size.fixed < t * a:  # patches
         held = n * t * a <= _spare(workspace, same, item)
         tiles = 1 if held else ceil(made * a * r * b / max(1, min(workspace // 2 // item, TILE)))
         time += _PATCHES * rows * a * tiles
@@ -289,10 +292,11 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     one = (n + (0 if same else m)) * a  # numbers of one column of one output
     spare = _spare(workspace, same, item)
     left, right = p.a, q.a
-    if one * r * b > _HOLD * min(workspace // 2 // item, TILE):  # rows are used again for the next tile
+    convolved = isinstance(p.a, Patches) and p.a.by_convolution
+    if not convolved and one * r * b > _HOLD * min(workspace // 2 // item, TILE):  # rows serve for the next tile too
         left = _held(p.a, spare, tally, "left")
         right = left if same else _held(q.a, spare, tally, "right")
-    held = isinstance(left, Tensor) and isinstance(right, Tensor)
+    held = convolved or (isinstance(left, Tensor) and isinstance(right, Tensor))
     # patches that have to be made again for every tile ask for large tiles
     room = max(1, min(workspace // 2 // item, TILE if held or one * r * b <= _HOLD * TILE else workspace) // one)
     if full:
@@ -361,6 +365,11 @@ def _gradients(
     n, t, size = a.shape
     r, w = outputs.stop - outputs.start, columns.stop - columns.start
     j = memory[: n * r * w * size].view(n, r * w, size)
+    if isinstance(a, Patches) and a.by_convolution:
+        signals = g.transpose(2, 3).unflatten(3, a.out)
+        for k in range(r):
+            a.weight_gradients(signals[outputs.start + k, :, columns], slice(0, n), j[:, k * w : (k + 1) * w])
+        return j.view(n, -1)
     step = n
     rows = None
     if isinstance(a, Patches):

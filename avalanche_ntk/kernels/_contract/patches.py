@@ -16,6 +16,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+STRIP = 4096  # positions that one convolution sums over
+ALONE = 2**21  # multiply-adds of a sample above which it is a convolution by itself; smaller ones are grouped
+GROUPS = 32
 SHIFT = 6.0  # cost of adding one shifted copy, in multiply-adds of a matrix product
 
 
@@ -106,6 +109,66 @@ class Patches:
         nd = len(self.kernel)
         x = self.x.permute(*range(2, 2 + nd), 0, 1).contiguous().permute(nd, nd + 1, *range(nd))
         return replace(self, x=x)
+
+    @property
+    def by_convolution(self) -> bool:
+        """Whether gradients of the weight are made by convolutions of oneDNN, which need no patches."""
+        return (
+            len(self.kernel) == 2
+            and self.x.device.type == "cpu"
+            and self.x.dtype == torch.float32
+            and torch.backends.mkldnn.is_available()
+            and torch.backends.mkldnn.enabled
+        )
+
+    def weight_gradients(self, g: Tensor, samples: slice, into: Tensor) -> None:
+        """Form the gradients of a weight for some samples and one output, by convolutions of inputs with signals.
+
+        Positions are summed in strips: one running sum of many thousand loses a digit.
+
+        Args:
+            g: `(N, B, *out)` signals.
+            samples: Which.
+            into: `(n, B, A)`, A being (channels, kernel), where they are written.
+        """
+        x, g = self.x[samples], g[samples]
+        (k, _), (s, _), (p, q), (d, _) = self.kernel, self.stride, self.padding, self.dilation
+        rows = max(1, STRIP // self.out[1])
+        strips = -(-self.out[0] // rows)
+        if strips > 1 and p:
+            x, p = torch.nn.functional.pad(x, (0, 0, p, p)), 0
+        alone = prod(self.shape[1:]) * g.shape[1] > ALONE
+        for strip in range(strips):
+            top, bottom = strip * rows, min((strip + 1) * rows, self.out[0])
+            part = x if strips == 1 else x[:, :, top * s : (bottom - 1) * s + (k - 1) * d + 1]
+            signals = g if strips == 1 else g[:, :, top:bottom]
+            for i in range(0, x.shape[0], 1 if alone else GROUPS):
+                some = slice(i, i + 1 if alone else i + GROUPS)
+                made = self._weight_gradient(part[some], signals[some], [p, q]).view(into[some].shape)
+                into[some] = made if not strip else into[some] + made
+
+    def _weight_gradient(self, x: Tensor, g: Tensor, padding: list[int]) -> Tensor:
+        """Gradient of the weight for each sample, samples being groups of one convolution.
+
+        Returns:
+            `(n, B, channels, *kernel)`.
+        """
+        n, channels, b = x.shape[0], x.shape[1], g.shape[1]
+        weight = x.new_empty(n * b, channels, *self.kernel)
+        _, made, _ = torch.ops.aten.convolution_backward(
+            g.reshape(1, n * b, *g.shape[2:]),
+            x.reshape(1, n * channels, *x.shape[2:]),
+            weight,
+            None,
+            self.stride,
+            padding,
+            self.dilation,
+            False,
+            [0, 0],
+            n,
+            [False, True, False],
+        )
+        return made.contiguous().view(n, b, channels, *self.kernel)  # type: ignore[no-any-return]
 
     def lattices(self) -> Iterator[tuple[tuple[int, ...], tuple[list[int], ...]]]:
         """Return the sub-lattices of pixels that are read: their first pixels, and the shifts of positions on them."""

@@ -169,6 +169,7 @@ class Size:
         a: Columns of the side without outputs.
         b: Columns of the side with them.
         gram: Cost of one entry of the Gram matrix of the sides without outputs, in multiply-adds.
+        by_convolution: Whether explicit gradients are made by convolutions, see `Patches`.
     """
 
     fixed: int
@@ -178,6 +179,7 @@ class Size:
     a: int = 0
     b: int = 0
     gram: float = 0.0
+    by_convolution: bool = False
 
     @staticmethod
     def of(piece: Piece) -> Size:
@@ -189,5 +191,6 @@ class Size:
             return Size(piece.ids.shape[1], prod(piece.g.shape[2:]), None, piece.ids.shape[1])
         (_, t, a), b = piece.a.shape, piece.g.shape[3]
         if isinstance(piece.a, Patches):
-            return Size(prod(piece.a.x.shape[1:]), t * b, a * b, t, a, b, min(gram_cost(piece.a, piece.a), float(a)))
+            gram = min(gram_cost(piece.a, piece.a), float(a))
+            return Size(prod(piece.a.x.shape[1:]), t * b, a * b, t, a, b, gram, piece.a.by_convolution)
         return Size(t * a, t * b, a * b, t, a, b, float(a))

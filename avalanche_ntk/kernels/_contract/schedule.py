@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from avalanche_ntk.errors import MemoryBudgetError
-from avalanche_ntk.kernels._contract.contraction import costs
+from avalanche_ntk.kernels._contract.contraction import TILE, costs
 from avalanche_ntk.kernels._contract.pieces import Size
 from avalanche_ntk.kernels._contract.side import Side
 from avalanche_ntk.kernels._function.subject import Subject
@@ -30,12 +30,14 @@ class Needs:
     Attributes:
         alone: What one sample needs by itself, at least.
         passing: What each sample of a block adds while its passes run.
+        signal: Of these, the largest signals of one parameter.
         pieces: Sizes of each parameter's pieces.
         item: Bytes of a number.
     """
 
     alone: int
     passing: int
+    signal: int
     pieces: dict[str, list[Size]]
     item: int
 
@@ -79,7 +81,7 @@ def needs(subject: Subject, plan: Plan, at: Pass, pieces: dict[str, list[Size]])
     pulled = max((subject.leaves[name].numel() for name in plan.pulled), default=0)
     ruled = all(spec_of(graph.names[u.node]).rule is not None for _, u in uses)
     passing = max((6 if ruled else 12) * signal, 3 * explicit, 5 * pulled)
-    return Needs(3 * max(signal, explicit, *patches, 1), passing, pieces, at.out.element_size())
+    return Needs(3 * max(signal, explicit, *patches, 1), passing, signal, pieces, at.out.element_size())
 
 
 def largest_explicit(subject: Subject, plan: Plan, at: Pass) -> int:
@@ -118,7 +120,8 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
         )
     if block is None and most * need.passing * copies <= numbers or block is not None and block >= most:
         return Steps(most, 0, r)
-    passing = block or int(max(1, _PASSING * numbers // max(1, need.passing * copies)))
+    # signals of more than a tile are fetched from the system page by page, each time
+    passing = block or int(max(1, min(_PASSING * numbers // max(1, need.passing * copies), TILE // need.signal)))
     fast = {k for k, sizes in need.pieces.items() if _explicit_is_faster(sizes, n, m, r, full, budget, item)}
     small = {k for k, sizes in need.pieces.items() if sum(_kept(s, r, True) - _kept(s, r, False) for s in sizes) < 0}
     best: tuple[float, Steps] | None = None
