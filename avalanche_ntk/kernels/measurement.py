@@ -20,6 +20,7 @@ from avalanche_ntk.kernels._guard.policy import TOLD, Checks, Look, look
 from avalanche_ntk.kernels._structure.passes import Pass, forward
 from avalanche_ntk.kernels._structure.plan import Plan, Way
 from avalanche_ntk.kernels.info import KernelInfo, Method
+from avalanche_ntk.kernels.request import Request
 
 _BY_GRAPH = {Method.AUTO: None, Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}
 
@@ -30,46 +31,32 @@ class Measurement:
     Args:
         subject: The model; everything runs inside `subject.standing_in()`.
         members: Group → its parameters.
-        b1: N samples.
-        b2: M samples, or None for the self-kernel.
-        full: Keep output pairs apart.
-        budget: Bytes beyond the forward pass.
-        method: How.
-        checks: What is looked at.
+        request: What is asked for.
         info: Where it is told how it went.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        members: dict[str, list[str]],
-        b1: Batch,
-        b2: Batch | None,
-        full: bool,
-        budget: int,
-        method: Method,
-        checks: Checks,
-        info: KernelInfo,
-    ) -> None:
-        self.subject, self.members, self.full = subject, members, full
-        self.b1, self.b2 = b1, b2
-        self.budget, self.method, self.checks, self.info = budget, method, checks, info
+    def __init__(self, subject: Subject, members: dict[str, list[str]], request: Request, info: KernelInfo) -> None:
+        self.subject, self.members, self.info = subject, members, info
+        self.b1, self.b2 = request.b1, request.b2
+        self.full, self.budget, self.block = request.reduction == "full", request.budget, request.block
+        self.method, self.checks = Method(request.method), Checks(request.checks)
         self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
         self.tally = Tally()
         self.looks: dict[int, Look] = {}  # by plan
         self.looked: set[tuple[int, int]] = set()  # blocks (which batch, its first sample) that were looked at
+        b1, b2 = self.b1, self.b2
         batches = [b1] if b2 is None else [b1, b2]
         self.new = any(known.is_new(subject.model, b) for b in batches)
         self.whole: Pass | None = None  # of the first batch, where it is used at once
         self.plan: Plan | None = None  # its plan
-        if method not in _BY_GRAPH:
+        if self.method not in _BY_GRAPH:
             for b in batches:
-                samples.refuse_mixing(subject, b, one_by_one=method is Method.LOOP)
+                samples.refuse_mixing(subject, b, one_by_one=self.method is Method.LOOP)
             self.out = self._forward(b1.take(slice(0, 1))).out.detach()
             return
-        ahead = None if len(b1) < 4 * samples.LARGE else planning.plan_ahead(subject, b1, budget)
+        ahead = None if len(b1) < 4 * samples.LARGE else planning.plan_ahead(subject, b1, self.budget)
         need = known.latest_needs(subject, b1)
-        if need is None or len(b1) * need.passing * need.item <= budget:
+        if need is None or len(b1) * need.passing * need.item <= self.budget:
             self.whole = self._forward(b1)
             self.out = self.whole.out.detach()[:1]
             if ahead is not None:
@@ -79,39 +66,50 @@ class Measurement:
 
     # ------------------------------------------------------------------ kernels
 
-    def kernels(self, rows: Tensor, block: int | None) -> dict[str, Tensor]:
+    def kernels(self, rows: Tensor, apart: bool = False) -> dict[str, Tensor]:
         """Compute the kernels.
 
         Args:
             rows: `(R, C)` combinations of outputs.
-            block: Samples in a block; None for as many as the budget allows.
+            apart: Whether their kernels are kept apart, and not summed.
 
         Returns:
-            Group → `(N, M)`, or `(N, M, R, R)`.
+            Group → `(N, M)`, `(N, M, R, R)` for output pairs, or `(R, N, M)`.
         """
-        n, m = len(self.b1), len(self.b1 if self.b2 is None else self.b2)
-        self.result = {g: rows.new_zeros(self._shape(n, m, rows)) for g in self.members}
+        n, m, r = len(self.b1), len(self.b1 if self.b2 is None else self.b2), rows.shape[0]
+        self.apart = apart
+        shape = (n, m, r, r) if self.full else (r, n, m) if apart else (n, m)
+        self.result = {g: rows.new_zeros(shape) for g in self.members}
         rest, alone = list(self.subject.leaves), self.method is Method.LOOP
         if self.method in _BY_GRAPH:
-            rest, alone = self._by_graph(rows, block)
+            rest, alone = self._by_graph(rows)
         if rest:
-            self._by_jacobians(rows, rest, alone, block)
+            self._by_jacobians(rows, rest, alone)
         for name in self.subject.leaves:
             self.tally.forms.setdefault(name, "unused")
-        self.info.block = self.info.block or min(block or max(n, m), max(n, m))
+        self.info.block = self.info.block or min(self.block or max(n, m), max(n, m))
         self.info.methods |= self.tally.forms
         self.info.flops = self.tally.flops
         self.info.peak_bytes = max(self.info.peak_bytes, self.tally.peak)
-        self.new = False  # further outputs of the same samples
         return self.result
 
-    def _shape(self, n: int, m: int, rows: Tensor) -> tuple[int, ...]:
-        return (n, m, rows.shape[0], rows.shape[0]) if self.full else (n, m)
+    def _add(self, name: str, value: Tensor, here: slice, there: slice, rows: slice, mirrored: bool) -> None:
+        """Add a parameter's kernel between some samples, for some combinations of outputs."""
+        for g in self.groups[name]:
+            into = self.result[g][rows] if self.apart else self.result[g]
+            if self.apart:
+                into[:, here, there] += value
+            else:
+                into[here, there] += value
+            if mirrored and self.apart:
+                into[:, there, here] += value.transpose(1, 2)
+            elif mirrored:
+                into[there, here] += value.permute(1, 0, 3, 2) if self.full else value.T
 
-    def _by_graph(self, rows: Tensor, block: int | None) -> tuple[list[str], bool]:
+    def _by_graph(self, rows: Tensor) -> tuple[list[str], bool]:
         """Add what the graph gives; return the parameters left over, and whether samples have to go one by one."""
         subject = self.subject
-        steps = self._steps(rows, block)
+        steps = self._steps(rows)
         self.info.block = steps.block
         try:
             if steps.held:
@@ -127,7 +125,7 @@ class Measurement:
                 kernel.zero_()
             return list(subject.leaves), False
 
-    def _steps(self, rows: Tensor, block: int | None) -> schedule.Steps:
+    def _steps(self, rows: Tensor) -> schedule.Steps:
         """Choose the steps by the plan of some samples; everything at once where there is none."""
         n, m = len(self.b1), None if self.b2 is None else len(self.b2)
         some = self.b1 if self.whole is not None else self.b1.take(slice(0, 2 * samples.LARGE))
@@ -135,7 +133,7 @@ class Measurement:
         if plan.needs is None:
             return schedule.Steps(max(n, m or 0), 0, rows.shape[0])
         return schedule.steps(
-            plan.needs, n, m, rows.shape[0], self.full, self.budget, block, type(self.subject.model).__name__
+            plan.needs, n, m, rows.shape[0], self.full, self.budget, self.block, type(self.subject.model).__name__
         )
 
     def _at_once(self, rows: Tensor) -> tuple[list[str], bool]:
@@ -159,10 +157,11 @@ class Measurement:
             self.tally,
             _BY_GRAPH[self.method],
             groups=self.groups,
+            apart=self.apart,
         )
         n, m = len(self.b1), len(self.b1 if self.b2 is None else self.b2)
-        for g, value in values.items():
-            self.result[g] += value[:n, :m]  # one sample may have been given twice
+        for g, value in values.items():  # one sample may have been given twice
+            self.result[g] += value[:, :n, :m] if self.apart else value[:n, :m]
         self.info.reasons |= plan.generic
         return list(plan.generic), plan.way is Way.LOOP
 
@@ -174,6 +173,7 @@ class Measurement:
         plans = self._matched_plans(second)
         for start in range(0, rows.shape[0], steps.outputs):
             cot = rows[start : start + steps.outputs]
+            self.rows = slice(start, start + len(cot))
             for i in range(0, len(self.b1), steps.held):
                 mine = range(i, min(i + steps.held, len(self.b1)))
                 held = Held(len(mine), len(cot), self._explicit(steps))
@@ -237,37 +237,37 @@ class Measurement:
                 raise Unreadable(f"blocks of samples use {name} in different ways")
             scales = [s * t for s, t in zip(one.scales[name], two.scales[name], strict=True)]
             force = _BY_GRAPH[self.method]
-            k = engine.contract_groups(left, right, scales, self.full, workspace, self.tally, force, name)
+            k = engine.contract_groups(
+                left, right, scales, self.full, workspace, self.tally, force, name, apart=self.apart
+            )
             if k is None:
                 continue
             if name in one.explicit and self.tally.forms[name] == "dense":
                 self.tally.forms[name] = "explicit"
-            for g in self.groups[name]:
-                self.result[g][here, there] += k
-                if self.b2 is None and one is not two:
-                    self.result[g][there, here] += k.permute(1, 0, 3, 2) if self.full else k.T
+            self._add(name, k, here, there, self.rows, mirrored=self.b2 is None and one is not two)
 
     # ------------------------------------------------------------------ explicit Jacobians
 
-    def _by_jacobians(self, rows: Tensor, names: list[str], alone: bool, block: int | None) -> None:
+    def _by_jacobians(self, rows: Tensor, names: list[str], alone: bool) -> None:
         """Add the kernels of parameters that the graph does not show, in blocks of both batches."""
         copies = rows.shape[0] if self.full else 1
         largest = max(self.subject.leaves[name].numel() for name in names) * copies * rows.element_size()
-        size = block or max(1, self.budget // (4 * largest))
+        size = self.block or max(1, self.budget // (4 * largest))
         b1, b2 = self.b1, self.b2
         n, m = len(b1), len(b1 if b2 is None else b2)
-        for i in range(0, n, size):
-            left = b1.take(slice(i, i + size))
-            for k in range(i if b2 is None else 0, m, size):
-                right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
-                found = jacobians.kernels(self.subject, left, right, rows, names, self.full, self.budget, alone)
-                here, there = slice(i, i + size), slice(k, k + size)
-                for name, (value, way) in found.items():
-                    self.tally.forms[name] = way
-                    for g in self.groups[name]:
-                        self.result[g][here, there] += value
-                        if b2 is None and k != i:
-                            self.result[g][there, here] += value.permute(1, 0, 3, 2) if self.full else value.T
+        for start in range(len(rows)) if self.apart else [None]:
+            some = slice(None) if start is None else slice(start, start + 1)
+            for i in range(0, n, size):
+                left = b1.take(slice(i, i + size))
+                for k in range(i if b2 is None else 0, m, size):
+                    right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
+                    found = jacobians.kernels(
+                        self.subject, left, right, rows[some], names, self.full, self.budget, alone
+                    )
+                    here, there = slice(i, i + size), slice(k, k + size)
+                    for name, (value, way) in found.items():
+                        self.tally.forms[name] = way
+                        self._add(name, value, here, there, some, mirrored=b2 is None and k != i)
 
     # ------------------------------------------------------------------ passes and plans
 

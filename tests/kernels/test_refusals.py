@@ -271,7 +271,8 @@ def test_kernels_that_are_not_finite():
     [
         (
             {"reduction": "trce"},
-            "unknown reduction 'trce': expected one of 'full', 'sum_logits', 'trace'. Did you mean 'trace'?",
+            "unknown reduction 'trce': expected one of 'full', 'projected', 'sum_logits', 'trace'. Did you mean"
+            " 'trace'?",
         ),
         (
             {"method": "gost"},
@@ -315,10 +316,20 @@ def test_kernels_that_are_not_finite():
         ),
         (
             {"n_projections": 8},
-            "n_projections=8 was given without an estimator: the kernel is exact unless an estimator is asked for. Add"
-            " estimator='rademacher', or leave n_projections out.",
+            "n_projections=8 was given for reduction='trace', which is exact. Give reduction='projected', or leave"
+            " n_projections out.",
         ),
         ({"estimator": "gauss"}, "unknown estimator 'gauss': expected one of 'rademacher'."),
+        (
+            {"reduction": "projected"},
+            "n_projections must be an integer of at least 1 for reduction='projected', found None. Give the number of"
+            " random sign vectors, for example 32.",
+        ),
+        (
+            {"reduction": "projected", "n_projections": 4, "estimator": "rademacher"},
+            "estimator='rademacher' estimates the trace kernel from independent signs, found reduction='projected',"
+            " which has its own. Leave the estimator out.",
+        ),
         (
             {"estimator": "rademacher", "n_projections": 8, "reduction": "full"},
             "estimator='rademacher' estimates the trace kernel, found reduction='full'. Use reduction='trace',"
@@ -327,7 +338,8 @@ def test_kernels_that_are_not_finite():
         ),
         (
             {"estimator": "rademacher"},
-            "n_projections must be an integer of at least 2 (a standard error needs two), found None. Give the"
+            "n_projections must be an integer of at least 2 (a standard error needs two) for estimator='rademacher',"
+            " found None. Give the"
             " number of random"
             " sign vectors, for example 32.",
         ),
@@ -470,12 +482,12 @@ def test_a_budget_too_small_for_one_block_says_how_much_is_needed():
 
 
 def test_nearly_equal_inputs_in_float32_warn_and_float64_does_not(recwarn):
-    from avalanche_ntk.kernels import empirical
+    from avalanche_ntk.kernels.diagnostics import finished
     from avalanche_ntk.kernels.info import KernelInfo
 
     kernel = torch.tensor([[1.0, 1.01], [1.01, 1.0]])
     with pytest.warns(PrecisionWarning) as caught:
-        empirical._check_spectrum(kernel, KernelInfo(), False)
+        finished(kernel, "", True, KernelInfo(), False)
     assert str(caught[0].message) == (
         "the kernel's smallest eigenvalue is -0.01, its largest 2.01: expected none below -1e-5 of the"
         " largest. The inputs are"

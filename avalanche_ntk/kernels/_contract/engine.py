@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from avalanche_ntk.kernels._contract.contraction import Tally, contract
-from avalanche_ntk.kernels._contract.pieces import Piece
+from avalanche_ntk.kernels._contract.pieces import Piece, outputs_of, with_outputs
 from avalanche_ntk.kernels._contract.side import Side
 from avalanche_ntk.kernels._device.memory import free_bytes, release
 from avalanche_ntk.kernels._function.subject import Subject
@@ -40,6 +40,7 @@ def kernels(
     force: str | None = None,
     errors: dict[str, str] | None = None,
     groups: dict[str, list[str]] | None = None,
+    apart: bool = False,
 ) -> dict[str, Tensor]:
     """Kernel of every parameter that the plan knows a way for, or their sums over groups.
 
@@ -55,9 +56,10 @@ def kernels(
         force: See `contract`.
         errors: Where given, a parameter that fails is left out and its reason is put here; else the error is raised.
         groups: Parameter → names of the sums it belongs to; None for one of its own each.
+        apart: Keep the kernel of each combination apart.
 
     Returns:
-        Parameter (or group) → `(N, M)` or `(N, M, R, R)`; without those to which no signal leads.
+        Parameter (or group) → `(N, M)`, `(N, M, R, R)` or `(R, N, M)`; without those to which no signal leads.
     """
     plan, same, r = plans[0], p is q, cotangents.shape[0]
     edges = plan.edges()
@@ -72,11 +74,13 @@ def kernels(
     small = p.n * q.n * len(plan.native) <= 0.15 * total
     tally.lefts = {} if step < r and small else None
     tally.room, tally.steps = (0.3 * total, -(-r // step)) if step < r else (0.0, 1)
-    sums = _Sums(full, int(min(total, 2**28) * 0.25 * item), spare_for(p, budget), tally, force, errors, groups)
+    workspace = int(min(total, 2**28) * 0.25 * item)
+    sums = _Sums(full, r if apart else 0, workspace, spare_for(p, budget), tally, force, errors, groups)
     for start in range(0, r, step):
         cot = cotangents[start : start + step]
         if start:
             sums.give_back()
+        sums.first = start
         one = Side(subject, plan, p)
         left = signals.stream(p.out, p.graph, parts, cot, plan.vectorised)
         if same:
@@ -137,22 +141,26 @@ class _Sums:
 
     Attributes:
         full: Keep output pairs apart.
+        apart: How many combinations there are whose kernels are kept apart; 0 where they are summed.
         workspace: Bytes for what a contraction makes on the way.
         spare: Bytes of freed memory that the C library may keep; None for any.
         tally: Where work is noted.
         force: See `contract`.
         errors: Where given, reasons of parameters that failed.
         groups: Parameter → names of the sums it belongs to; None for one of its own each.
+        first: Number of the first combination that is under way.
         result: The sums.
     """
 
     full: bool
+    apart: int
     workspace: int
     spare: int | None
     tally: Tally
     force: str | None
     errors: dict[str, str] | None
     groups: dict[str, list[str]] | None
+    first: int = 0
     result: dict[str, Tensor] = field(default_factory=dict)
 
     def give_back(self) -> None:
@@ -182,29 +190,41 @@ class _Sums:
                 raise
             self.errors[name] = f"reading the graph failed ({type(exc).__name__}: {exc})"
             return
-        if value is not None:
-            add_to(self.result, self.groups, name, value)
+        if value is None:
+            return
+        for group in [name] if self.groups is None else self.groups.get(name, []):
+            held = self.result.get(group)
+            if self.apart:
+                if held is None:
+                    held = self.result[group] = value.new_zeros(self.apart, *value.shape[1:])
+                held[self.first : self.first + len(value)] += value
+            else:
+                self.result[group] = value.clone() if held is None else held.add_(value)
 
     def _parameter(self, one: Side, two: Side, name: str) -> Tensor | None:
         """Kernel of one parameter from the signals at hand.
 
         Returns:
-            `(N, M)` or `(N, M, R, R)`, or None where no signal arrives.
+            `(N, M)`, `(N, M, R, R)` or `(R, N, M)`, or None where no signal arrives.
         """
         scales = scales_of([one, two], name)
         if one.silent(name):
             return None
         total: Tensor | None = None
+        found: list[Tensor] = []
         for rows in self._parts(one, two, name):
             left = one.pieces(name, rows)
             right = left if one is two else two.pieces(name, rows)
             if name in one.by_own_backward:
                 self.tally.forms[name] = "masked"
             self.tally.note(name, left)
-            k = contract_groups(left, right, scales, self.full, self.workspace, self.tally, self.force, name)
-            if k is not None:
+            apart = self.apart > 0
+            k = contract_groups(left, right, scales, self.full, self.workspace, self.tally, self.force, name, apart)
+            if k is not None and apart:
+                found.append(k)
+            elif k is not None:
                 total = k if total is None else total + k
-        return total
+        return torch.cat(found) if found else total
 
     def _parts(self, one: Side, two: Side, name: str) -> list[slice]:
         """Return the outputs that are taken at a time: fewer than all where explicit gradients would be too large."""
@@ -218,13 +238,6 @@ class _Sums:
         each *= 4 if name in plan.pulled else 2  # made, carried to the parameter in two steps, and laid out for a sum
         block = max(1, min(r, self.workspace // max(1, each)))
         return [slice(i, min(i + block, r)) for i in range(0, r, block)]
-
-
-def add_to(result: dict[str, Tensor], groups: dict[str, list[str]] | None, name: str, value: Tensor) -> None:
-    """Add a parameter's kernel to the sums that it belongs to."""
-    for group in [name] if groups is None else groups.get(name, []):
-        held = result.get(group)
-        result[group] = value.clone() if held is None else held.add_(value)
 
 
 def scales_of(sides: list[Side], name: str) -> list[float]:
@@ -253,13 +266,27 @@ def contract_groups(
     tally: Tally,
     force: str | None,
     name: str,
+    apart: bool = False,
 ) -> Tensor | None:
-    """Return the sum over groups of handles of their kernels; None where no signal arrives."""
+    """Return the sum over groups of handles of their kernels; None where no signal arrives.
+
+    With `apart`, those of all combinations of outputs, `(R, N, M)`.
+    """  # noqa: DOC201
     total: Any = None
+    key = name if len(scales) == 1 else ""  # under which a Gram matrix may be kept
     for a, b, scale in zip(left, right, scales, strict=True):
         if a is None or b is None:
             continue
-        k, form = contract(a, b, full, workspace, tally, force, name if len(scales) == 1 else "")
+        if apart:
+            parts = []
+            for row in range(outputs_of(a)):
+                one = with_outputs(a, slice(row, row + 1))
+                other = one if a is b else with_outputs(b, slice(row, row + 1))
+                value, form = contract(one, other, full, workspace, tally, force, key)
+                parts.append(value)
+            k = torch.stack(parts)
+        else:
+            k, form = contract(a, b, full, workspace, tally, force, key)
         tally.forms.setdefault(name, form)
         k = k if scale == 1 else k * scale
         total = k if total is None else total + k

@@ -113,13 +113,8 @@ class Patches:
     @property
     def by_convolution(self) -> bool:
         """Whether gradients of the weight are made by convolutions of oneDNN, which need no patches."""
-        return (
-            len(self.kernel) == 2
-            and self.x.device.type == "cpu"
-            and self.x.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
-            and torch.backends.mkldnn.enabled
-        )
+        images = len(self.kernel) == 2 and self.x.device.type == "cpu" and self.x.dtype == torch.float32
+        return images and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
     def weight_gradients(self, g: Tensor, samples: slice, into: Tensor) -> None:
         """Form the gradients of a weight for some samples and one output, by convolutions of inputs with signals.
@@ -168,7 +163,7 @@ class Patches:
             n,
             [False, True, False],
         )
-        return made.contiguous().view(n, b, channels, *self.kernel)  # type: ignore[no-any-return]
+        return made.contiguous().view(n, b, channels, *self.kernel)
 
     def lattices(self) -> Iterator[tuple[tuple[int, ...], tuple[list[int], ...]]]:
         """Return the sub-lattices of pixels that are read: their first pixels, and the shifts of positions on them."""

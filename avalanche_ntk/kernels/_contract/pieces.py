@@ -107,6 +107,16 @@ class Lookup:
 Piece = Dense | Outer | Lookup
 
 
+def outputs_of(piece: Piece) -> int:
+    """Return R."""
+    return piece.j.shape[1] if isinstance(piece, Dense) else piece.g.shape[0]
+
+
+def with_outputs(piece: Piece, rows: slice) -> Piece:
+    """Return the piece of some outputs."""
+    return Dense(piece.j[:, rows]) if isinstance(piece, Dense) else replace(piece, g=piece.g[rows])
+
+
 def in_kind(piece: Piece, kind: torch.dtype) -> Piece:
     """A piece whose numbers are of another kind; complex ones become real where the parameter is real.
 

@@ -14,10 +14,11 @@ from avalanche_ntk.errors import ArgumentError, checked_seed, is_whole, unknown_
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject, output_rows, require_graph
 from avalanche_ntk.kernels._generic.linearise import push
-from avalanche_ntk.kernels._generic.reference import REDUCTIONS
 from avalanche_ntk.kernels._guard.isolation import measuring
 from avalanche_ntk.kernels._guard.samples import require_separate
 from avalanche_ntk.kernels._structure.passes import plain_operators
+
+_REDUCTIONS = ("full", "trace", "sum_logits")
 
 
 class NTKOperator:
@@ -205,8 +206,8 @@ def ntk_operator(
         >>> theta.top_eigenvalues(1)  # of [[5, 6], [6, 9]]
         tensor([13.3246], dtype=torch.float64)
     """
-    if reduction not in REDUCTIONS:
-        raise unknown_name("reduction", reduction, REDUCTIONS)
+    if reduction not in _REDUCTIONS:
+        raise unknown_name("reduction", reduction, _REDUCTIONS)
     batch = Batch.of(x, task_labels)
     with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)

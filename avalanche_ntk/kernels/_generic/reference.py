@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from avalanche_ntk.errors import unknown_name
 from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
+from avalanche_ntk.kernels._function.projections import checked_projections, hadamard_rows
 from avalanche_ntk.kernels._function.subject import Subject, output_rows, require_graph
 from avalanche_ntk.kernels._guard.isolation import measuring
 
-REDUCTIONS = ("full", "trace", "sum_logits")
+REDUCTIONS = ("full", "trace", "sum_logits", "projected")
 
 
 def reference_jacobian(
@@ -46,6 +47,20 @@ def reference_jacobian(
     Returns:
         `(N, C, P)` with P the number of chosen parameters.
     """
+    return jacobian_and_outputs(model, x, task_labels, params, layers, outputs, output_selector, dtype)[0]
+
+
+def jacobian_and_outputs(
+    model: nn.Module,
+    x: Any,
+    task_labels: Any,
+    params: Any,
+    layers: Any,
+    outputs: Sequence[int] | slice | None,
+    output_selector: Callable[[Any], Tensor] | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, list[int]]:
+    """Return `reference_jacobian` and the indices of the outputs that it is of."""
     batch = Batch.of(x, task_labels)
     with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)
@@ -56,7 +71,7 @@ def reference_jacobian(
                 out = subject.forward(batch.take(slice(n, n + 1)))
                 require_graph(out, subject)
                 kept = output_rows(outputs, out.shape[1])
-                chosen = range(out.shape[1]) if kept is None else kept
+                chosen = list(range(out.shape[1])) if kept is None else kept
                 if jacobian is None:
                     jacobian = _empty(len(batch), len(chosen), leaves)
                 for row, c in zip(jacobian[n], chosen, strict=True):
@@ -64,8 +79,8 @@ def reference_jacobian(
                     parts = row.split([p.numel() for p in leaves])
                     for part, g in zip(parts, grads, strict=True):
                         part.zero_() if g is None else part.copy_(g.to_dense().reshape(-1))
-    assert jacobian is not None
-    return jacobian
+    assert jacobian is not None  # there is a sample
+    return jacobian, chosen
 
 
 def _empty(n: int, c: int, leaves: Sequence[Tensor]) -> Tensor:
@@ -87,13 +102,16 @@ def reference_ntk(
     outputs: Sequence[int] | slice | None = None,
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = torch.float64,
+    n_projections: int | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """Empirical NTK from explicit Jacobians: `Θ[n,m,c,d] = <J[n,c], J[m,d]>` and its reductions.
 
     Arguments are those of `empirical_ntk`; the working precision is float64 unless told otherwise.
 
     Returns:
-        `(N, M, C, C)` for `full`, `(N, M)` for `trace` (Σ_c Θ[n,m,c,c]) and `sum_logits` (Σ_{c,d} Θ[n,m,c,d]).
+        `(N, M, C, C)` for `full`, `(N, M)` for `trace` (Σ_c Θ[n,m,c,c]), `sum_logits` (Σ_{c,d} Θ[n,m,c,d]) and
+        `projected` (the mean of `vᵀΘ[n,m]v` over signs v).
 
     Raises:
         unknown_name: The reduction is none of these (an `ArgumentError`).
@@ -108,22 +126,31 @@ def reference_ntk(
     if reduction not in REDUCTIONS:
         raise unknown_name("reduction", reduction, REDUCTIONS)
 
-    def jacobian(x: Any, labels: Any) -> Tensor:
-        return reference_jacobian(
-            model,
-            x,
-            task_labels=labels,
-            params=params,
-            layers=layers,
-            outputs=outputs,
-            output_selector=output_selector,
-            dtype=dtype,
-        )
+    def gradients(x: Any, labels: Any) -> Tensor:
+        j, kept = jacobian_and_outputs(model, x, labels, params, layers, outputs, output_selector, dtype)
+        return combined(j, kept, reduction, n_projections, seed)
 
-    j1 = jacobian(x1, task_labels)
-    j2 = j1 if x2 is None else jacobian(x2, labels_of_second(task_labels, task_labels2))
-    if reduction == "full":
-        return torch.einsum("ncp,mdp->nmcd", j1, j2)
-    if reduction == "trace":
-        return torch.einsum("ncp,mcp->nm", j1, j2)
-    return j1.sum(1) @ j2.sum(1).T
+    j1 = gradients(x1, task_labels)
+    j2 = j1 if x2 is None else gradients(x2, labels_of_second(task_labels, task_labels2))
+    return torch.einsum("ncp,mdp->nmcd" if reduction == "full" else "ncp,mcp->nm", j1, j2)
+
+
+def combined(jacobian: Tensor, outputs: Sequence[int], reduction: str, n_projections: int | None, seed: int) -> Tensor:
+    """Return the gradients of combinations of outputs whose kernels, summed, are those of a reduction.
+
+    Args:
+        jacobian: `(N, C, P)`.
+        outputs: Indices of the C outputs.
+        reduction: See `reference_ntk`; for `full` and `trace`, each output is a combination by itself.
+        n_projections: For `projected`.
+        seed: For `projected`.
+
+    Returns:
+        `(N, R, P)`.
+    """
+    if reduction == "sum_logits":
+        return jacobian.sum(1, keepdim=True)
+    if reduction != "projected":
+        return jacobian
+    signs = hadamard_rows(outputs, checked_projections(n_projections, "reduction='projected'"), seed)
+    return torch.einsum("rc,ncp->nrp", signs.to(jacobian) / len(signs) ** 0.5, jacobian)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, checked_seed, is_whole, unknown_name
 from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
-from avalanche_ntk.kernels._generic.reference import REDUCTIONS, reference_jacobian
+from avalanche_ntk.kernels._generic.reference import REDUCTIONS, combined, jacobian_and_outputs
 
 
 def spot_check(
@@ -30,6 +30,8 @@ def spot_check(
     outputs: Sequence[int] | slice | None = None,
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = torch.float64,
+    n_projections: int | None = None,
+    projection_seed: int = 0,
 ) -> float:
     """Compare random entries of a kernel with the oracle, in float64 unless told otherwise.
 
@@ -54,6 +56,8 @@ def spot_check(
         output_selector: See `empirical_ntk`.
         dtype: Precision of the oracle; None for the model's own. One as coarse as the kernel's has an error of its own
             as large: what is found is then the difference of the two.
+        n_projections: Of a projected kernel, see `empirical_ntk`.
+        projection_seed: Of a projected kernel, `seed` of `empirical_ntk`.
 
     Returns:
         The largest error found; 0.0 where both are zero.
@@ -88,17 +92,8 @@ def spot_check(
     def jacobians(b: Batch, index: list[int]) -> dict[int, Tensor]:
         unique = sorted(set(index))
         part = b.take(torch.tensor(unique, device=b.device))
-        j = reference_jacobian(
-            model,
-            part.x,
-            task_labels=part.task_labels,
-            params=params,
-            layers=layers,
-            outputs=outputs,
-            output_selector=output_selector,
-            dtype=dtype,
-        )
-        j = j.sum(1, keepdim=True) if reduction == "sum_logits" else j
+        j, kept = jacobian_and_outputs(model, part.x, part.task_labels, params, layers, outputs, output_selector, dtype)
+        j = combined(j, kept, reduction, n_projections, projection_seed)
         return dict(zip(unique, j, strict=True))
 
     left = jacobians(b1, rows + cols if b2 is None else rows)

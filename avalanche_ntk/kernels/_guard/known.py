@@ -99,7 +99,7 @@ class _Given:
 
     def is_(self, value: Any) -> bool:
         if isinstance(self.value, weakref.ref):
-            return isinstance(value, Tensor) and self.value() is value and _writes(value) == self.writes
+            return self.value() is value and isinstance(value, Tensor) and _writes(value) == self.writes
         return not isinstance(value, Tensor) and bool(np.array_equal(self.value, value))
 
 

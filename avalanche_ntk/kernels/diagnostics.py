@@ -1,0 +1,95 @@
+"""What is made of a kernel before it is given out: checked, made symmetric, and told how good it is.
+
+The numbers are read from the device once, all together.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from scipy.linalg import cholesky, eigvalsh
+from torch import Tensor
+
+from avalanche_ntk.errors import KernelError, PrecisionWarning
+from avalanche_ntk.kernels.info import KernelInfo
+
+LARGEST = 4096  # rows of a matrix whose spectrum is still looked at
+
+
+def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, spectrum: bool) -> Tensor:
+    """Check a kernel, and make a self-kernel symmetric.
+
+    Args:
+        kernel: `(N, M)` or `(N, M, C, C)`.
+        group: Name of its group of parameters, for messages.
+        own: Whether it is a self-kernel.
+        info: Where asymmetry and extreme eigenvalues are told.
+        spectrum: Whether eigenvalues are wanted; else they are computed only where some may be too negative.
+
+    Returns:
+        The kernel.
+
+    Raises:
+        KernelError: Some entries are not finite.
+    """  # noqa: DOC502
+    rows = kernel.shape[0] * (kernel.shape[2] if kernel.dim() == 4 else 1)
+    turned = kernel.permute(1, 0, 3, 2) if kernel.dim() == 4 else kernel.T
+    if not own or rows > LARGEST:
+        bad, size, gap = _scalars(kernel, turned if own else kernel)
+        _require_finite(bad, kernel.numel(), group)
+        if own:
+            info.asymmetry = max(gap / size if size else 0.0, info.asymmetry or 0.0)
+        return (kernel + turned).mul_(0.5) if own else kernel
+    host = kernel.detach().cpu().numpy().astype(np.float64)
+    _require_finite(int(host.size - np.isfinite(host).sum()), kernel.numel(), group)
+    matrix = host.transpose(0, 2, 1, 3).reshape(rows, rows) if host.ndim == 4 else host
+    size = float(np.linalg.norm(matrix))
+    gap = float(np.linalg.norm(matrix - matrix.T))
+    info.asymmetry = max(gap / size if size else 0.0, info.asymmetry or 0.0)
+    _look_at_spectrum((matrix + matrix.T) / 2, info, spectrum)
+    return (kernel + turned).mul_(0.5)
+
+
+def _scalars(kernel: Tensor, turned: Tensor) -> tuple[int, float, float]:
+    bad = (~torch.isfinite(kernel)).sum()
+    found = torch.stack([bad.double(), kernel.double().norm(), (kernel - turned).double().norm()]).tolist()
+    return int(found[0]), found[1], found[2]
+
+
+def _require_finite(bad: int, entries: int, group: str) -> None:
+    if bad:
+        where = f" of group {group!r}" if group else ""
+        raise KernelError(
+            f"the kernel{where} has {bad} of {entries} entries that are not finite: expected finite numbers."
+            " Weights, activations or gradients overflow or are NaN; check the training loss, or measure with"
+            " dtype=torch.float64."
+        )
+
+
+def _look_at_spectrum(matrix: np.ndarray, info: KernelInfo, wanted: bool) -> None:
+    """Warn where rounding made a self-kernel clearly indefinite; fill in eigenvalues where asked for."""
+    if not wanted:
+        # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
+        v = matrix.sum(1)
+        size = float(v @ (matrix @ v)) / max(float(v @ v), 1e-300)
+        shifted = matrix.copy()
+        shifted.flat[:: len(matrix) + 1] += 0.9e-5 * max(size, 1e-300)
+        try:
+            cholesky(shifted, overwrite_a=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            pass
+        else:
+            return
+    values = eigvalsh(matrix, check_finite=False)
+    low, high = float(values[0]), float(values[-1])
+    info.min_eigenvalue = low if info.min_eigenvalue is None else min(low, info.min_eigenvalue)
+    info.max_eigenvalue = high if info.max_eigenvalue is None else max(high, info.max_eigenvalue)
+    if low < -1e-5 * high:
+        warnings.warn(
+            f"the kernel's smallest eigenvalue is {low:.3g}, its largest {high:.3g}: expected none below -1e-5 of the"
+            " largest. The inputs are nearly equal for this precision; measure with dtype=torch.float64.",
+            PrecisionWarning,
+            stacklevel=5,
+        )

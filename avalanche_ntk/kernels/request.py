@@ -1,0 +1,134 @@
+"""What a caller asks for, checked before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_ntk.errors import ArgumentError, checked_seed, positive, unknown_name
+from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
+from avalanche_ntk.kernels._function.projections import (
+    checked_projections,
+    hadamard_rows,
+    independent_rows,
+    number_of_rows,
+)
+from avalanche_ntk.kernels._function.subject import output_rows
+from avalanche_ntk.kernels._generic.reference import REDUCTIONS
+from avalanche_ntk.kernels._guard.policy import Checks
+from avalanche_ntk.kernels.info import Method
+
+DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
+
+E = TypeVar("E", bound=Enum)
+
+
+@dataclass
+class Request:
+    """Arguments of `empirical_ntk` and `empirical_ntk_by_group`, see there.
+
+    Attributes:
+        groups: Name → names of parameters or modules; None for the whole alone.
+        whole: Whether the kernel of all parameters is wanted too.
+        report: Whether a `KernelInfo` is wanted.
+    """
+
+    model: nn.Module
+    x1: Any
+    x2: Any
+    task_labels: Any
+    task_labels2: Any
+    reduction: str
+    params: Any
+    outputs: Any
+    output_selector: Any
+    memory_budget: int | None
+    dtype: torch.dtype | None
+    method: str | Method
+    n_projections: int | None
+    seed: int
+    checks: str | Checks
+    hooks: str | None
+    report: bool
+    layers: Any = None
+    groups: Mapping[str, Sequence[str]] | None = None
+    whole: bool = True
+    estimator: str | None = None
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reduction not in REDUCTIONS:
+            raise unknown_name("reduction", self.reduction, REDUCTIONS)
+        self.method = _member(Method, self.method, "method")
+        self.checks = _member(Checks, self.checks, "checks")
+        self._check_projections()
+        self.budget = positive("memory_budget", self.memory_budget, "bytes") or DEFAULT_BUDGET
+        self.block = positive("block", self.block, "samples")
+        self.b1 = Batch.of(self.x1, self.task_labels)
+        self.b2 = None
+        if self.x2 is not None:
+            self.b2 = Batch.of(self.x2, labels_of_second(self.task_labels, self.task_labels2))
+
+    def _check_projections(self) -> None:
+        if self.reduction == "projected":
+            if self.estimator is not None:
+                raise ArgumentError(
+                    f"estimator={self.estimator!r} estimates the trace kernel from independent signs, found"
+                    " reduction='projected', which has its own. Leave the estimator out."
+                )
+            checked_projections(self.n_projections, "reduction='projected'")
+            checked_seed(self.seed)
+        elif self.estimator is None:
+            if self.n_projections is not None:
+                raise ArgumentError(
+                    f"n_projections={self.n_projections} was given for reduction={self.reduction!r}, which is exact."
+                    " Give reduction='projected', or leave n_projections out."
+                )
+        elif self.estimator != "rademacher":
+            raise unknown_name("estimator", self.estimator, ["rademacher"])
+        elif self.reduction != "trace":
+            raise ArgumentError(
+                f"estimator='rademacher' estimates the trace kernel, found reduction={self.reduction!r}. Use"
+                " reduction='trace', or leave the estimator out."
+            )
+        else:
+            checked_projections(self.n_projections, "estimator='rademacher'", least=2)
+            checked_seed(self.seed)
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the kernel is a mean over random combinations of outputs."""
+        return self.reduction == "projected" or self.estimator is not None
+
+    def combinations(self, out: Tensor) -> tuple[Tensor, int]:
+        """Return the combinations of outputs `(R, C)` whose kernels add up, and how many more there could be.
+
+        Args:
+            out: Outputs of a sample, `(1, C)`.
+        """
+        kept = output_rows(self.outputs, out.shape[1])
+        rows = torch.eye(out.shape[1], dtype=out.dtype, device=out.device)
+        rows = rows if kept is None else rows[kept]
+        if self.reduction == "sum_logits":
+            return rows.sum(0, keepdim=True), 1
+        if not self.averaged:
+            return rows, len(rows)
+        r = int(self.n_projections or 0)
+        if self.reduction == "projected":
+            outputs = list(range(out.shape[1])) if kept is None else kept
+            signs, most = hadamard_rows(outputs, r, self.seed), number_of_rows(len(outputs))
+        else:
+            signs, most = independent_rows(len(rows), r, self.seed), 0
+        return (signs / len(signs) ** 0.5).to(rows) @ rows, most
+
+
+def _member(kind: type[E], value: Any, what: str) -> E:
+    values = [member.value for member in kind]
+    if str(getattr(value, "value", value)) not in values:
+        raise unknown_name(what, value, values)
+    return kind(value)
