@@ -112,11 +112,19 @@ def _tensor(t: Tensor) -> Callable[[], object] | None:
     return copied(t)
 
 
-def copied(t: Tensor) -> Callable[[], object]:
-    """Return what writes a tensor's numbers back as they are now, where they are others then."""
+def copied(t: Tensor, compare: bool = True) -> Callable[[], object]:
+    """Return what writes a tensor's numbers back as they are now, where they are others then.
+
+    Args:
+        t: The tensor.
+        compare: Whether bits are compared in any case; else only where torch counted a write.
+    """
     before = t.detach().clone()
+    writes = None if compare or t.is_inference() else t._version
 
     def put_back() -> None:
+        if writes is not None and t._version == writes and t.shape == before.shape:
+            return
         with torch.no_grad():
             if not same_bits(t, before):
                 t.copy_(before)

@@ -41,22 +41,23 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
 
     Flags are set one by one and not by `model.eval()`: some modules override `train()` with side effects. A buffer is
     written back only where the measurement changed it, so that version counters of untouched buffers do not move; so
-    are parameters that a forward pass is known to write into (`writes.py`). Attributes that a forward pass sets
+    are parameters that a forward pass is known to write into (`written.py`). Attributes that a forward pass sets
     (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, activations put aside) are those of before again,
-    with what they hold (`holdings.py`). What it makes when it is called first (a buffer, a parameter, a layer) is left
-    to be made by training.
+    with what they hold (`attributes.py`). What it makes when it is called first (a buffer, a parameter, a layer) is
+    left to be made by training.
     """
     modules = list(model.modules())
     params = list(model.parameters())
     buffers = [b for m in modules for b in m._buffers.values() if b is not None]
     dense = [t for t in (*params, *buffers) if t.layout == torch.strided and not is_lazy(t)]
-    watched = {id(t) for t in (*written(unwrap(model)), *buffers)}
+    known = {id(t) for t in written(unwrap(model))}
+    kept = known | {id(b) for b in buffers}
     tables = [t for m in modules for t in (vars(m), m._parameters, m._buffers, m._modules) if isinstance(t, dict)]
     with ExitStack() as undo:  # the last first, and the others too where one fails
         undo.callback(_gradients_back, [(p, p.requires_grad, p.grad) for p in params])
         for t in dense:  # no forward pass writes into a sparse matrix
-            if id(t) in watched:
-                undo.callback(copied(t))
+            if id(t) in kept:
+                undo.callback(copied(t, compare=id(t) in known))
         undo.callback(_memory_back, [(t, t.data) for t in dense])
         undo.callback(_holdings_back, noted(modules))
         undo.callback(_entries_back, [(table, dict(table)) for table in tables])

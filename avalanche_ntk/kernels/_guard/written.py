@@ -1,8 +1,8 @@
-"""Which parameters a forward pass writes into (an embedding's `max_norm`, a constraint kept by clamping).
+"""Which parameters and buffers a forward pass writes into (an embedding's `max_norm`, a constraint kept by clamping).
 
 They have to be copied before a measurement and put back after it. All others need no copy, which for a large model
-would cost as much memory as its weights: so a model is watched where it was not seen in this state before, and a
-parameter is copied just before it is written.
+would cost as much memory as its weights: so a model is run once where it was not seen in this state before, with copies
+of everything, and compared.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from __future__ import annotations
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from avalanche_ntk.kernels._function.batch import Batch
-from avalanche_ntk.kernels._guard.attributes import ATOMS
+from avalanche_ntk.kernels._guard.attributes import ATOMS, same_bits
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What was seen of a model in some state: parameters written into, and whether memory is exchanged."""
+    """What was seen of a model in some state: tensors written into, and whether memory is exchanged."""
 
     state: int
-    written: tuple[weakref.ref[nn.Parameter], ...]
+    written: tuple[weakref.ref[Tensor], ...]
     exchanges: bool
 
 
@@ -50,13 +48,13 @@ def is_watched(model: nn.Module) -> bool:
 
 
 def written(model: nn.Module) -> list[Tensor]:
-    """Return the parameters that a model's forward pass is known to write into."""
+    """Return the parameters and buffers that a model's forward pass is known to write into."""
     known = _KNOWN.get(model)
-    return [] if known is None else [p for r in known.written if (p := r()) is not None]
+    return [] if known is None else [t for r in known.written if (t := r()) is not None]
 
 
 def exchanges_memory(model: nn.Module) -> bool:
-    """Return whether a forward pass gives tensors other memory (`weight.data = …`).
+    """Return whether a forward pass gives tensors other memory (`weight.data = …`, as constraints in EEG networks do).
 
     Under a transform of `torch.func`, torch does not survive that.
     """
@@ -74,48 +72,24 @@ def watch(model: nn.Module, batch: Batch) -> None:
         return
     own = next((p.dtype for p in params if p.is_floating_point()), None)
     args, kwargs = batch.take(slice(0, 2)).cast(own).with_gradients().arguments(model)
-    tensors = [t for t in (*params, *model.buffers()) if t.layout == torch.strided]
-    memory, state = [t.data_ptr() for t in tensors], _state(model)
-    copies = _CopiesOnWrite(params)
+    tensors: list[Tensor] = [t for t in (*params, *model.buffers()) if t.layout == torch.strided]
+    state, whole = _state(model), False
+    held = [(t, t.detach(), t.detach().clone(), t._version if not t.is_inference() else 0) for t in tensors]
     try:
-        with copies, suppress(Exception):
+        with suppress(Exception):
             model(*args, **kwargs)
-            exchanges = memory != [t.data_ptr() for t in tensors]
-            held = tuple(weakref.ref(p) for p, _, _ in copies.held)
-            _KNOWN[model] = _Known(state, held, exchanges)
+            whole = True
     finally:
-        copies.put_back()
-
-
-class _CopiesOnWrite(TorchDispatchMode):
-    """Copies a parameter when an operator is about to write into its memory."""
-
-    def __init__(self, params: list[nn.Parameter]) -> None:
-        super().__init__()
-        self.waiting: dict[int, list[nn.Parameter]] = {}  # by memory, of which several may be parts
-        for p in params:
-            if p.layout == torch.strided:
-                self.waiting.setdefault(p.untyped_storage().data_ptr(), []).append(p)
-        self.held: list[tuple[nn.Parameter, Tensor, Tensor]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, after copies of what it writes into."""
-        kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for i, argument in enumerate(func._schema.arguments):
-                if argument.is_write:
-                    value = args[i] if i < len(args) else kwargs.get(argument.name)
-                    for t in value if isinstance(value, list | tuple) else [value]:
-                        self._copy(t)
-        return func(*args, **kwargs)
-
-    def _copy(self, t: Any) -> None:
-        if isinstance(t, Tensor) and t.layout == torch.strided:
-            for p in self.waiting.pop(t.untyped_storage().data_ptr(), ()):
-                self.held.append((p, p.detach(), p.detach().clone()))
-
-    def put_back(self) -> None:
-        """Write the copies back into the memory that they were made from."""
-        with torch.no_grad():
-            for _, memory, value in self.held:
-                memory.copy_(value)
+        changed = []
+        exchanged = False
+        for t, memory, before, version in held:  # `memory` stays the one of before where it was exchanged
+            moved = t.data_ptr() != memory.data_ptr() or t.shape != memory.shape
+            touched = not same_bits(memory, before)
+            if touched:
+                with torch.no_grad():
+                    memory.copy_(before)
+            exchanged = exchanged or moved
+            if moved or touched or (not t.is_inference() and t._version != version):
+                changed.append(t)
+        if whole:
+            _KNOWN[model] = _Known(state, tuple(map(weakref.ref, changed)), exchanged)
