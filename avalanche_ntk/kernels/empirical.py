@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,28 @@ from avalanche_ntk.kernels._guard.policy import Checks
 from avalanche_ntk.kernels.diagnostics import finished
 from avalanche_ntk.kernels.info import KernelInfo, Method
 from avalanche_ntk.kernels.measurement import Measurement
-from avalanche_ntk.kernels.request import Request
+from avalanche_ntk.kernels.request import GroupOptions, KernelOptions, Request
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@overload
+def empirical_ntk(
+    model: nn.Module, x1: Any, x2: Any = ..., *, return_info: Literal[False] = ..., **options: Unpack[KernelOptions]
+) -> Tensor: ...
+
+
+@overload
+def empirical_ntk(
+    model: nn.Module, x1: Any, x2: Any = ..., *, return_info: Literal[True], **options: Unpack[KernelOptions]
+) -> tuple[Tensor, KernelInfo]: ...
+
+
+@overload
+def empirical_ntk(
+    model: nn.Module, x1: Any, x2: Any = ..., *, return_info: bool, **options: Unpack[KernelOptions]
+) -> Tensor | tuple[Tensor, KernelInfo]: ...
 
 
 def empirical_ntk(
@@ -119,6 +140,42 @@ def empirical_ntk(
         )
     )
     return (kernels[""], info) if return_info else kernels[""]
+
+
+@overload
+def empirical_ntk_by_group(
+    model: nn.Module,
+    x1: Any,
+    groups: Mapping[str, Sequence[str]],
+    x2: Any = ...,
+    *,
+    return_info: Literal[False] = ...,
+    **options: Unpack[GroupOptions],
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def empirical_ntk_by_group(
+    model: nn.Module,
+    x1: Any,
+    groups: Mapping[str, Sequence[str]],
+    x2: Any = ...,
+    *,
+    return_info: Literal[True],
+    **options: Unpack[GroupOptions],
+) -> tuple[dict[str, Tensor], KernelInfo]: ...
+
+
+@overload
+def empirical_ntk_by_group(
+    model: nn.Module,
+    x1: Any,
+    groups: Mapping[str, Sequence[str]],
+    x2: Any = ...,
+    *,
+    return_info: bool,
+    **options: Unpack[GroupOptions],
+) -> dict[str, Tensor] | tuple[dict[str, Tensor], KernelInfo]: ...
 
 
 def empirical_ntk_by_group(

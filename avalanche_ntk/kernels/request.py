@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,38 @@ from avalanche_ntk.kernels.info import Method
 DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
 
 E = TypeVar("E", bound=Enum)
+
+
+class CommonOptions(TypedDict, total=False):
+    """Arguments of both `empirical_ntk` and `empirical_ntk_by_group`, for type checkers."""
+
+    task_labels: Any
+    task_labels2: Any
+    reduction: str
+    params: str | Sequence[str] | None
+    outputs: Sequence[int] | slice | None
+    output_selector: Callable[[Any], Tensor] | None
+    memory_budget: int | None
+    dtype: torch.dtype | None
+    method: str | Method
+    n_projections: int | None
+    seed: int
+    checks: str | Checks
+    hooks: str | None
+
+
+class KernelOptions(CommonOptions, total=False):
+    """Those of `empirical_ntk`."""
+
+    layers: str | Sequence[str] | None
+    estimator: str | None
+    block: int | None
+
+
+class GroupOptions(CommonOptions, total=False):
+    """Those of `empirical_ntk_by_group`."""
+
+    whole: bool
 
 
 @dataclass

@@ -69,8 +69,9 @@ def _through(piece: Outer, graph: Graph, here: int, slot: int) -> Outer | None:
     assert child is not None
     same_shape = graph.shape(child) == graph.shape((here, 0))
     try:
-        if kind == "T":
-            return replace(piece, a_first=not piece.a_first)
+        if kind in ("T", "Permute", "Transpose"):
+            turned = kind == "T" or _dims(at, kind)[0] % 2 == 1
+            return replace(piece, a_first=piece.a_first != turned)
         if kind in _SAME and same_shape:
             return piece
         what = spec_of(graph.names[here]).chain
@@ -83,6 +84,14 @@ def _through(piece: Outer, graph: Graph, here: int, slot: int) -> Outer | None:
     except NotKept:
         pass
     return None
+
+
+def _dims(at: Any, kind: str) -> list[int]:
+    """Return the order of the two dimensions of a matrix that a node puts them in."""
+    if kind == "Permute":
+        return [int(d) for d in kept(at, "dims")]
+    swapped = int(kept(at, "dim0")) % 2 != int(kept(at, "dim1")) % 2
+    return [1, 0] if swapped else [0, 1]
 
 
 def _factor(at: Any, kind: str, slot: int) -> Any:
