@@ -75,7 +75,8 @@ def kernels(
     tally.lefts = {} if step < r and small else None
     tally.room, tally.steps = (0.3 * total, -(-r // step)) if step < r else (0.0, 1)
     workspace = int(min(total, 2**28) * 0.25 * item)
-    sums = _Sums(full, r if apart else 0, workspace, spare_for(p, budget), tally, force, errors, groups)
+    spare = spare_for([p] if same else [p, q], edges, r, budget)
+    sums = _Sums(full, r if apart else 0, workspace, spare, tally, force, errors, groups)
     for start in range(0, r, step):
         cot = cotangents[start : start + step]
         if start:
@@ -93,9 +94,16 @@ def kernels(
     return sums.result
 
 
-def spare_for(p: Pass, budget: int | None) -> int | None:
-    """Return how many bytes of freed memory the C library may keep: what it keeps would add up to as much again."""
-    return budget // 4 if budget is not None and p.out.device.type == "cpu" else None
+def spare_for(passes: list[Pass], edges: list[Edge], r: int, budget: int | None) -> int | None:
+    """Return how many bytes of freed memory the C library may keep: what it keeps would add up to as much again.
+
+    Returns:
+        None where there is no bound, or the signals are so small that it need not be asked.
+    """
+    if budget is None or passes[0].out.device.type != "cpu":
+        return None
+    signals = sum(prod(p.graph.shape(e)) for p in passes for e in edges) * r * passes[0].out.element_size()
+    return budget // 4 if 4 * signals > budget // 4 else None
 
 
 def outputs_at_once(plan: Plan, passes: list[Pass], r: int, total: float) -> int:

@@ -100,7 +100,7 @@ class _Given:
     def is_(self, value: Any) -> bool:
         if isinstance(self.value, weakref.ref):
             return self.value() is value and isinstance(value, Tensor) and _writes(value) == self.writes
-        return not isinstance(value, Tensor) and bool(np.array_equal(self.value, value))
+        return value is self.value or (not isinstance(value, Tensor) and bool(np.array_equal(self.value, value)))
 
 
 def _writes(t: Tensor) -> int:
