@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from avalanche_ntk.demo import DemoFolders, draw_demo
 from avalanche_ntk.trajectory import Trajectory
 
 COMMAND = [str(Path(sys.executable).parent / "avalanche-ntk")]
@@ -44,6 +46,14 @@ def test_demo_leaves_runs_tables_figures_and_says_where(demo):
         assert list((out / "tensorboard" / name).glob("events*"))
         assert (out / "text" / f"{name}.txt").read_text().count("End of training phase") == 5
         assert (out / "csv" / name / "eval_results.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_texts_of_the_demo_s_figure_can_be_read(demo, kind):
+    figure = draw_demo(DemoFolders(demo[0] / "out"))
+    figure.savefig(io.BytesIO(), format=kind)  # every figure that a test saves is checked
+    assert figure.legends[0].get_title().get_text() == "Kernel of task 1 while Split-Digits is learnt, task by task"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["naive", "replay"]
 
 
 def test_demo_table_agrees_with_the_run_folders(demo):
