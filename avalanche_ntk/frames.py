@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
+
+from avalanche_ntk.clock import TrainingClock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,11 +19,8 @@ TRUTH_OR_NONE = "boolean"
 NUMBER = "float64"  # NaN where it is undefined
 NUMBER_OR_NA = "Float64"  # `pandas.NA` where it is undefined
 
-CLOCK = {
-    "event": TEXT,
-    **dict.fromkeys(("iteration", "experience", "exp_iteration", "epoch", "exp_epoch", "optimizer_step"), COUNT),
-    "task_label": COUNT_OR_NONE,
-}
+_OF_CLOCK: dict[Any, str] = {str: TEXT, int: COUNT}
+CLOCK = {f.name: _OF_CLOCK.get(f.type, COUNT_OR_NONE) for f in fields(TrainingClock)}
 """Columns of `TrainingClock.as_dict()`."""
 
 
