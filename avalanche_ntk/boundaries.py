@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.frames import COUNT_OR_NONE, TEXT, TRUTH_OR_NONE
 from avalanche_ntk.measures.reactivation import NO_BOUNDARY
 
 if TYPE_CHECKING:
@@ -22,6 +23,31 @@ _FROM_VELOCITIES = (
     *("base", "peak", "spike", "ratio", "at_floor", "z", "rank", "windows", "onset", "onset_ratio", "time_to_peak"),
     *("half_life", "half_life_censored", "cadence", "floor"),
 )
+
+
+def reactivation_types(number: str) -> dict[str, str]:
+    """Return the columns of `reactivation_row`, for `frames.make_frame`.
+
+    Args:
+        number: Type of its numbers.
+
+    Returns:
+        Type of each column.
+    """
+    hints = get_type_hints(measures.Reactivation)
+    kinds = {float: number, bool: TRUTH_OR_NONE, int: COUNT_OR_NONE}
+    plain = [f.name for f in fields(measures.Reactivation) if f.name not in ("cadence", "reasons")]
+    types = {name: kinds[next(iter(get_args(hints[name])), hints[name])] for name in plain}
+    return {**types, "cadence_before": number, "cadence_after": number, "reasons": TEXT}
+
+
+def reactivation_row(found: measures.Reactivation) -> dict[str, Any]:
+    """Return a reactivation as a row of a table: each field in a column of its own."""
+    values = found.as_dict()
+    reasons = values.pop("reasons")
+    before, after = values.pop("cadence") or (None, None)
+    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return {**values, "cadence_before": before, "cadence_after": after, "reasons": told}
 
 
 def reactivation_at(trajectory: Trajectory, experience: int) -> measures.Reactivation | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -46,11 +47,20 @@ def version() -> None:
     print(__version__)
 
 
+def _replace_what_cannot_be_shown() -> None:
+    """Print a question mark for a character that the terminal's encoding lacks: no command ends because of one."""
+    for stream in (sys.stdout, sys.stderr):
+        # Python's own choice for errors, backslashreplace, shows every character; what else the user chose stays too.
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Run the command line; errors go to stderr without a traceback, unless `--debug` stands anywhere in the line.
 
     Exit codes: 0 when all was done, 1 when something failed, 2 when the command line or a configuration is wrong.
     """
+    _replace_what_cannot_be_shown()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(args=arguments, standalone_mode=True)

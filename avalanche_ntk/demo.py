@@ -13,6 +13,7 @@ from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics, l
 from avalanche.logging import CSVLogger, TensorboardLogger, TextLogger
 from avalanche.training import Naive, Replay
 from avalanche.training.plugins import EvaluationPlugin
+from matplotlib.figure import Figure
 
 from avalanche_ntk.benchmarks import split_digits
 from avalanche_ntk.errors import RunFolderError
@@ -21,6 +22,7 @@ from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
 from avalanche_ntk.models import MLP
 from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.probes import ProbeSpec
+from avalanche_ntk.report import four_panels
 from avalanche_ntk.schedule import Schedule
 from avalanche_ntk.tensorboard import add_dashboard
 
@@ -119,6 +121,18 @@ def run_demo(
         with text_file as text, without_avalanches_own_warnings():
             _train(name, folders, text, seed, epochs, on_progress)
     return folders
+
+
+def draw_demo(folders: DemoFolders) -> Figure:
+    """Draw the four curves of both strategies.
+
+    Args:
+        folders: Where a demonstration was written.
+
+    Returns:
+        The figure.
+    """
+    return four_panels(folders.runs, title="Kernel of task 1 while Split-Digits is learnt, task by task")
 
 
 def _train(

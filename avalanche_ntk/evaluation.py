@@ -526,7 +526,8 @@ def _draw_overlap(trajectory: Trajectory, measurement: Measurement) -> Figure | 
     if not pairs:
         return None
     names = list(dict.fromkeys(name for pair in pairs for name in pair.split(",")))
-    matrix = np.eye(len(names))
+    matrix = np.full((len(names), len(names)), np.nan)  # a pair that is undefined has no overlap, and none of 0
+    np.fill_diagonal(matrix, 1.0)
     for pair, value in pairs.items():
         i, j = (names.index(name) for name in pair.split(","))
         matrix[i, j] = matrix[j, i] = value

@@ -11,11 +11,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
     Args:
         path: The file; what stands there is replaced.
-        content: Its content; text is written in UTF-8.
+        content: Its content; text is written in UTF-8, with escapes for what UTF-8 lacks: names of files may hold it.
 
     Raises:
         OSError: It cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    temporary.write_bytes(data)
     os.replace(temporary, path)

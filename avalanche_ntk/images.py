@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from avalanche_ntk.labels import are_classes, in_form, in_order, order_told
+from avalanche_ntk.labels import in_form, in_order
+from avalanche_ntk.report.kernel_figures import mark_samples
+from avalanche_ntk.report.scales import log_scale
+from avalanche_ntk.report.style import COLOURS, drawing, new_figure
+from avalanche_ntk.report.text import plain
+
+_FRAMED = {"axes.spines.top": True, "axes.spines.right": True}
 
 
 def kernel_figure(kernel: np.ndarray, labels: Sequence[Any] | np.ndarray, title: str) -> Figure:
@@ -34,26 +38,14 @@ def kernel_figure(kernel: np.ndarray, labels: Sequence[Any] | np.ndarray, title:
     norms = np.sqrt(np.clip(np.diag(matrix), 0, None))
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = matrix / np.outer(norms, norms)
-    figure, axis = _figure(4.6, 4.0)
-    image = axis.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-    if are_classes(labels):
-        _mark_classes(axis, labels)
-    axis.set_xlabel(order_told(labels))
-    axis.set_ylabel(order_told(labels))
-    axis.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axis, label="cosine of gradients")
+    with drawing(**_FRAMED):
+        figure = new_figure(4.6, 4.0)
+        axis = figure.subplots()
+        image = axis.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+        mark_samples(axis, labels, "black")
+        axis.set_title(title)
+        figure.colorbar(image, ax=axis, label="cosine of gradients")
     return figure
-
-
-def _mark_classes(axis: Axes, labels: np.ndarray) -> None:
-    classes, counts = np.unique(labels, return_counts=True)
-    edges = np.cumsum(counts)
-    for edge in edges[:-1]:
-        axis.axhline(edge - 0.5, color="black", linewidth=0.6)
-        axis.axvline(edge - 0.5, color="black", linewidth=0.6)
-    centres = edges - counts / 2 - 0.5
-    axis.set_xticks(centres, [f"{c}" for c in classes])
-    axis.set_yticks(centres, [f"{c}" for c in classes])
 
 
 def spectrum_figure(eigenvalues: np.ndarray, title: str) -> Figure:
@@ -67,13 +59,17 @@ def spectrum_figure(eigenvalues: np.ndarray, title: str) -> Figure:
         A figure with a canvas of its own.
     """
     values = np.sort(np.asarray(eigenvalues, dtype=np.float64))[::-1]
-    figure, axis = _figure(4.6, 3.4)
     ranks = np.arange(1, len(values) + 1)
     positive = values > 0
-    axis.loglog(ranks[positive], values[positive], marker="o", markersize=3, linewidth=1, color="#0072B2")
-    axis.set_xlabel("rank")
-    axis.set_ylabel("eigenvalue")
-    axis.set_title(title, fontsize=9)
+    with drawing():
+        figure = new_figure(4.6, 3.4)
+        axis = figure.subplots()
+        axis.plot(ranks[positive], values[positive], marker="o", markersize=3, linewidth=1, color=COLOURS[0])
+        for which in ("x", "y") if positive.any() else ():
+            log_scale(axis, which)
+        axis.set_xlabel("rank")
+        axis.set_ylabel("eigenvalue")
+        axis.set_title(title)
     return figure
 
 
@@ -81,7 +77,7 @@ def overlap_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
     """Draw the overlap of every pair of probes, each number written in its cell.
 
     Args:
-        matrix: Overlaps between 0 and 1, shape `(T, T)`.
+        matrix: Overlaps between 0 and 1, shape `(T, T)`; NaN where undefined.
         names: The probes' names.
         title: What the figure shows.
 
@@ -89,20 +85,17 @@ def overlap_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
         A figure with a canvas of its own.
     """
     size = 2.2 + 0.55 * len(names)
-    figure, axis = _figure(size + 0.8, size)
-    image = axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
-    for i, row in enumerate(np.asarray(matrix, dtype=np.float64)):
-        for j, value in enumerate(row):
-            colour = "white" if value < 0.6 else "black"
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), names)
-    axis.set_title(title, fontsize=9)
-    figure.colorbar(image, ax=axis, label="overlap")
+    shown = [plain(name, 20) for name in names]
+    with drawing(**_FRAMED):
+        figure = new_figure(size + 0.8, size)
+        axis = figure.subplots()
+        image = axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
+        for i, row in enumerate(np.asarray(matrix, dtype=np.float64)):
+            for j, value in enumerate(row):
+                colour = "white" if value < 0.6 else "black"  # an undefined one has no colour: the ground is white
+                axis.text(j, i, f"{value:.2f}" if np.isfinite(value) else "–", ha="center", va="center", color=colour)
+        axis.set_xticks(range(len(shown)), shown, rotation=45, ha="right", parse_math=False)
+        axis.set_yticks(range(len(shown)), shown, parse_math=False)
+        axis.set_title(title)
+        figure.colorbar(image, ax=axis, label="overlap")
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()

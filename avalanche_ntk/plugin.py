@@ -23,6 +23,7 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_ntk import measures
+from avalanche_ntk.boundaries import reactivation_row, reactivation_types
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import (
     ArgumentError,
@@ -38,6 +39,7 @@ from avalanche_ntk.errors import (
     unknown_name,
 )
 from avalanche_ntk.extras import Extras
+from avalanche_ntk.frames import COUNT, NUMBER, TEXT, make_frame
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
 from avalanche_ntk.kernels.support import checked_precision, spot_check_in_double
 from avalanche_ntk.observables import Moment, Observable
@@ -251,15 +253,13 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         Raises:
             PluginError: Training has not begun.
         """
-        import pandas as pd
-
         self._require_begun()
-        tables = []
-        for name, trajectory in self.trajectories.items():
-            table = trajectory.summary()
-            table.insert(0, "probe", name)
-            tables.append(table)
-        return pd.concat(tables, ignore_index=True)
+        rows = [
+            {"probe": name, "experience": experience, **reactivation_row(found)}
+            for name, trajectory in self.trajectories.items()
+            for experience, found in trajectory.reactivations.items()
+        ]
+        return make_frame(rows, {"probe": TEXT, "experience": COUNT, **reactivation_types(NUMBER)})
 
     def _require_begun(self) -> None:
         if not self.trajectories:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avalanche_ntk import measures
-from avalanche_ntk.boundaries import reactivation_at
+from avalanche_ntk.boundaries import reactivation_at, reactivation_row, reactivation_types
 from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, RunFolderError
+from avalanche_ntk.frames import CLOCK, COUNT, NUMBER, TEXT, make_frame
 from avalanche_ntk.frozen import frozen
 from avalanche_ntk.labels import are_classes, from_json, in_form
 from avalanche_ntk.runfolder import RunFolder
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 
 EXPERIENCE_START = "experience_start"
 
-# Columns of every trajectory, so that a number which was never defined is an empty column and not a missing one.
 _BOTH = ("", "_uncentred")
 _DISTANCES = tuple(f"distance_{to}{how}" for to in ("previous", "experience_start", "init") for how in _BOTH)
 _VELOCITIES = tuple(f"velocity_per_{unit}{how}" for unit in ("iteration", "step", "epoch") for how in _BOTH)
-_ALWAYS = ("kernel_norm", "kernel_trace", "spectral_norm", "effective_rank", "alignment", *_DISTANCES, *_VELOCITIES)
+_RANKS = (1, 5, 20)
+_ALIGNMENTS = ("alignment", *(f"eigenvector_alignment_{rank}" for rank in _RANKS))
+_NORMS = ("kernel_norm", "kernel_trace", "spectral_norm", "effective_rank", "condition_number")
+NUMBERS = (*_NORMS, *_ALIGNMENTS, *_DISTANCES, *_VELOCITIES)
+"""Columns of every trajectory: a number that was never defined is an empty column, and not a missing one."""
 
 # Of a layer's kernel or the features' what shows where the whole one moves.
 _FOLLOWED = {
@@ -217,24 +221,23 @@ class Trajectory:
         """Return a row a measurement: the clock, the numbers (units in the column names), reasons, notes and failures.
 
         A number that is undefined is NaN; every column that was ever asked for is there, also when it never had a
-        value.
+        value. A column's type does not depend on what is in it: files of many runs can be read as one table.
         """
-        import pandas as pd
-
-        columns = dict.fromkeys([*_ALWAYS, *(c for m in self.measurements for c in (*m.values, *m.reasons))])
+        columns = dict.fromkeys([*NUMBERS, *(c for m in self.measurements for c in (*m.values, *m.reasons))])
         rows = [
             {
                 "measurement": m.index,
                 **m.clock.as_dict(),
                 "segment": m.segment,
-                **{column: m.values.get(column, np.nan) for column in columns},
+                **m.values,
                 "reasons": "; ".join(f"{column}: {reason}" for column, reason in m.reasons.items()),
                 "notes": "; ".join(m.notes),
                 "failure": m.failure,
             }
             for m in self.measurements
         ]
-        return pd.DataFrame(rows)
+        types = {"measurement": COUNT, **CLOCK, "segment": COUNT, **dict.fromkeys(columns, NUMBER)}
+        return make_frame(rows, {**types, **dict.fromkeys(("reasons", "notes", "failure"), TEXT)})
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write `to_pandas()` to a CSV file."""
@@ -261,8 +264,12 @@ class Trajectory:
         dataset = xr.Dataset(
             {name: ("measurement", [m.values.get(name, np.nan) for m in good]) for name in columns},
             coords={
-                "measurement": [m.index for m in good],
-                **{name: ("measurement", [c[name] for c in clocks]) for name in ("event", "iteration", "experience")},
+                "measurement": np.array([m.index for m in good], dtype=np.int64),
+                "event": ("measurement", np.array([c["event"] for c in clocks], dtype=str)),
+                **{
+                    name: ("measurement", np.array([c[name] for c in clocks], dtype=np.int64))
+                    for name in ("iteration", "experience")
+                },
             },
             attrs={"probe": self.probe, "cadence": self.cadence},
         )
@@ -281,23 +288,8 @@ class Trajectory:
         Returns:
             Columns as the attributes of `measures.Reactivation`, after `experience`.
         """
-        import pandas as pd
-
-        rows = []
-        for experience, found in self.reactivations.items():
-            values = found.as_dict()
-            reasons = values.pop("reasons")
-            before, after = values.pop("cadence") or (None, None)
-            rows.append(
-                {
-                    "experience": experience,
-                    **values,
-                    "cadence_before": before,
-                    "cadence_after": after,
-                    "reasons": "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
-                }
-            )
-        return pd.DataFrame(rows)
+        rows = [{"experience": e, **reactivation_row(found)} for e, found in self.reactivations.items()]
+        return make_frame(rows, {"experience": COUNT, **reactivation_types(NUMBER)})
 
     def verdicts(self, control: Any) -> dict[int, measures.Verdict]:
         """Say at each boundary whether the kernel was reactivated, by comparison with runs in which no task changed.
@@ -488,7 +480,7 @@ class Trajectory:
             previous=self._reference_view(name, "previous"),
             start=self._reference_view(name, "start"),
             init=self._reference_view(name, "init"),
-            ranks=(1, 5, 20) if not name else (),
+            ranks=_RANKS if not name else (),
             only=_FOLLOWED if name else None,
         )
         values, reasons = dict(found.values), dict(found.reasons)

@@ -14,7 +14,7 @@ ROOT = Path(avalanche_ntk.__file__).parent
 # Layers of docs/design.md, lowest first; a module may import its own layer and those below.
 LAYERS = {
     **dict.fromkeys(
-        ["errors", "files", "frozen", "labels", "names", "randomness", "clock", "steps", "tasks", "_lock"], 0
+        ["errors", "files", "frames", "frozen", "labels", "names", "randomness", "clock", "steps", "tasks", "_lock"], 0
     ),
     **dict.fromkeys(["kernels", "measures", "schedule", "runfolder"], 1),
     **dict.fromkeys(

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,26 +9,28 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from avalanche_ntk.demo import DemoFolders, draw_demo
 from avalanche_ntk.trajectory import Trajectory
 
 COMMAND = [str(Path(sys.executable).parent / "avalanche-ntk")]
 
 
-def call(*arguments, cwd):
+def call(*arguments, cwd, **environment):
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
     )
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """The demonstration on a terminal that has neither λ nor an arrow."""
     folder = tmp_path_factory.mktemp("demo")
-    return folder, call("demo", "--out", "out", "--epochs", 2, cwd=folder)
+    return folder, call("demo", "--out", "out", "--epochs", 2, cwd=folder, PYTHONIOENCODING="ascii")
 
 
 def test_demo_leaves_runs_tables_figures_and_says_where(demo):
@@ -43,6 +46,14 @@ def test_demo_leaves_runs_tables_figures_and_says_where(demo):
         assert list((out / "tensorboard" / name).glob("events*"))
         assert (out / "text" / f"{name}.txt").read_text().count("End of training phase") == 5
         assert (out / "csv" / name / "eval_results.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_texts_of_the_demo_s_figure_can_be_read(demo, kind):
+    figure = draw_demo(DemoFolders(demo[0] / "out"))
+    figure.savefig(io.BytesIO(), format=kind)  # every figure that a test saves is checked
+    assert figure.legends[0].get_title().get_text() == "Kernel of task 1 while Split-Digits is learnt, task by task"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["naive", "replay"]
 
 
 def test_demo_table_agrees_with_the_run_folders(demo):
@@ -62,7 +73,7 @@ def test_demo_table_agrees_with_the_run_folders(demo):
     assert first["forgetting_first_task"] == 0
     last = table[table["run"] == "naive"].iloc[-1]
     assert last["forgetting_first_task"] == pytest.approx(first["accuracy_first_task"] - last["accuracy_first_task"])
-    for text in ("naive", "replay", "start → task 1", "task 4 → 5", "spike", "ratio"):
+    for text in ("naive", "replay", "start ? task 1", "task 4 ? 5", "spike", "ratio"):
         assert text in done.stdout
 
 

@@ -39,7 +39,7 @@ def demo(
         bar = progress.add_task("loading torch and Avalanche", total=None)
         import torch
 
-        from avalanche_ntk.demo import EXPERIENCES, STRATEGIES, run_demo
+        from avalanche_ntk.demo import EXPERIENCES, STRATEGIES, draw_demo, run_demo
 
         torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose on a busy machine
 
@@ -50,12 +50,11 @@ def demo(
 
         folders = run_demo(out, overwrite=overwrite, seed=seed, epochs=epochs, on_progress=on_progress)
         progress.update(bar, description="drawing")
-        from avalanche_ntk.report import boundary_table, four_panels
+        from avalanche_ntk.report import boundary_table
 
         table = boundary_table(folders.runs)
         table.to_csv(folders.table, index=False)
-        title = "Kernel of task 1 while Split-Digits is learnt, task by task"
-        four_panels(folders.runs, title=title).savefig(folders.figure, dpi=150)
+        draw_demo(folders).savefig(folders.figure, dpi=150)
         progress.update(bar, description="done")
     _print_boundaries(table)
     print(f"Figure: {folders.figure}")

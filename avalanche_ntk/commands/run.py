@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +98,9 @@ def run(
     if check:
         import yaml
 
-        print(yaml.safe_dump(resolved.as_dict(), sort_keys=False, allow_unicode=True), end="")
+        # It may be piped into a file, which must hold the same configuration: escapes, not question marks.
+        unicode = sys.stdout.encoding.lower().startswith("utf")
+        print(yaml.safe_dump(resolved.as_dict(), sort_keys=False, allow_unicode=unicode), end="")
         return
     from avalanche_ntk.experiments.config import default_folder
     from avalanche_ntk.experiments.sweep import is_complete

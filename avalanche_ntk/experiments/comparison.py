@@ -32,6 +32,7 @@ import numpy as np
 from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.experiments.config import content_hash
 from avalanche_ntk.experiments.schema import unknown_choice
+from avalanche_ntk.frames import COUNT, COUNT_OR_NONE, NUMBER, TEXT, make_frame
 from avalanche_ntk.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -136,8 +137,6 @@ def compare(
         RunFolderError: A folder cannot be read, or holds no run.
         ArgumentError: A key of `by` is in no configuration.
     """
-    import pandas as pd
-
     folders = [RunFolder.open(path) for path in find_runs(runs)]
     begun = [folder for folder in folders if folder.meta.get("probes")] or folders
     rows = [_row(folder, probe) for folder in begun]
@@ -154,11 +153,9 @@ def compare(
         if row.failures:
             refusals.append(f"{row.name}: {row.failures}")
     labels = _labels(rows, by)
-    table = pd.DataFrame(
-        [
-            {"run": row.name, "group": labels[row.path], "seed": row.seed, **{c: values[row.path][c] for c in COLUMNS}}
-            for row in rows
-        ]
+    table = make_frame(
+        [{"run": row.name, "group": labels[row.path], "seed": row.seed, **values[row.path]} for row in rows],
+        {"run": TEXT, "group": TEXT, "seed": COUNT_OR_NONE, **dict.fromkeys(COLUMNS, NUMBER)},
     )
     return Comparison(table, _grouped(table, seed), correlations(table), tuple(refusals))
 
@@ -379,8 +376,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _grouped(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    import pandas as pd
-
     rows = []
     for group, members in table.groupby("group", sort=False):
         row: dict[str, Any] = {"group": group, "runs": len(members)}
@@ -394,7 +389,8 @@ def _grouped(table: pd.DataFrame, seed: int) -> pd.DataFrame:
                 f"{column}_high": high,
             }
         rows.append(row)
-    return pd.DataFrame(rows)
+    statistics = [f"{column}{what}" for column in COLUMNS for what in ("", "_std", "_low", "_high")]
+    return make_frame(rows, {"group": TEXT, "runs": COUNT, **dict.fromkeys(statistics, NUMBER)})
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
@@ -433,8 +429,6 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
         Columns `measure`, `rho`, `p` (two-sided; exact for up to eight runs, from the t distribution for more) and
         `runs`; NaN where fewer than three runs have both numbers, or one of the two is the same for all.
     """
-    import pandas as pd
-
     rows = []
     for measure in KERNEL:
         both = table[["forgetting", measure]].dropna()
@@ -442,7 +436,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
         if len(both) > 2 and both["forgetting"].nunique() > 1 and both[measure].nunique() > 1:
             rho, p = _spearman(both["forgetting"].to_numpy(), both[measure].to_numpy())
         rows.append({"measure": measure, "rho": rho, "p": p, "runs": len(both)})
-    return pd.DataFrame(rows)
+    return make_frame(rows, {"measure": TEXT, "rho": NUMBER, "p": NUMBER, "runs": COUNT})
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

@@ -163,7 +163,8 @@ def _cannot_pickle_optimizers() -> bool:
 def _surroundings(device: str) -> Iterator[Finding]:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     if not encoding.startswith("utf"):
-        found = f"this terminal's encoding is {sys.stdout.encoding}, which cannot show λ"
+        lacking = "which lacks Greek letters and arrows: a ? stands for each"
+        found = f"this terminal's encoding is {sys.stdout.encoding}, {lacking}"
         yield Finding("terminal", "note", found, "Set PYTHONIOENCODING=utf-8.")
     if importlib.util.find_spec("functorch") is not None:
         try:

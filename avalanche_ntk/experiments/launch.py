@@ -141,7 +141,14 @@ class Workers:
                 return process
             _ended(process)
         # Threads of the libraries beside torch's own would fight for the cores with the other runs.
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        # A log is in UTF-8, whatever the terminal shows, and takes every character that a run prints.
+        environment = {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -172,7 +179,7 @@ class _Processes(Launcher):
         process = self.workers.take(threads)
         assert process.stdin is not None
         try:
-            process.stdin.write(f"{file}\n".encode())
+            process.stdin.write(os.fsencode(f"{file}\n"))
             process.stdin.flush()
         except OSError:
             process.wait()  # it is gone: its handle says so

@@ -313,7 +313,12 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
     def ask(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", where, *arguments], capture_output=True, text=True, timeout=10, check=False
+                ["git", "-C", where, *arguments],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=10,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -90,8 +90,8 @@ def main() -> int:
     """Serve the jobs whose files are named on the input, until it ends."""
     if hasattr(os, "getppid"):
         _end_with(int(sys.argv[1]))
-    for line in sys.stdin:
-        serve(json.loads(Path(line.strip()).read_text(encoding="utf-8")))
+    for line in sys.stdin.buffer:  # a path is bytes, which need be no text
+        serve(json.loads(Path(os.fsdecode(line.rstrip(b"\n"))).read_text(encoding="utf-8")))
     return 0
 
 

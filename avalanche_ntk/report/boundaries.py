@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from avalanche_ntk.boundaries import reactivation_row, reactivation_types
+from avalanche_ntk.frames import CLOCK, COUNT, TEXT, TRUTH_OR_NONE, make_frame
+from avalanche_ntk.frames import NUMBER_OR_NA as NUMBER
 from avalanche_ntk.report.runs import Run, read_runs
+from avalanche_ntk.trajectory import NUMBERS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ALWAYS = {"run": TEXT, "probe": TEXT, "experience": COUNT, "accuracy": NUMBER, "forgetting": NUMBER}
+_SHORT = {
+    "run": TEXT,
+    "experience": COUNT,
+    **dict.fromkeys(("accuracy_first_task", "forgetting_first_task", "moved", "spike", "ratio"), NUMBER),
+    "ratio_at_floor": TRUTH_OR_NONE,
+    **dict.fromkeys(("norm_dip", "alignment_drop", "onset_velocity"), NUMBER),
+}
 
 
 def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = None) -> pd.DataFrame:
@@ -20,8 +34,8 @@ def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = 
 
     Returns:
         Columns `run`, `experience`, `accuracy_first_task` and `forgetting_first_task` (both from the evaluation that
-        followed the experience; NaN when there was none), `moved`, `spike`, `ratio`, `ratio_at_floor`, `norm_dip`,
-        `alignment_drop`, `onset_velocity`. Undefined values are NaN.
+        followed the experience; missing when there was none), `moved`, `spike`, `ratio`, `ratio_at_floor`, `norm_dip`,
+        `alignment_drop`, `onset_velocity`. What is undefined is missing (`pandas.NA`).
 
     Raises:
         RunFolderError: A folder cannot be read, or has no such probe.
@@ -46,7 +60,7 @@ def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = 
                     "onset_velocity": r.onset,
                 }
             )
-    return _frame(rows)
+    return make_frame(rows, _SHORT)
 
 
 def lost(run: Run, probe: str, experience: int) -> tuple[float | None, float | None]:
@@ -77,7 +91,8 @@ def accuracies_since_learnt(run: Run, probe: str) -> dict[int, float]:
 
 def measurement_rows(runs: Sequence[Run]) -> pd.DataFrame:
     """Return a row for each measurement of each probe of each run."""
-    return _frame(
+    series = [(run, trajectory) for run in runs for trajectory in run.trajectories.values()]
+    rows = [
         {
             "run": run.name,
             "probe": trajectory.probe,
@@ -89,9 +104,13 @@ def measurement_rows(runs: Sequence[Run]) -> pd.DataFrame:
             "notes": "; ".join(m.notes),
             "failure": m.failure,
         }
-        for run in runs
-        for trajectory in run.trajectories.values()
+        for run, trajectory in series
         for m in trajectory
+    ]
+    columns = dict.fromkeys([*NUMBERS, *(name for _, trajectory in series for m in trajectory for name in m.values)])
+    types = {"run": TEXT, "probe": TEXT, "measurement": COUNT, **CLOCK, "segment": COUNT}
+    return make_frame(
+        rows, {**types, **dict.fromkeys(columns, NUMBER), **dict.fromkeys(("kernel", "notes", "failure"), TEXT)}
     )
 
 
@@ -101,9 +120,6 @@ def boundary_rows(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         for trajectory in run.trajectories.values():
             for experience, r in trajectory.reactivations.items():
-                values = r.as_dict()
-                reasons = values.pop("reasons")
-                before, after = values.pop("cadence") or (None, None)
                 accuracy, forgetting = lost(run, trajectory.probe, experience)
                 rows.append(
                     {
@@ -112,24 +128,18 @@ def boundary_rows(runs: Sequence[Run]) -> pd.DataFrame:
                         "experience": experience,
                         "accuracy": accuracy,
                         "forgetting": forgetting,
-                        **values,
-                        "cadence_before": before,
-                        "cadence_after": after,
-                        "reasons": "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+                        **reactivation_row(r),
                     }
                 )
-    return _frame(rows)
+    return make_frame(rows, {**_ALWAYS, **reactivation_types(NUMBER)})
 
 
 def evaluation_rows(runs: Sequence[Run]) -> pd.DataFrame:
     """Return a row for each number of each evaluation of each run."""
-    return _frame(
+    rows = [
         {"run": run.name, "experience": e.experience, "iteration": e.iteration, "tag": tag, "value": value}
         for run in runs
         for e in run.evaluations
         for tag, value in e.values.items()
-    )
-
-
-def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows)).convert_dtypes()
+    ]
+    return make_frame(rows, {"run": TEXT, "experience": COUNT, "iteration": COUNT, "tag": TEXT, "value": NUMBER})

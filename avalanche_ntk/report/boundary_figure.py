@@ -110,7 +110,7 @@ def _norm(axis: Axes, runs: Sequence[Run], probe: str | None, boundaries: list[i
             axis.plot([x, x], [r.norm_dip, r.norm_recovery], color=colour, linewidth=1.2)
             axis.plot(x, r.norm_dip, marker=marker, color=colour, markersize=4.5, linestyle="")
             axis.plot(x, r.norm_recovery, marker=marker, color=colour, markerfacecolor="none", markersize=4, ls="")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.05 * axis.get_ylim()[1])  # room for the markers, which are larger than the margin
     axis.set_ylabel("share of $\\lambda_{\\max}$ at the boundary")
     axis.set_title("$\\lambda_{\\max}$: lowest after (filled),\nat the task's end (hollow)", loc="left")
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from avalanche_ntk.report.runs import Run, read_runs
+from avalanche_ntk.report.scales import text_width
 from avalanche_ntk.report.style import (
     FAINT,
     MARKERS,
@@ -24,10 +25,11 @@ from avalanche_ntk.report.style import (
     set_log,
     write_label,
 )
-from avalanche_ntk.report.text import plain
 from avalanche_ntk.trajectory import Trajectory
 
-_MOST_LABELS = 10
+# A task's label above its start: size of its font and distance from the line, in points; and the width in inches that
+# the vertical axis's labels and the margins take of a figure.
+_LABEL_SIZE, _LABEL_SHIFT, _BESIDE_AXES = 7.0, 2.0, 0.9
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def curves(
     rows = len(panels) + accuracy
     with drawing():
         names = [run.name for run in runs]
-        figure = new_figure(width, 0.35 + (1.12 if width < 5 else 1.4) * rows + legend_height(names, width))
+        above = legend_height(names, width) + (0.2 if title else 0.0)
+        figure = new_figure(width, 0.35 + (1.12 if width < 5 else 1.4) * rows + above)
         axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0].tolist()
         for panel, axis in zip(panels, axes, strict=False):
             drawn = [_draw(axis, t, panel.column, position) for position, t in enumerate(trajectories)]
@@ -115,9 +118,7 @@ def curves(
             axes[-1].set_ylabel("accuracy on\nthe probe's task")
         mark_boundaries(axes, trajectories)
         axes[-1].set_xlabel("training iteration")
-        add_legend(figure, names)
-        if title:
-            figure.suptitle(plain(title), x=0.01, ha="left", fontsize=9, parse_math=False)
+        add_legend(figure, names, title=title)
         figure.align_ylabels(axes)
     return figure
 
@@ -142,21 +143,27 @@ def mark_boundaries(axes: Sequence[Axes], trajectories: Sequence[Trajectory]) ->
         for position, one in enumerate(starts):
             for _, iteration in one[1:]:
                 axis.axvline(iteration, linewidth=0.7, alpha=0.6, zorder=0, **look(position))
-    step = math.ceil(len(longest) / _MOST_LABELS)
-    wide = axes[0].figure.get_figwidth() > 5  # type: ignore[union-attr]
-    for number, (experience, iteration) in list(enumerate(longest))[::step] if alike else []:
-        spelt = wide or (number == 0 and len(longest) < _MOST_LABELS)
-        text = f"task {experience + 1}" if spelt else f"{experience + 1}"
+    # Tasks differ in length: a label stands where the one before leaves room for it.
+    points = (axes[0].figure.get_figwidth() - _BESIDE_AXES) * 72  # type: ignore[union-attr]
+    last = max((m.clock.iteration for t in trajectories for m in t), default=0)
+    spelt = points / max(1, len(longest)) > text_width("task 100", _LABEL_SIZE)
+    free = -math.inf
+    for experience, iteration in longest if alike else []:
+        text = f"task {experience + 1}" if spelt or not iteration else f"{experience + 1}"
+        place = points * iteration / max(1, last)
+        if place < free:
+            continue
+        free = place + text_width(text, _LABEL_SIZE) + 2 * _LABEL_SHIFT
         write_label(
             axes[0],
             iteration,
             1.0,
             text,
             xycoords=("data", "axes fraction"),
-            xytext=(2, 2),
+            xytext=(_LABEL_SHIFT, 2),
             textcoords="offset points",
             color=FAINT,
-            fontsize=7,
+            fontsize=_LABEL_SIZE,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,14 +13,26 @@ from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.labels import are_classes, in_order, order_told
 from avalanche_ntk.report.figures import mark_boundaries, series_of
-from avalanche_ntk.report.style import PAGE_INCHES, drawable, drawing, look, new_figure, set_log, write_label
+from avalanche_ntk.report.scales import text_width
+from avalanche_ntk.report.style import (
+    PAGE_INCHES,
+    add_legend,
+    drawable,
+    drawing,
+    legend_height,
+    look,
+    new_figure,
+    set_log,
+)
 from avalanche_ntk.trajectory import Measurement, Trajectory
 
 # Colours whose lightness grows with the value, so that a print in grey shows the same.
 SEQUENTIAL = "cividis"
 MOST_BOUNDARIES = 6
-_MOST_CLASSES = 12
+# In points: the side of a map of a kernel, at least; a cell that has room for its number; two names beside each other.
+_SIDE, _NUMBER, _NAME = 110, 14, 13
 _MOST_POINTS = 80
+_BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def kernel_of(trajectory: Trajectory, index: int) -> np.ndarray | str:
@@ -96,25 +109,40 @@ def kernel_maps(
         for axis, (title, _), values in zip(axes, maps, cosines, strict=False):
             image = axis.imshow(values, vmin=min(lowest, 0.9), vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
             axis.set_title(title, loc="left")
-            if are_classes(labels):
-                _mark_classes(axis, labels)
-            axis.set_xlabel(order_told(labels))
-            axis.set_ylabel(order_told(labels))
-            axis.tick_params(length=0)
+            mark_samples(axis, labels)
         figure.colorbar(image, ax=list(axes), label="cosine of gradients", shrink=0.9, aspect=30, pad=0.02)
     return figure, missing
 
 
-def _mark_classes(axis: Axes, labels: np.ndarray) -> None:
+def mark_samples(axis: Axes, labels: np.ndarray, colour: str = "white") -> None:
+    """Say what stands beside a heat map of samples: draw borders between classes and name those that have room.
+
+    Args:
+        axis: The heat map's axes, some hundred points wide.
+        labels: Class of each sample, or its targets, in the order in which the samples stand.
+        colour: Colour of the borders.
+    """
+    if are_classes(labels):
+        _mark_classes(axis, labels, colour)
+    axis.set_xlabel(order_told(labels))
+    axis.set_ylabel(order_told(labels))
+    axis.tick_params(length=0)
+
+
+def _mark_classes(axis: Axes, labels: np.ndarray, colour: str) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     edges = np.cumsum(counts)
     for edge in edges[:-1]:
-        axis.axhline(edge - 0.5, color="white", linewidth=0.7)
-        axis.axvline(edge - 0.5, color="white", linewidth=0.7)
+        axis.axhline(edge - 0.5, color=colour, linewidth=0.7)
+        axis.axvline(edge - 0.5, color=colour, linewidth=0.7)
     centres = edges - counts / 2 - 0.5
-    step = -(-len(classes) // _MOST_CLASSES)
-    axis.set_xticks(centres[::step], [f"{c}" for c in classes[::step]])
-    axis.set_yticks(centres[::step], [f"{c}" for c in classes[::step]])
+    apart = len(labels) * (max(len(f"{c}") for c in classes) * 4.6 + 4) / _SIDE
+    shown: list[int] = []
+    for place, centre in enumerate(centres):
+        if not shown or centre >= centres[shown[-1]] + apart:
+            shown.append(place)
+    axis.set_xticks(centres[shown], [f"{c}" for c in classes[shown]], fontsize=7)
+    axis.set_yticks(centres[shown], [f"{c}" for c in classes[shown]], fontsize=7)
 
 
 def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) -> tuple[Figure | None, list[str]]:
@@ -134,7 +162,9 @@ def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) ->
         return None, missing
     rows = bool(points) + bool(effective)
     with drawing():
-        figure = new_figure(width, 0.5 + (2.1 if points else 0) + (1.0 if effective else 0))
+        names = [f"λ{rank}".translate(_BELOW) for rank in ranks]
+        above = 0.2 + legend_height(names, width) if points else 0
+        figure = new_figure(width, 0.5 + above + (2.1 if points else 0) + (1.0 if effective else 0))
         heights = ([2.1] if points else []) + ([1.0] if effective else [])
         axes = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0].tolist()
         if points:
@@ -143,21 +173,9 @@ def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) ->
                 values = [v[rank - 1] if v[rank - 1] > 0 and drawable(v[rank - 1]) else np.nan for _, v in points]
                 marker = "." if len(points) < 3 else None
                 axes[0].plot(times, values, marker=marker, **look(position))
-                last = next((v for v in reversed(values) if np.isfinite(v)), None)
-                if last is not None:
-                    write_label(
-                        axes[0],
-                        1.0,
-                        last,
-                        f"λ{rank}",
-                        xycoords=("axes fraction", "data"),
-                        xytext=(3, 0),
-                        textcoords="offset points",
-                        va="center",
-                        fontsize=7,
-                    )
             set_log(axes[0], [float(v[0]) for _, v in points if drawable(v[0])])
             axes[0].set_ylabel("eigenvalue of rank 1, 2, 4 …")
+            add_legend(figure, names)
         if effective:
             axes[-1].plot([x for x, _ in effective], [y for _, y in effective], **look(0))
             axes[-1].set_ylabel("effective\nrank")
@@ -208,18 +226,20 @@ def overlap_maps(matrices: Sequence[tuple[str, Sequence[str], np.ndarray]], *, w
         for axis, (title, names, matrix) in zip(axes, matrices, strict=False):
             image = axis.imshow(matrix, vmin=0, vmax=1, cmap=SEQUENTIAL)
             axis.set_title(title, loc="left")
-            size = len(names)
-            if size <= (7 if across < 4 else 5):
+            size, shown = len(names), [_short(name) for name in names]
+            cell = max(10.0, side * 72 - 12 - max(text_width(name, 7.0) for name in shown)) / size
+            if cell >= _NUMBER:
                 for i in range(size):
                     for j in range(size):
                         value = matrix[i, j]
                         text = f"{value:.2f}".removeprefix("0") if np.isfinite(value) else "–"
-                        colour = "white" if not value >= 0.55 else "black"
+                        colour = "white" if value < 0.55 else "black"
                         axis.text(j, i, text, ha="center", va="center", color=colour, fontsize=6.5)
-            axis.set_xticks(range(size), [_short(n) for n in names], parse_math=False)
-            axis.set_yticks(range(size), [_short(n) for n in names], parse_math=False)
+            step = math.ceil(_NAME / cell)
+            axis.set_xticks(range(0, size, step), shown[::step], parse_math=False)
+            axis.set_yticks(range(0, size, step), shown[::step], parse_math=False)
             axis.tick_params(length=0)
-            axis.tick_params(axis="x", rotation=45 if max(map(len, map(_short, names))) > 3 else 0)
+            axis.tick_params(axis="x", rotation=45 if max(map(len, shown)) > 2 else 0)
         figure.colorbar(image, ax=list(axes), label="overlap", shrink=0.9, aspect=25, pad=0.02)
     return figure
 

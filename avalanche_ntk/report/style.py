@@ -12,12 +12,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
+from avalanche_ntk.report.scales import log_scale, text_width
 from avalanche_ntk.report.text import escaped, plain
 
 COLUMN_INCHES = 3.3
@@ -34,13 +39,18 @@ FAINT = "#8a8b8c"
 # In a page the colours are variables, which its light and its dark theme set.
 _VARIABLES = {INK: "--ink", FAINT: "--faint", **{colour: f"--s{i}" for i, colour in enumerate(COLOURS)}}
 
+_LEGEND_SIZE, _TITLE_SIZE = 7.5, 9.0
+# Of a legend in points: the line before a name with the space behind it, and the space between two columns.
+_HANDLE, _COLUMN_SPACE = 3.4 * _LEGEND_SIZE, 1.2 * _LEGEND_SIZE
+_MOST_LETTERS = 80
+
 _RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": _LEGEND_SIZE,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
@@ -69,9 +79,30 @@ def drawing(**changes: Any) -> Generator[None]:
         yield
 
 
+class _Layout(ConstrainedLayoutEngine):
+    """A layout made again where it does not fit: it moves the axes, whose ticks then change, and may need more room."""
+
+    def execute(self, fig: Figure) -> None:
+        """Lay the figure out until nothing is beyond its edge; a text that is too long for it stays so."""
+        for _ in range(4):
+            super().execute(fig)
+            drawn, page = fig.get_tightbbox(), fig.bbox_inches.padded(0.005)
+            if all(page.contains(*corner) for corner in drawn.corners()):
+                break
+
+
+class _Figure(Figure):
+    """A figure in this style whoever saves it: matplotlib makes ticks when it draws, by the settings of that time."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw the figure."""
+        with drawing():
+            super().draw(renderer)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure with a canvas of its own, which no global state of matplotlib knows."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _Figure(figsize=(width, height), layout=_Layout())
     FigureCanvasAgg(figure)
     return figure
 
@@ -82,35 +113,99 @@ def look(position: int) -> dict[str, Any]:
     return {"color": COLOURS[position % len(COLOURS)], "linestyle": STYLES[(position + again) % len(STYLES)]}
 
 
-def legend_columns(names: Sequence[str], width: float) -> int:
+def shortened(text: str, points: float, size: float = _LEGEND_SIZE) -> str:
+    """Return a foreign string in one line, and no wider than so many points."""
+    longest = _MOST_LETTERS
+    while longest > 1 and text_width(plain(text, longest), size) > points:
+        longest -= 1
+    return plain(text, longest)
+
+
+def legend_columns(names: Sequence[str], width: float, *, math: bool = False) -> int:
     """Return how many names fit side by side into a figure of that width in inches."""
-    longest = max((len(plain(name, 40)) for name in names), default=1)
-    return min(len(names), max(1, int(width * 72 / (longest * 4.6 + 38))))
+    widths = [text_width(name, _LEGEND_SIZE, math=math) + _HANDLE for name in names]
+
+    def taken(columns: int) -> float:
+        return sum(max(column) for column in np.array_split(widths, columns)) + _COLUMN_SPACE * (columns - 1)
+
+    return next((n for n in range(len(names), 1, -1) if taken(n) <= _room(width)), 1)
 
 
 def legend_height(names: Sequence[str], width: float) -> float:
     """Return the height in inches of a legend's rows beyond the first, by which a figure must be higher."""
-    return 0.155 * (-(-len(names) // max(1, legend_columns(names, width))) - 1) if names else 0.0
+    return 0.155 * (-(-len(names) // legend_columns(_shown(names, width), width)) - 1) if names else 0.0
 
 
-def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False) -> None:
-    """Name the series above the axes, in the order of their positions; names are shown as they are, never as TeX."""
+def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False, title: str | None = None) -> None:
+    """Name the series above the axes, in the order of their positions; names are shown as they are, never as TeX.
+
+    Args:
+        figure: The figure.
+        names: The series' names.
+        markers: Whether they have markers.
+        title: The figure's title, which stands above the names: a title of its own would take the legend's place.
+    """
     handles = [
         Line2D([], [], marker=MARKERS[i % len(MARKERS)] if markers else "None", markersize=3.5, **look(i))
         for i in range(len(names))
     ]
-    legend = figure.legend(
-        handles,
-        [str(i) for i in range(len(names))],
-        loc="outside upper left",
-        ncols=legend_columns(names, figure.get_figwidth()),
-        handlelength=2.6,
-        columnspacing=1.2,
-        borderaxespad=0.1,
+    shown = _shown(names, figure.get_figwidth())
+    legend = put_legend(
+        figure, handles, [str(i) for i in range(len(names))], columns=legend_columns(shown, figure.get_figwidth())
     )
-    for text, name in zip(legend.get_texts(), names, strict=True):
+    for text, name in zip(legend.get_texts(), shown, strict=True):
         text.set_parse_math(False)
-        text.set_text(plain(name, 40))
+        text.set_text(name)
+    if title:
+        heading = legend.get_title()
+        heading.set_parse_math(False)
+        legend.set_title(shortened(title, _room(figure.get_figwidth()), _TITLE_SIZE), FontProperties(size=_TITLE_SIZE))
+
+
+def put_legend(
+    figure: Figure, handles: Sequence[Artist], names: Sequence[str], *, columns: int | None = None, **options: Any
+) -> Legend:
+    """Name series above the axes, as many side by side as fit.
+
+    Args:
+        figure: The figure.
+        handles: What each series looks like.
+        names: Its name, in which formulas stand between dollar signs.
+        columns: How many names stand side by side; as many as fit when None.
+        **options: Of matplotlib's legend.
+
+    Returns:
+        The legend.
+    """
+    across = columns or legend_columns(names, figure.get_figwidth(), math=True)
+    return figure.legend(
+        handles,
+        names,
+        loc="outside upper left",
+        ncols=across,
+        **{"handlelength": 2.6, "columnspacing": 1.2, "borderaxespad": 0.1, "alignment": "left", **options},
+    )
+
+
+def legend_above(axis: Axes, columns: int = 1, **options: Any) -> None:
+    """Name the series of one panel above it, where the legend is never on the data.
+
+    Args:
+        axis: The panel.
+        columns: How many names stand side by side.
+        **options: Of matplotlib's legend.
+    """
+    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2, "alignment": "left"}
+    axis.legend(ncols=columns, **{**place, **options})
+
+
+def _room(width: float) -> float:
+    """Return the points that a legend's lines may take in a figure of that width in inches."""
+    return width * 72 - 2 * 0.5 * _LEGEND_SIZE
+
+
+def _shown(names: Sequence[str], width: float) -> list[str]:
+    return [shortened(plain(name, 40), _room(width) - _HANDLE) for name in names]
 
 
 def write_label(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
@@ -125,12 +220,8 @@ def drawable(value: float | None) -> bool:
 
 def set_log(axis: Axes, values: Sequence[float]) -> None:
     """Make the vertical axis logarithmic where something can be seen on it."""
-    positive = [v for v in values if np.isfinite(v) and v > 0]
-    if positive:
-        axis.set_yscale("log")
-        decades = np.log10(max(positive) / min(positive))
-        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=6))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+    if any(np.isfinite(v) and v > 0 for v in values):
+        log_scale(axis)
 
 
 def settle(figure: Figure) -> Figure:

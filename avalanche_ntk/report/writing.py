@@ -109,8 +109,8 @@ def write_report(
                 written.append(path)
         made = {"boundaries.csv": boundary_rows(measured), "measurements.csv": measurement_rows(measured)}
         for name, frame in made.items():
-            write_whole(tables / name, frame.to_csv(index=False).encode("utf-8", "backslashreplace"))
-        write_whole(target / PAGE, page.html().encode("utf-8", "backslashreplace"))
+            write_whole(tables / name, frame.to_csv(index=False))
+        write_whole(target / PAGE, page.html())
     return Written(target / PAGE, tuple(written), tuple(tables / name for name in made), tuple(unreadable))
 
 

@@ -155,12 +155,13 @@ def draw_around(
         log: Whether to draw on a logarithmic axis: mean and interval are then those of the logarithm.
         experience: Number of the experience.
     """
+    from avalanche_ntk.report.scales import log_scale
     from avalanche_ntk.reproduce.drawing import draw_curve
 
     x, values = curves(runs, column, experience=experience, before=before, after=after)
     draw_curve(axis, x, values, position, geometric=log)
     if log:
-        axis.set_yscale("log")
+        log_scale(axis)
 
 
 def learnt(run: DoneRun, experience: int = 0) -> float:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from avalanche_ntk.report.style import MARKERS, look
 from avalanche_ntk.reproduce.verdicts import interval, log_intervals
@@ -40,20 +39,6 @@ def draw_curve(
         mean, low, high = np.array([interval(column) for column in columns]).T
     axis.plot(x, mean, label=label or None, **look(position))
     axis.fill_between(x, low, high, color=look(position)["color"], alpha=0.18, linewidth=0)
-
-
-def plain_log(axes: Axes, which: str) -> None:
-    """Make an axis logarithmic with the labels 1, 2, 5, 10, … written out: over a decade matplotlib's own collide.
-
-    Args:
-        axes: The axes.
-        which: "x" or "y".
-    """
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_points(

@@ -24,12 +24,12 @@ COMMAND = str(Path(sys.executable).parent / "avalanche-ntk")
 COMMANDS = ("demo", "run", "sweep", "compare", "report", "reproduce", "inspect", "kernel", "doctor", "version")
 
 
-def call(*arguments, cwd, **environment):
+def call(*arguments, cwd, encoding="utf-8", **environment):
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
-        text=True,
+        encoding=encoding,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
     )
@@ -210,10 +210,10 @@ def test_a_kernel_from_the_shell(tmp_path):
         "                               torch.nn.Linear(width, n_classes))\n"
     )
     done = call("kernel", "mymodels:make", "--data", "digits", "--size", 20, "--set", "width=6", "--dtype", "float64",
-                "--out", "k.safetensors", cwd=tmp_path)  # fmt: skip
+                "--out", "κ.safetensors", cwd=tmp_path, PYTHONIOENCODING="ascii")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:2] == ["file: k.safetensors", "shape: (20, 20)"]
-    with safe_open(tmp_path / "k.safetensors", "np") as file:
+    assert done.stdout.splitlines()[:2] == ["file: ?.safetensors", "shape: (20, 20)"]
+    with safe_open(tmp_path / "κ.safetensors", "np") as file:
         kernel, labels, indices = (file.get_tensor(name) for name in ("kernel", "labels", "indices"))
         assert file.metadata()["model"] == "mymodels:make"
     assert np.bincount(labels).tolist() == [2] * 10

@@ -162,10 +162,16 @@ def test_a_sweep_runs_skips_and_reports_failures(tmp_path):
     assert [r["name"] for r in written["runs"]] == [p.name for p in sweep.runs]
 
 
-def test_a_worker_takes_one_run_after_the_other(tmp_path):
-    """Each has its own log and the numbers of a run made alone; a worker that died fails its own run only."""
+def test_a_worker_takes_one_run_after_the_other(tmp_path, monkeypatch):
+    """Each has its own log and the numbers of a run made alone; a worker that died fails its own run only.
+
+    Neither the folder's name nor what a run prints need be letters that the terminal has.
+    """
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    tmp_path = tmp_path / "β"
     launch = launcher("processes", tmp_path, {})
-    sweep = load_sweep({"base": ONE, "grid": {"model.width": [4, 6, 8]}})
+    talkative = {"name": "tests.experiments.small:talkative", "depth": 1}
+    sweep = load_sweep({"base": {**ONE, "model": talkative}, "grid": {"model.width": [4, 6, 8]}})
     processes = []
     try:
         for planned in sweep.runs:
@@ -181,7 +187,8 @@ def test_a_worker_takes_one_run_after_the_other(tmp_path):
                 continue
             assert handle.failure() is None
             assert handle.progress() == (2, 2)
-            assert handle.log.read_text().count("progress 2 2") == 1
+            log = handle.log.read_text(encoding="utf-8")
+            assert (log.count("progress 2 2"), log.count("θ ∈ ℝ")) == (1, 1)
     finally:
         launch.close()
     assert processes[0] is processes[1]

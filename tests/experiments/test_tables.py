@@ -20,9 +20,9 @@ def found(tmp_path):
 
 
 def test_csv_holds_the_whole_table(found):
-    groups = pd.read_csv(io.StringIO(tables.to_csv(found)))
+    groups = pd.read_csv(io.StringIO(tables.to_csv(found)), dtype=found.groups.dtypes.to_dict())
     pd.testing.assert_frame_equal(groups, found.groups)
-    runs = pd.read_csv(io.StringIO(tables.to_csv(found, each=True)))
+    runs = pd.read_csv(io.StringIO(tables.to_csv(found, each=True)), dtype=found.runs.dtypes.to_dict())
     pd.testing.assert_frame_equal(runs, found.runs)
 
 

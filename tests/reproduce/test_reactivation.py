@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from avalanche_ntk.experiments.sweep import load_sweep
+from avalanche_ntk.report.style import drawing
 from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.registry import Scale
 from avalanche_ntk.reproduce.studies import reactivation_claims as claims
+from avalanche_ntk.reproduce.studies import reactivation_figures
 from avalanche_ntk.reproduce.studies.reactivation import plans
 from avalanche_ntk.reproduce.study import Context
 from avalanche_ntk.runfolder import RunFolder
+from tests.texts import check_texts
 
 
 class FakeRun:
@@ -127,6 +130,31 @@ def test_a_control_has_the_first_task_of_its_run_in_the_published_setting_too(da
         runs = load_sweep({**made[name], "seeds": [0]}).runs
         assert {p.config.benchmark.per_class for p in runs} == {expected}
         assert {p.config.benchmark.image_size for p in runs} == {size}
+
+
+@pytest.mark.parametrize("rates", [(0.02, 0.05, 0.1), (0.003, 0.01, 0.03, 0.06, 0.1), (0.1, 0.11), (1e-7, 1.0)])
+@pytest.mark.parametrize("spread", [1.01, 3.0, 30.0])
+def test_texts_of_the_figure_of_learning_rates_can_be_read(rates, spread):
+    """With two seeds that differ, λ_max spans a few per cent of the axis or twenty decades."""
+
+    def run_of(rate, seed):
+        run = FakeRun([1.0, 2.0, 4.0, 4.0, *(4 * spread ** (seed * t) for t in (1, 2, -1, 3))], [1e-3] * 6)
+        run.seed, run.value = seed, lambda key: rate
+        return run
+
+    class Made:
+        context = SimpleNamespace(seeds=(0, 1))
+
+        def runs(self, plan, at=None, *, control=None):
+            chosen = rates if at is None else [at["optimizer.lr"]]
+            return [run_of(rate, seed) for rate in chosen for seed in (0, 1)]
+
+    with drawing():
+        figure = reactivation_figures._rates(Made())
+    for kind in ("svg", "png"):
+        check_texts(figure, format=kind)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [f"η = {rate:g}" for rate in rates]
 
 
 @pytest.mark.slow  # some hundred runs

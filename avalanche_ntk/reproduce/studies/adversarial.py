@@ -48,7 +48,7 @@ from avalanche_ntk.measures import (
     one_hot,
 )
 from avalanche_ntk.models import MLP
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
@@ -367,20 +367,21 @@ def draw(results: Results) -> dict[str, Figure]:
     seeds = results.measured("training")
     iterations = seeds[0]["iteration"]
     with drawing():
-        figure = new_figure(PAGE_INCHES, 2.7)
+        figure = new_figure(PAGE_INCHES, 3.0)
         left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
         for position, way in enumerate(("standard", "adversarial")):
-            draw_curve(left, iterations, [[0.0, *one[way]["from_init"]] for one in seeds], position, f"{way}, from Θ_0")
+            draw_curve(
+                left, iterations, [[0.0, *one[way]["from_init"]] for one in seeds], position, f"{way}, from $\\Theta_0$"
+            )
             draw_curve(middle, iterations, [one[way]["effective_rank"] for one in seeds], position, way)
         for position, (way, label) in enumerate(
             (("adversarial", "standard to adversarial"), ("again", "standard to standard")), 2
         ):
             draw_curve(left, iterations, [[0.0, *one["apart"][way]] for one in seeds], position, label)
         left.set(xlabel="iteration", ylabel="kernel distance S")
-        middle.set(xlabel="iteration", ylabel="effective rank of Θ_t")
-        middle.legend(loc="best")
-        left.set_ylim(top=left.get_ylim()[1] * 1.55)
-        left.legend(loc="upper left", fontsize=6.5)
+        middle.set(xlabel="iteration", ylabel="effective rank of $\\Theta_t$")
+        legend_above(left)
+        legend_above(middle)
         bars = (
             ("net\nstand.", "standard", "network"),
             ("net\nadv.", "adversarial", "network"),
@@ -396,8 +397,8 @@ def draw(results: Results) -> dict[str, Figure]:
                 values = [one[way][key][word] for one in seeds]
                 right.plot([place] * len(values), values, ".", color="black", markersize=2.5)
         right.set_xticks(range(len(bars)), [name for name, _, _ in bars], fontsize=6.5)
-        right.set(ylabel="accuracy on test images", ylim=(0, 1.25), yticks=(0, 0.25, 0.5, 0.75, 1))
-        right.legend(loc="upper left", ncols=2)
+        right.set(ylabel="accuracy on test images", ylim=(0, 1.05))
+        legend_above(right, 2)
     return {"adversarial": figure}
 
 

@@ -137,7 +137,7 @@ def draw(results: Results) -> Mapping[str, Figure]:
 
     labels = {
         VELOCITY: "velocity\n(distance per iteration)",
-        "spectral_norm": "λ_max of the kernel",
+        "spectral_norm": "$\\lambda_{\\max}$ of the kernel",
         "alignment": "alignment",
     }
     span = 10 * results.context.pick(2, 10, 10)

@@ -41,7 +41,8 @@ from avalanche_ntk.errors import UndefinedMeasureWarning
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import kernel_distance
 from avalanche_ntk.models import MLP
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.scales import log_scale
+from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
@@ -292,7 +293,7 @@ def draw(results: Results) -> dict[str, Figure]:
     picked = sorted({shown[0], shown[len(shown) // 2], shown[-1]})
     spawned = list(seeds[0][shown[0]]["exponents"])
     with drawing():
-        figure = new_figure(PAGE_INCHES, 2.6)
+        figure = new_figure(PAGE_INCHES, 2.8)
         left, middle, right = figure.subplots(1, 3)
         for position, rate in enumerate(picked):
             curves = [one[rate]["curve"] for one in seeds]
@@ -304,21 +305,21 @@ def draw(results: Results) -> dict[str, Figure]:
                 f"η = {rate:g}",
             )
         left.set(xlabel="iteration", ylabel="log₁₀ of the weights' relative distance")
-        left.legend(loc="center right", bbox_to_anchor=(1.0, 0.4))
+        legend_above(left)
         for position, start in enumerate(spawned):
             levels = [[_at(one, rate, start, "weights") for one in seeds] for rate in shown]
             draw_points(middle, shown, levels, position, f"from {start}")
         middle.axhline(0.0, color="0.6", linewidth=0.6, zorder=0)
-        middle.set_xscale("log")
+        log_scale(middle, "x")
         middle.set(xlabel="learning rate η", ylabel="exponent λ in 1/iteration")
-        middle.legend(title="iteration", loc="upper left")
+        legend_above(middle, 2, title="iteration")
         for position, what in enumerate(("start", "end")):
             index = 0 if what == "start" else -1
             levels = [[2 * _log10(one[rate]["curve"]["kernel"][index]) for one in seeds] for rate in shown]
             draw_points(right, shown, levels, position, what)
-        right.set_xscale("log")
+        log_scale(right, "x")
         right.set(xlabel="learning rate η", ylabel="log₁₀ of the kernels' distance S")
-        right.legend(title="of training", loc="upper left")
+        legend_above(right, title="of training")
     return {"chaos": figure}
 
 

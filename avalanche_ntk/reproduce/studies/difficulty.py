@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import KernelView, kernel_alignment
 from avalanche_ntk.models import build_model
-from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.scales import log_scale
+from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import class_labels, samples, sgd_step
@@ -312,7 +313,8 @@ def draw(results: Results) -> Mapping[str, Figure]:
                 axis.plot(before, [task[f"linearised_{what}"] for task in of], **hollow)
                 axis.plot(before, [task[f"network_{what}"] for task in of], **full)
             right.plot(before, [task["final_alignment"] for task in of], label=kind, **full)
-        left.set(xlabel="initial alignment", ylabel="steps to the training loss", yscale="log")
+        left.set(xlabel="initial alignment", ylabel="steps to the training loss")
+        log_scale(left)
         middle.set(xlabel="initial alignment", ylabel="held-out accuracy")
         middle.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
         ends = (0.0, 1.05 * max(task["alignment"] for task in every))
@@ -322,7 +324,7 @@ def draw(results: Results) -> Mapping[str, Figure]:
         for style, name in (({}, "network"), ({"markerfacecolor": "none"}, "linearisation")):
             handles += left.plot([], [], marker="o", color="0.4", linestyle="none", markersize=4, **style)
             names.append(name)
-        figure.legend(handles, names, loc="outside upper left", ncols=5, handletextpad=0.2, columnspacing=1.2)
+        put_legend(figure, handles, names, handletextpad=0.2)
     return {"tasks": figure}
 
 

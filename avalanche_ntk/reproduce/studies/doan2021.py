@@ -38,7 +38,8 @@ from avalanche_ntk.benchmarks.shifts import Permute, Rotate
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.models import build_model
 from avalanche_ntk.probes import Probe
-from avalanche_ntk.report.style import MARKERS, PAGE_INCHES, drawing, look, new_figure
+from avalanche_ntk.report.scales import log_scale
+from avalanche_ntk.report.style import MARKERS, PAGE_INCHES, drawing, look, new_figure, put_legend
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
@@ -342,14 +343,15 @@ def draw(results: Results) -> dict[str, Figure]:
                 expected = [[one[labels]["expected"] for one in at] for at in at_level]
                 style = {"marker": MARKERS[position], "color": look(position)["color"], "linestyle": "None"}
                 row[2].plot(np.ravel(expected), np.ravel(by_level), markersize=3, alpha=0.6, **style)
-            row[1].set(xlabel=units[family], ylabel="change of the first task's outputs")
+            row[1].set(xlabel=units[family], ylabel="change of the\nfirst task's outputs")
             low, high = _range(
                 [one[k][v] for at in at_level for one in at for k in LABELS for v in ("change", "expected")]
             )
             row[2].plot([low, high], [low, high], color="black", linewidth=0.6)
-            row[2].set(xscale="log", yscale="log", xlabel="expected of a static kernel", ylabel="change found")
-        handles, names = axes[0][1].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=2)
+            row[2].set(xlabel="expected of a static kernel", ylabel="change found")
+            log_scale(row[2], "x")
+            log_scale(row[2], "y")
+        put_legend(figure, *axes[0][1].get_legend_handles_labels())
     return {"overlap-and-forgetting": figure}
 
 

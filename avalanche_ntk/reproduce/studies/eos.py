@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -37,7 +36,8 @@ from avalanche_ntk.measures import (
     uncentred_alignment,
 )
 from avalanche_ntk.models import build_model
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, look, new_figure
+from avalanche_ntk.report.scales import log_scale
+from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, look, new_figure, put_legend
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
@@ -255,7 +255,7 @@ def draw(results: Results) -> Mapping[str, Figure]:
     for part in parts(results.context):
         measured = results.measured(part)
         with drawing():
-            figure = new_figure(PAGE_INCHES, 2.5)
+            figure = new_figure(PAGE_INCHES, 2.7)
             left, middle, right = figure.subplots(1, 3)
             for i, (multiple, run) in enumerate(zip(STEPS, measured[0]["runs"], strict=True)):
                 time = [run["lr"] * step for step in run["step"]]
@@ -263,10 +263,8 @@ def draw(results: Results) -> Mapping[str, Figure]:
                 left.axhline(2 / run["lr"], color=look(i)["color"], linewidth=0.7, linestyle=look(i)["linestyle"])
                 middle.plot(run["loss"], run["alignment"], **look(i))
             left.set(xlabel="η · steps", ylabel="λ of the loss (thin: 2/η)", ylim=(0, None))
-            middle.set(xlabel="training loss", ylabel="kernel alignment", xscale="log")
-            middle.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            middle.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            middle.minorticks_off()
+            middle.set(xlabel="training loss", ylabel="kernel alignment")
+            log_scale(middle, "x")
             middle.invert_xaxis()
             named = [(f"k = {k}", "eigenvectors", i) for i, k in enumerate(RANKS)]
             whole = [("whole kernel", "final_alignment", None), ("same, uncentred", "final_uncentred", None)]
@@ -274,12 +272,13 @@ def draw(results: Results) -> Mapping[str, Figure]:
                 numbers = [[_number(one["runs"][i], key, position) for one in measured] for i in range(len(STEPS))]
                 if np.isfinite(numbers).any():
                     draw_points(right, STEPS, numbers, place, name)
-            right.set(xlabel="step size (2/λ at initialisation)", ylabel="final alignment", xscale="log", ylim=(0, 1.6))
+            right.set(
+                xlabel="step size (2/λ at initialisation)", ylabel="final alignment", xscale="log", ylim=(0, 1.05)
+            )
             right.set_xticks(STEPS, [f"{step:g}" for step in STEPS])
             right.minorticks_off()
-            right.set_yticks([0, 0.25, 0.5, 0.75, 1])
-            right.legend(loc="upper left", ncols=2, columnspacing=1, handlelength=2)
-            figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+            legend_above(right, 2, columnspacing=1, handlelength=2)
+            put_legend(figure, *left.get_legend_handles_labels())
         figures[part] = figure
     return figures
 

@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import kernel_distance, kernel_regression
 from avalanche_ntk.models import build_model
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
@@ -323,30 +323,25 @@ def draw(results: Results) -> Mapping[str, Figure]:
     for part, arguments in parts(results.context).items():
         measured, epochs, spawned = results.measured(part), arguments["measured"], arguments["spawned"]
         with drawing():
-            figure = new_figure(PAGE_INCHES, 2.3)
+            figure = new_figure(PAGE_INCHES, 2.6)
             left, middle, right = figure.subplots(1, 3)
             draw_curve(left, epochs, [one["regression_accuracy"] for one in measured], 0, "regression with $Θ_t$")
             draw_curve(left, epochs, [one["network_accuracy"] for one in measured], 1, "network")
             initial = float(np.mean([one["regression_accuracy"][0] for one in measured]))
             left.axhline(initial, color="0.5", linewidth=0.8, linestyle=":", label="regression with $Θ_0$")
             left.set(xlabel="epoch t", ylabel="held-out accuracy", ylim=(max(0.0, initial - 0.4), 1.0))
-            left.legend(loc="lower right")
+            legend_above(left)
             # In logarithms, so that the band is an interval of what is drawn.
             draw_curve(middle, range(arguments["epochs"]), [np.log10(one["velocity"]).tolist() for one in measured], 0)
-            middle.set(xlabel="epoch t", ylabel="log10 of kernel velocity (1/epoch)")
+            middle.set(xlabel="epoch t", ylabel="log₁₀ of kernel velocity\n(1/epoch)")
             places = list(range(len(spawned)))
-            tallest = 0.0
             for position, (key, label) in enumerate((("path_errors", "error"), ("path_losses", "loss (nats)"))):
                 barriers = [[barrier(path) for path in one[key]] for one in measured]
                 draw_points(right, places, list(zip(*barriers, strict=True)), position, f"held-out {label}")
-                tallest = max(tallest, *(value for seed in barriers for value in seed))
             right.axhline(CONNECTED, color="0.5", linewidth=0.8, linestyle=":", label="connected below (error)")
             right.set_xticks(places, [str(epoch) for epoch in spawned])
-            # Room for the legend above the points.
-            right.set(
-                xlabel="epoch of parting", ylabel="barrier between children", ylim=(None, 1.6 * max(tallest, CONNECTED))
-            )
-            right.legend(loc="upper right")
+            right.set(xlabel="epoch of parting", ylabel="barrier between children")
+            legend_above(right)
         figures[part] = figure
     return figures
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avalanche_ntk import measures
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import DoneRun, Results
@@ -286,8 +286,8 @@ def judge(results: Results) -> list[Claim]:
 def draw(results: Results) -> dict[str, Figure]:
     """Spike, distance from the first boundary and effective rank by boundary, with the control."""
     shown: tuple[tuple[str, Callable[[DoneRun], list[float]], int], ...] = (
-        ("spike (distance per iteration)", spikes, 1),
-        ("distance from the first boundary", distances, 2),
+        ("spike\n(distance per iteration)", spikes, 1),
+        ("distance from\nthe first boundary", distances, 2),
         ("effective rank", ranks, 1),
     )
     with drawing():
@@ -301,8 +301,7 @@ def draw(results: Results) -> dict[str, Figure]:
                 axis.set(xlabel="boundary", ylabel=label)
                 axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]) if of is not ranks else None)
             row[0].set_title(regime)
-        handles, names = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=2)
+        put_legend(figure, *axes[0][0].get_legend_handles_labels())
     return {"boundary-by-boundary": figure}
 
 

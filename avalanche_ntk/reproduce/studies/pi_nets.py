@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import mode_response, spectral_norm
 from avalanche_ntk.models import MLP, NTKLinear
+from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, legend_height, new_figure
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
@@ -315,10 +316,14 @@ def draw(results: Results) -> dict[str, Figure]:
             draw_points(left, frequencies, relative, position)
             times = [[one["half"][k - 1] / one["half"][0] for one in measured[name]] for k in frequencies]
             draw_points(right, frequencies, times, position)
-        for axis, label in ((left, "eigenvalue λ_k/λ_1 of Θ_0"), (right, "time to half, t_k/t_1")):
-            axis.set(xscale="log", yscale="log", xlabel="frequency k", ylabel=label)
+        for axis, label in (
+            (left, "eigenvalue $\\lambda_k/\\lambda_1$ of $\\Theta_0$"),
+            (right, "time to half, $t_k/t_1$"),
+        ):
+            axis.set(xscale="log", xlabel="frequency k", ylabel=label)
             axis.set_xticks(frequencies, [str(k) for k in frequencies])
             axis.minorticks_off()
+            log_scale(axis)
         add_legend(figure, list(NETWORKS.values()), markers=True)
     return {"pi-nets": figure}
 

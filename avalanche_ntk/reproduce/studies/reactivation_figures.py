@@ -8,13 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure
-from avalanche_ntk.reproduce.drawing import draw_curve, draw_points, plain_log
+from avalanche_ntk.report.scales import log_scale
+from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
+from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
 from avalanche_ntk.reproduce.results import DoneRun, Results
 from avalanche_ntk.reproduce.studies import reactivation_claims as claims
 
 SHOWN = 100  # iterations before and behind a switch
 REGIMES = ("lazy", "rich")
+LARGEST = r"$\lambda_{\max}$"
 
 
 def draw(results: Results) -> Mapping[str, Figure]:
@@ -59,7 +61,7 @@ def _by_width(results: Results, plan: str) -> Figure:
     axes = figure.subplots(3, 2, sharex=True, sharey="row")
     rows = (
         ("velocity_per_iteration", "kernel velocity\n(distance per iteration)"),
-        ("spectral_norm", "λ_max / λ_max(switch)"),
+        ("spectral_norm", f"{LARGEST} / {LARGEST} at the switch"),
         ("alignment", "alignment with labels"),
     )
     widths = claims.levels(results, plan, "model.width")
@@ -74,19 +76,12 @@ def _by_width(results: Results, plan: str) -> Figure:
             axis.axvline(0, color="0.6", linewidth=0.6, zorder=0)
             if not column:
                 axis.set_ylabel(label)
-            if name == "spectral_norm":
-                plain_log(axis, "y")
-            elif name != "alignment":
-                axis.set_yscale("log")
+            if name != "alignment":
+                log_scale(axis)
         axes[0, column].set_title(regime)
         axes[2, column].set_xlabel("iterations since the switch")
-    _legend(figure, axes[0, 0])
+    put_legend(figure, *axes[0, 0].get_legend_handles_labels())
     return figure
-
-
-def _legend(figure: Figure, axis: Axes, columns: int = 5) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=2.6, columnspacing=1.2)
 
 
 def _overlaps(results: Results) -> Figure:
@@ -94,7 +89,7 @@ def _overlaps(results: Results) -> Figure:
     axes = figure.subplots(1, 2)
     panels = (
         (claims.at_boundary("spike"), "spike of the velocity\n(distance per iteration)"),
-        (claims.norm_change, "max |λ_max/λ_max(switch) − 1|"),
+        (claims.norm_change, f"max |{LARGEST} / {LARGEST} at the switch − 1|"),
     )
     for axis, (number, label) in zip(axes, panels, strict=True):
         for position, regime in enumerate(REGIMES):
@@ -102,7 +97,7 @@ def _overlaps(results: Results) -> Figure:
             draw_points(axis, list(by_overlap), list(by_overlap.values()), position, regime)
         axis.set_xlabel("class overlap of the two tasks (1: no shift)")
         axis.set_ylabel(label)
-    _legend(figure, axes[0])
+    put_legend(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -118,7 +113,7 @@ def _frequencies(results: Results) -> Figure:
         _curve(axes[0], runs, "velocity_per_iteration", position, f"α = {alpha:g}")
     _curve(axes[0], claims.cells(results, "frequencies", True), "velocity_per_iteration", 6, "α = 0 (no shift)")
     axes[0].axvline(0, color="0.6", linewidth=0.6, zorder=0)
-    axes[0].set_yscale("log")
+    log_scale(axes[0])
     axes[0].set_xlabel("iterations since the switch")
     axes[0].set_ylabel("kernel velocity\n(distance per iteration)")
     spike = claims.at_boundary("spike")
@@ -127,7 +122,7 @@ def _frequencies(results: Results) -> Figure:
     draw_points(axes[1], [0, *alphas], spikes, 1)
     axes[1].set_xlabel("frequency shift α (0: no shift)")
     axes[1].set_ylabel("spike of the velocity\n(distance per iteration)")
-    _legend(figure, axes[0], columns=6)
+    put_legend(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -139,9 +134,11 @@ def _rates(results: Results) -> Figure:
         runs = claims.cells(results, "learning-rates", False, {"optimizer.lr": rate})
         _curve(axes[0], runs, "velocity_per_iteration", position, f"η = {rate:g}")
         _curve(axes[1], runs, "spectral_norm", position, shown=1000)
-    axes[0].set_yscale("log")
-    plain_log(axes[1], "y")
-    for axis, label in zip(axes, ("kernel velocity\n(distance per iteration)", "λ_max / λ_max(switch)"), strict=False):
+    log_scale(axes[0])
+    log_scale(axes[1])
+    for axis, label in zip(
+        axes, ("kernel velocity\n(distance per iteration)", f"{LARGEST} / {LARGEST} at the switch"), strict=False
+    ):
         axis.axvline(0, color="0.6", linewidth=0.6, zorder=0)
         axis.set_xlabel("iterations since the switch")
         axis.set_ylabel(label)
@@ -149,10 +146,10 @@ def _rates(results: Results) -> Figure:
         claims.numbers(results, "learning-rates", claims.at_boundary("norm_dip"), {"optimizer.lr": r}) for r in rates
     ]
     draw_points(axes[2], rates, dips, 0)
-    axes[2].set_xscale("log")
+    log_scale(axes[2], "x")
     axes[2].set_xlabel("learning rate η")
-    axes[2].set_ylabel("min λ_max / λ_max(switch)")
-    _legend(figure, axes[0])
+    axes[2].set_ylabel(f"min {LARGEST} / {LARGEST} at the switch")
+    put_legend(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -174,7 +171,7 @@ def _boundaries(results: Results) -> Figure:
         axis.set_xticks(list(boundaries))
         axis.set_xlabel("boundary")
     axes[0].set_ylabel("spike of the velocity\n(distance per iteration)")
-    _legend(figure, axes[0])
+    put_legend(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 
@@ -190,11 +187,11 @@ def _alternatives(results: Results) -> Figure:
                 name = ("new classes", "no shift")[series] if not position else ""
                 draw_points_sideways(axis, position + 0.2 * series, ratios, series, name)
         axis.set_yticks(range(len(ways)), list(ways))
-        plain_log(axis, "x")
+        log_scale(axis, "x")
         axis.set_xlabel("ratio peak/base")
         axis.set_title(regime)
     axes[0].invert_yaxis()
-    _legend(figure, axes[0])
+    put_legend(figure, *axes[0].get_legend_handles_labels())
     return figure
 
 

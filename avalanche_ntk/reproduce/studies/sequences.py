@@ -140,7 +140,7 @@ def draw(results: Results) -> Mapping[str, Figure]:
 
     labels = {
         VELOCITY: "velocity\n(distance per iteration)",
-        "spectral_norm": "λ_max of the kernel",
+        "spectral_norm": "$\\lambda_{\\max}$ of the kernel",
         "alignment": "alignment",
     }
     with drawing():

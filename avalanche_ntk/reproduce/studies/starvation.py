@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.measures import label_signed_kernel
 from avalanche_ntk.models import MLP
-from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
@@ -374,8 +374,7 @@ def draw(results: Results) -> dict[str, Figure]:
         axis.set_xticks(FACTORS, [f"{factor:g}" for factor in FACTORS])
         axis.set(xlabel="factor κ on the first mode", title="second mode, kernel regime")
         axis.set_ylabel("response, relative to κ = 1/4")
-        handles, labels = axis.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=3)
+        put_legend(figure, *axis.get_legend_handles_labels())
     return {"starvation": figure}
 
 

@@ -31,7 +31,7 @@ from avalanche.models.packnet import PackNetModel
 from matplotlib.lines import Line2D
 
 from avalanche_ntk.models import MLP
-from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure
+from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import run_settings, stream, with_changes
@@ -263,9 +263,7 @@ def draw(results: Results) -> dict[str, Figure]:
                 _draw_cloud(axis, shifted[name]["forgetting"], shifted[name][kind], position)
             axis.set(xlabel="forgetting (accuracy lost)", ylabel=label)
         handles = [_marker(position) for position in range(len(shifted))]
-        figure.legend(
-            handles, list(shifted), loc="outside upper center", ncols=len(shifted), handletextpad=0.1, columnspacing=1.2
-        )
+        put_legend(figure, handles, list(shifted), handletextpad=0.1)
     return {"forgetting-and-movement": figure}
 
 

@@ -1,0 +1,54 @@
+"""Tables whose columns have the same types whatever is in them, so that those of many runs can be read together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from avalanche_ntk.clock import TrainingClock
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Types of columns, as pandas calls them.
+TEXT = "string"
+COUNT = "int64"  # never missing
+COUNT_OR_NONE = "Int64"
+TRUTH_OR_NONE = "boolean"
+NUMBER = "float64"  # NaN where it is undefined
+NUMBER_OR_NA = "Float64"  # `pandas.NA` where it is undefined
+
+_OF_CLOCK: dict[Any, str] = {str: TEXT, int: COUNT}
+CLOCK = {f.name: _OF_CLOCK.get(f.type, COUNT_OR_NONE) for f in fields(TrainingClock)}
+"""Columns of `TrainingClock.as_dict()`."""
+
+
+def make_frame(rows: Iterable[Mapping[str, Any]], types: Mapping[str, str]) -> pd.DataFrame:
+    """Make a table of rows.
+
+    Args:
+        rows: The rows: values by column; one that is absent or None is missing.
+        types: The columns in their order, all of them, and the type of each.
+
+    Returns:
+        The table, which has these columns of these types also when it has no row, or a column no value.
+    """
+    import pandas as pd
+
+    known = list(rows)
+    columns = {}
+    for name, kind in types.items():
+        values = [row.get(name) for row in known]
+        columns[name] = pd.Series([None if v is None else _CONVERT[kind](v) for v in values], dtype=kind)
+    return pd.DataFrame(columns)
+
+
+def _text(value: object) -> str:
+    # A name of a file need be no text, and neither Parquet nor a string of Arrow takes it.
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    TEXT: _text, COUNT: int, COUNT_OR_NONE: int, TRUTH_OR_NONE: bool, NUMBER: float, NUMBER_OR_NA: float,
+}  # fmt: skip

@@ -1,0 +1,109 @@
+"""Logarithmic axes whose labels have room, over a factor of two as over twenty decades."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter
+
+# Of a label in sizes of its font: the height of its line, and the least space between two side by side.
+_LINE, _SPACE = 1.7, 0.8
+_DIGIT = 0.67  # width of a digit, a little more for the sake of signs
+
+
+def text_width(text: str, size: float, *, math: bool = False) -> float:
+    """Return the width of a text in points.
+
+    Args:
+        text: One line.
+        size: Size of the font in points.
+        math: Whether what stands between dollar signs is a formula.
+    """
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), math)[0])
+
+
+def log_scale(axes: Axes, which: str = "y") -> None:
+    """Make an axis logarithmic.
+
+    Args:
+        axes: The axes.
+        which: "x" or "y".
+    """
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_locator(LogTicks())
+    axis.set_major_formatter(LogLabels())
+    axis.set_minor_formatter(NullFormatter())
+
+
+class LogTicks(LogLocator):
+    """Ticks at 1, 2, 5, 10 and so on where there is room, else at every power of ten, or every second, or fewer.
+
+    Where the axis spans less than half a decade, ticks are at round numbers in equal steps.
+    """
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Return the ticks between two positive numbers."""
+        axis: Any = self.axis
+        low, high = sorted((vmin, vmax))
+        low = low if low > 0 else axis.get_minpos()
+        beside = axis.axis_name == "x"
+        sizes = axis.get_tick_space() * (3 if beside else 2)  # matplotlib takes a label to need that many
+        inside = np.array([])  # what is out of view counts neither for the room nor for how numbers are written
+        for ticks in _choices(low, high):
+            inside = ticks[(ticks >= low * (1 - 1e-9)) & (ticks <= high * (1 + 1e-9))]
+            gaps = np.diff(np.log10(inside)) / np.log10(high / low) * sizes
+            needed = _widths(inside) if beside and len(inside) < sizes else _LINE
+            if (gaps >= needed).all():
+                return inside.tolist()
+        return inside[:1].tolist()
+
+
+def _widths(ticks: np.ndarray) -> np.ndarray:
+    """Return how far apart each two neighbours must be to stand side by side, in sizes of their font."""
+    widths = np.array([_width(label) for label in LogLabels().format_ticks(ticks.tolist())])
+    return (widths[1:] + widths[:-1]) / 2 + _SPACE
+
+
+def _width(label: str) -> float:
+    """Return the width of a label in sizes of its font; to ask the font takes long, and a locator is asked often."""
+    base, _, exponent = label.removeprefix("$\\mathdefault{").partition("^")
+    return _DIGIT * len(base.replace("\\cdot", "·")) + 0.7 * _DIGIT * len(exponent.strip("{}$"))
+
+
+def _choices(low: float, high: float) -> Iterator[np.ndarray]:
+    """Yield ticks between two positive numbers, fewer each time."""
+    if high < 4 * low:
+        for intervals in (5, 4, 3, 2, 1):
+            ticks = np.asarray(MaxNLocator(intervals, steps=[1, 2, 5, 10]).tick_values(low, high))
+            yield ticks[ticks > 0]
+        return
+    powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    yield np.ravel(np.outer(10.0**powers, (1.0, 2.0, 5.0)))
+    for stride in range(1, len(powers) + 1):
+        yield 10.0 ** powers[powers % stride == 0]
+
+
+class LogLabels(Formatter):
+    """Plain numbers where all are between a thousandth and ten thousand, else powers of ten."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        """Return the label of one tick."""
+        return self.format_ticks([value])[0]
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """Return the labels of all ticks."""
+        if all(1e-3 <= value < 1e4 for value in values):
+            return [f"{value:g}" for value in values]
+        return [_power(value) for value in values]
+
+
+def _power(value: float) -> str:
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    factor = "" if float(mantissa) == 1 else f"{float(mantissa):g}\\cdot"
+    return f"$\\mathdefault{{{factor}10^{{{int(exponent)}}}}}$"
