@@ -220,7 +220,8 @@ class _Sums:
             return None
         total: Tensor | None = None
         found: list[Tensor] = []
-        for rows in self._parts(one, two, name):
+        every = [slice(None)] if self.full else output_parts([one, two], name, self.workspace)
+        for rows in every:
             left = one.pieces(name, rows)
             right = left if one is two else two.pieces(name, rows)
             if name in one.by_own_backward:
@@ -234,18 +235,20 @@ class _Sums:
                 total = k if total is None else total + k
         return torch.cat(found) if found else total
 
-    def _parts(self, one: Side, two: Side, name: str) -> list[slice]:
-        """Return the outputs that are taken at a time: fewer than all where explicit gradients would be too large."""
-        plan = one.plan
-        hs = plan.handles_of(name)
-        r = next(s.shape[0] for e in one.edges_of(hs) if (s := one.signals[e]) is not None)
-        if self.full or not (name in plan.pulled or any(one.is_dense(h) for h in hs)):
-            return [slice(0, r)]
-        size = max(one.subject.leaves[name].numel(), *(prod(one.w_shape(plan.handles[h])) for h in hs))
-        each = (one.at.n + (0 if one is two else two.at.n)) * size * one.at.out.element_size()
-        each *= 4 if name in plan.pulled else 2  # made, carried to the parameter in two steps, and laid out for a sum
-        block = max(1, min(r, self.workspace // max(1, each)))
-        return [slice(i, min(i + block, r)) for i in range(0, r, block)]
+
+def output_parts(sides: list[Side], name: str, workspace: int) -> list[slice]:
+    """Return the outputs that are taken at a time: fewer than all where explicit gradients would be too large."""
+    side = sides[0]
+    hs = side.plan.handles_of(name)
+    r = next(s.shape[0] for e in side.edges_of(hs) if (s := side.signals[e]) is not None)
+    if not (name in side.plan.pulled or any(side.is_dense(h) for h in hs)):
+        return [slice(0, r)]
+    size = max(side.subject.leaves[name].numel(), *(prod(side.w_shape(side.plan.handles[h])) for h in hs))
+    samples = sum(s.at.n for s in {id(s): s for s in sides}.values())
+    # made, carried to the parameter in two steps, and laid out for a sum
+    each = samples * size * side.at.out.element_size() * (4 if name in side.plan.pulled else 2)
+    block = max(1, min(r, workspace // max(1, each)))
+    return [slice(i, min(i + block, r)) for i in range(0, r, block)]
 
 
 def scales_of(sides: list[Side], name: str) -> list[float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from avalanche_ntk.kernels._contract.contraction import Tally, explicit_gradients
-from avalanche_ntk.kernels._contract.engine import Waiting, outputs_at_once, scales_of
+from avalanche_ntk.kernels._contract.engine import Waiting, output_parts, outputs_at_once, scales_of
 from avalanche_ntk.kernels._contract.patches import Patches
 from avalanche_ntk.kernels._contract.pieces import Dense, Lookup, Outer, Piece
 from avalanche_ntk.kernels._contract.side import Side, Unreadable
@@ -128,8 +128,10 @@ def fill(
                 scales = scales_of([side], name)
                 if side.silent(name):
                     continue
-                made = side.pieces(name, slice(0, rows.stop - rows.start))
-                made = [held.formed(name, piece, budget // 4, tally) for piece in made]
-                held.put(name, made, scales, samples, rows)
+                for some in output_parts([side], name, budget):
+                    made = [held.formed(name, piece, budget // 4, tally) for piece in side.pieces(name, some)]
+                    here = slice(start + some.start, start + some.stop)
+                    held.put(name, made, scales, samples, here)
+                    del made
             arrived.clear()
         held.by_own_backward |= side.by_own_backward

@@ -121,7 +121,7 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
     if block is None and most * need.passing * copies <= numbers or block is not None and block >= most:
         return Steps(most, 0, r)
     # signals of more than a tile are fetched from the system page by page, each time
-    passing = block or int(max(1, min(_PASSING * numbers // max(1, need.passing * copies), TILE // need.signal)))
+    most_passing = block or int(max(1, min(_PASSING * numbers // max(1, need.passing * copies), TILE // need.signal)))
     fast = {k for k, sizes in need.pieces.items() if _explicit_is_faster(sizes, n, m, r, full, budget, item)}
     small = {k for k, sizes in need.pieces.items() if sum(_kept(s, r, True) - _kept(s, r, False) for s in sizes) < 0}
     best: tuple[float, Steps] | None = None
@@ -129,10 +129,14 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
         outputs = r
         while True:
             kept = sum(_kept(s, outputs, k in explicit) for k, sizes in need.pieces.items() for s in sizes)
-            held = max(1, min(n, int(_HELD * numbers // max(1, kept))))
+            room = int(_HELD * numbers // max(1, kept))
+            held, passing = min(n, room), min(most_passing, room)
+            if held < n or m is not None:  # those of a block stream by beside them
+                passing = max(1, min(most_passing, room // 2))
+                held = max(1, min(n, room - passing))
             time = _passes(n, m, held, outputs, r)
             if best is None or time < 0.9 * best[0]:
-                best = time, Steps(min(passing, held), held, outputs, frozenset(explicit))
+                best = time, Steps(max(1, min(passing, held)), held, outputs, frozenset(explicit))
             if full or outputs == 1:
                 break
             outputs = ceil(outputs / 2)

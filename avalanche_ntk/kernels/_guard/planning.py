@@ -16,6 +16,7 @@ from avalanche_ntk.kernels._guard.policy import Look
 from avalanche_ntk.kernels._guard.proof import prove, prove_layouts
 from avalanche_ntk.kernels._guard.samples import (
     LARGE,
+    OTHER,
     SMALL,
     Rounding,
     differing,
@@ -57,12 +58,9 @@ def inspect(subject: Subject, batch: Batch, at: Pass, plan: Plan, budget: int | 
             raise error
     if plan.way is Way.LOOP:
         separate = not look or outputs_alone(subject, batch, at.out, precision)
-    elif look or plan.moving:
-        here = plan.copy()
-        separate = prove_layouts(here, at, budget)
-        if not separate:
-            plan.moving, plan = True, here
-            separate = outputs_alone(subject, batch, at.out, precision)
+    elif plan.moving:
+        plan = plan.copy()
+        separate = prove_layouts(plan, at, budget) or outputs_alone(subject, batch, at.out, precision)
     else:
         separate = True
     if not separate:
@@ -178,6 +176,9 @@ def _plan_on(
     plan.pattern, plan.rounding = pattern, rounding
     del small, alone  # what a pass computes from parameters alone (a parametrised weight) may be large
     plan.needs = needs(subject, plan, large, prove(subject, plan, few, large, budget))
+    # once more for another number of samples, where what was taken for tokens or samples may turn out otherwise
+    more = forward(subject, batch.take([i % len(batch) for i in range(OTHER)]))
+    plan.moving = plan.moving or not prove_layouts(plan.copy(), more, budget)
     return plan
 
 

@@ -14,7 +14,8 @@ from avalanche_ntk.kernels._function.subject import Subject, swapped
 from avalanche_ntk.kernels._guard import refusals
 from avalanche_ntk.kernels._structure.passes import Pass, forward, plain_operators
 
-SMALL, LARGE = 3, 5  # samples that are run by themselves; coprime, so that no dimension grows by accident
+# Samples that are run by themselves; coprime, so that no dimension grows by accident
+SMALL, LARGE, OTHER = 3, 5, 8
 
 Parts = Sequence[tuple[list[int], Tensor]]  # places of samples in the batch, and their outputs when run by themselves
 

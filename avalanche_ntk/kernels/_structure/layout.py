@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PART = 2**19  # signals that are looked at in one go
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -63,7 +65,12 @@ def candidates(small: tuple[int, ...], large: tuple[int, ...], n_small: int, n_l
 
 
 def sample_of(
-    plain: Tensor, weighted: Tensor, weights: Tensor, dim: int, precision: torch.dtype | None = None
+    plain: Tensor,
+    weighted: Tensor,
+    weights: Tensor,
+    dim: int,
+    precision: torch.dtype | None = None,
+    sizes: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample of each entry from the ratio of two signals.
 
@@ -74,6 +81,7 @@ def sample_of(
         dim: Dimension in which the samples are.
         precision: Of the numbers that the signals are made of, where a ratio has to be a weight but for rounding; by
             default within 2 %.
+        sizes: How large signals are at each place of `dim` and altogether, where these are some of them only.
 
     Returns:
         `(index, clear)`: the sample of each entry, -1 where the ratio is no sample's weight; and which entries are
@@ -83,8 +91,8 @@ def sample_of(
         return torch.zeros_like(plain, dtype=torch.long), torch.zeros_like(plain, dtype=torch.bool)
     size = plain.abs()
     others = [d for d in range(plain.dim()) if d != dim]
-    near = size.amax(others, keepdim=True) if others else size
-    clear = (size > 1e-3 * near) & (size > (1e-11 if size.dtype == torch.float64 else 1e-5) * size.max())
+    near, most = (size.amax(others, keepdim=True) if others else size, size.max()) if sizes is None else sizes
+    clear = (size > 1e-3 * near) & (size > (1e-11 if size.dtype == torch.float64 else 1e-5) * most)
     ratio = torch.where(clear, weighted / torch.where(clear, plain, torch.ones_like(plain)), torch.zeros_like(plain))
     real = (ratio.real if ratio.is_complex() else ratio).contiguous()
     index = torch.searchsorted(((weights[1:] + weights[:-1]) / 2).to(real), real)
@@ -111,3 +119,33 @@ def consistent(layout: Layout, index: Tensor, clear: Tensor, label: Tensor) -> b
     expected = label.repeat_interleave(layout.after).repeat(layout.before)
     expected = expected.reshape([-1 if d == layout.dim else 1 for d in range(index.dim())])
     return not bool(((index != expected) & clear).any())
+
+
+def holds(
+    layout: Layout, plain: Tensor, weighted: Tensor, weights: Tensor, label: Tensor, precision: torch.dtype
+) -> bool:
+    """Tell whether the signals of a batch stand where a layout says, some of them at a time.
+
+    Args:
+        layout: Where the samples are.
+        plain: See `sample_of`.
+        weighted: See `sample_of`.
+        weights: See `sample_of`.
+        label: `(N,)` which weight each sample has.
+        precision: See `sample_of`.
+
+    Returns:
+        True when all agree.
+    """
+    if not plain.numel():
+        return True
+    d = layout.dim
+    plain, weighted = (t.movedim(d, 0).flatten(1) if t.dim() > 1 else t[:, None] for t in (plain, weighted))
+    step = max(1, PART // max(1, plain.shape[0]))
+    rows = Layout(0, layout.before, layout.after)
+    near = plain.abs().amax(1, keepdim=True)
+    sizes = near, near.max()
+    return all(
+        consistent(rows, *sample_of(p, w, weights, 0, precision, sizes), label)
+        for p, w in zip(plain.split(step, 1), weighted.split(step, 1), strict=True)
+    )
