@@ -183,7 +183,6 @@ class Measurement:
                 for k in range(mine.stop if self.b2 is None else 0, len(second), steps.block):
                     some = range(k, min(k + steps.block, len(second)))
                     passing = Held(len(some), len(cot), held.explicit)
-                    passing.last = dict(held.last)
                     self._fill(passing, second, which, some, steps.block, cot, plans)
                     self._contract(held, passing, mine, some)
                 del held

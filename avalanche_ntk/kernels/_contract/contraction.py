@@ -81,8 +81,6 @@ def contract(
         `(N, M)` summed over outputs, or `(N, M, R, R)`, and the form used.
     """
     if isinstance(p, Outer) and isinstance(q, Outer) and p.a_first == q.a_first:
-        if isinstance(p.a, Patches) and isinstance(q.a, Patches) and p.a.channels_last != q.a.channels_last:
-            q = replace(q, a=replace(q.a, last=p.a.channels_last))
         return _outer(p, q, full, workspace, tally, force, name)
     if isinstance(p, Lookup) and isinstance(q, Lookup):
         return _lookup(p, q, full, workspace, tally), "lookup"

@@ -31,7 +31,6 @@ class Held:
         self.n, self.r, self.explicit = n, r, explicit
         self.pieces: dict[str, list[Piece | None]] = {}
         self.scales: dict[str, list[float]] = {}
-        self.last: dict[str, bool] = {}  # order of entries in explicit gradients made of patches, see `Patches`
         self.by_own_backward: set[str] = set()
 
     def put(self, name: str, made: list[Piece | None], scales: list[float], samples: range, rows: slice) -> None:
@@ -54,9 +53,6 @@ class Held:
         """Return a piece as it is held: explicit gradients where that was chosen."""
         if name not in self.explicit or not isinstance(piece, Outer):
             return piece
-        if isinstance(piece.a, Patches):
-            last = self.last.setdefault(name, piece.a.channels_last)
-            piece = replace(piece, a=replace(piece.a, last=last))
         return explicit_gradients(piece, workspace, tally)
 
     def _room(self, piece: Piece) -> Piece:
@@ -69,10 +65,11 @@ class Held:
             return Lookup(ids, piece.g.new_zeros(r, n, *piece.g.shape[2:]), piece.rows)
         g = piece.g.new_zeros(r, n, *piece.g.shape[2:])
         if isinstance(piece.a, Patches):
-            x, last = piece.a.x, piece.a.channels_last
-            order = torch.channels_last if last and x.dim() == 4 else torch.contiguous_format
+            x = piece.a.x
+            last = piece.a.channels_last and x.dim() == 4
+            order = torch.channels_last if last else torch.contiguous_format
             room = torch.empty((n, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=order).zero_()
-            return replace(piece, a=replace(piece.a, x=room, last=last), g=g)
+            return replace(piece, a=replace(piece.a, x=room), g=g)
         return replace(piece, a=piece.a.new_zeros(n, *piece.a.shape[1:]), g=g)
 
 

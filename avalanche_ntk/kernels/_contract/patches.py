@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 STRIP = 4096  # positions that one convolution sums over
-ALONE = 2**21  # multiply-adds of a sample above which it is a convolution by itself; smaller ones are grouped
-GROUPS = 32
+LARGE = 2**21  # multiply-adds of a sample and an output from which on convolutions are faster than matrix products
 SHIFT = 6.0  # cost of adding one shifted copy, in multiply-adds of a matrix product
 
 
@@ -57,7 +56,7 @@ class Patches:
         padding: Zeros before the first pixel.
         dilation: Steps between kernel entries.
         out: Size of the output.
-        last: Order of entries that `make_fast` gives: channels last, or first; by default as the pixels lie in memory.
+        filters: Columns B of the weight, where it is known.
     """
 
     x: Tensor
@@ -66,7 +65,7 @@ class Patches:
     padding: list[int]
     dilation: list[int]
     out: list[int]
-    last: bool | None = None
+    filters: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -75,8 +74,8 @@ class Patches:
 
     @property
     def channels_last(self) -> bool:
-        """Whether `make_fast` puts a pixel's channels side by side."""
-        return self.x.stride(1) == 1 if self.last is None else self.last
+        """Whether a pixel's channels lie side by side."""
+        return self.x.stride(1) == 1
 
     def make(self, samples: slice) -> Tensor:
         """Return the rows of some samples, `(n, T, A)`; A is (channels, kernel), as in the weight."""
@@ -84,7 +83,7 @@ class Patches:
         return p.reshape(p.shape[0], self.shape[2], self.shape[1]).transpose(1, 2)
 
     def make_fast(self, samples: slice, memory: Tensor | None = None) -> Tensor:
-        """Return the rows of some samples, `(n, T, A)`; A is (kernel, channels) or (channels, kernel), see `last`.
+        """Return the rows of some samples, `(n, T, A)`; A is (kernel, channels).
 
         Args:
             samples: Which.
@@ -112,9 +111,13 @@ class Patches:
 
     @property
     def by_convolution(self) -> bool:
-        """Whether gradients of the weight are made by convolutions of oneDNN, which need no patches."""
+        """Whether gradients of the weight are made by convolutions of oneDNN, which need no patches.
+
+        They are faster than matrix products where a sample has enough to do.
+        """
         images = len(self.kernel) == 2 and self.x.device.type == "cpu" and self.x.dtype == torch.float32
-        return images and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+        large = prod(self.shape[1:]) * self.filters >= LARGE
+        return large and images and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
     def weight_gradients(self, g: Tensor, samples: slice, into: Tensor) -> None:
         """Form the gradients of a weight for some samples and one output, by convolutions of inputs with signals.
@@ -124,7 +127,7 @@ class Patches:
         Args:
             g: `(N, B, *out)` signals.
             samples: Which.
-            into: `(n, B, A)`, A being (channels, kernel), where they are written.
+            into: `(n, B, A)`, A being (kernel, channels), where they are written.
         """
         x, g = self.x[samples], g[samples]
         (k, _), (s, _), (p, q), (d, _) = self.kernel, self.stride, self.padding, self.dilation
@@ -132,38 +135,26 @@ class Patches:
         strips = -(-self.out[0] // rows)
         if strips > 1 and p:
             x, p = torch.nn.functional.pad(x, (0, 0, p, p)), 0
-        alone = prod(self.shape[1:]) * g.shape[1] > ALONE
-        for strip in range(strips):
-            top, bottom = strip * rows, min((strip + 1) * rows, self.out[0])
-            part = x if strips == 1 else x[:, :, top * s : (bottom - 1) * s + (k - 1) * d + 1]
-            signals = g if strips == 1 else g[:, :, top:bottom]
-            for i in range(0, x.shape[0], 1 if alone else GROUPS):
-                some = slice(i, i + 1 if alone else i + GROUPS)
-                made = self._weight_gradient(part[some], signals[some], [p, q]).view(into[some].shape)
-                into[some] = made if not strip else into[some] + made
-
-    def _weight_gradient(self, x: Tensor, g: Tensor, padding: list[int]) -> Tensor:
-        """Gradient of the weight for each sample, samples being groups of one convolution.
-
-        Returns:
-            `(n, B, channels, *kernel)`.
-        """
-        n, channels, b = x.shape[0], x.shape[1], g.shape[1]
-        weight = x.new_empty(n * b, channels, *self.kernel)
-        _, made, _ = torch.ops.aten.convolution_backward(
-            g.reshape(1, n * b, *g.shape[2:]),
-            x.reshape(1, n * channels, *x.shape[2:]),
-            weight,
-            None,
-            self.stride,
-            padding,
-            self.dilation,
-            False,
-            [0, 0],
-            n,
-            [False, True, False],
-        )
-        return made.contiguous().view(n, b, channels, *self.kernel)
+        weight = x.new_empty(g.shape[1], x.shape[1], *self.kernel)
+        for i in range(x.shape[0]):
+            for strip in range(strips):
+                top, bottom = strip * rows, min((strip + 1) * rows, self.out[0])
+                part = x if strips == 1 else x[:, :, top * s : (bottom - 1) * s + (k - 1) * d + 1]
+                _, made, _ = torch.ops.aten.convolution_backward(
+                    g[i : i + 1, :, top:bottom],
+                    part[i : i + 1],
+                    weight,
+                    None,
+                    self.stride,
+                    [p, q],
+                    self.dilation,
+                    False,
+                    [0, 0],
+                    1,
+                    [False, True, False],
+                )
+                made = made.movedim(1, -1).reshape(into[i].shape)
+                into[i] = made if not strip else into[i] + made
 
     def lattices(self) -> Iterator[tuple[tuple[int, ...], tuple[list[int], ...]]]:
         """Return the sub-lattices of pixels that are read: their first pixels, and the shifts of positions on them."""

@@ -43,7 +43,7 @@ def convolution(s: Site) -> Piece:
         out = list(s.g.shape[3:])
         if groups == 1 and s.layout == Layout(0) and batch == s.n:
             g = s.g.flatten(3).transpose(2, 3)
-            return Outer(Patches(x, kernel, stride, padding, dilation, out), g, a_first=False)
+            return Outer(Patches(x, kernel, stride, padding, dilation, out, g.shape[3]), g, a_first=False)
         if all(k == 1 for k in kernel) and all(v == 1 for v in stride) and not any(padding):
             p = x
         else:
