@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels._contract.contraction import Tally
 from avalanche_ntk.kernels._contract.engine import kernels
 from avalanche_ntk.kernels._contract.pieces import Size
@@ -23,12 +22,13 @@ PROOFS = 3  # random mixes of samples that a new plan is proved on
 
 
 def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> dict[str, list[Size]]:
-    """Compare every parameter's kernel with ordinary gradients of samples taken alone; demote what disagrees.
+    """Compare every parameter's kernel with ordinary gradients; demote what disagrees.
 
-    For random combinations v of outputs and random mixes u of samples, let `G = ∇θ Σ_n u_n v·f(x_n)`. Then
-    `Σ_{n,m} u_n u'_m vᵀΘ[n,m]v' = <G, G'>`: any entry of Θ that is wrong shows in it. Each G is compared with itself
-    and with the first one, so that only two have to be held at a time; a kernel whose output pairs are exchanged agrees
-    with itself, but not with another mix.
+    Of the same pass: in another one, rounding may switch a unit whose input is nearly zero, and with it the gradient.
+    That a sample has the same output alone is asked elsewhere (`samples.py`). For random combinations v of outputs and
+    random mixes u of samples, let `G = ∇θ Σ_n u_n v·f(x_n)`. Then `Σ_{n,m} u_n u'_m vᵀΘ[n,m]v' = <G, G'>`: any entry
+    of Θ that is wrong shows in it. Each G is compared with itself and with the first one, so that only two have to be
+    held at a time; a kernel whose output pairs are exchanged agrees with itself, but not with another mix.
 
     Returns:
         Sizes of the pieces that each parameter's kernel is contracted from.
@@ -48,25 +48,15 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
     tally = Tally()
     got = kernels(subject, (plan, plan), at, at, cot, True, budget, tally, errors=errors)
     traces = kernels(subject, (plan, plan), at, at, cot, False, budget, Tally(), errors=errors)
-    outs = []
-    for n in range(at.n):
-        try:
-            outs.append(forward(subject, few.take(slice(n, n + 1))).out[0])
-        except ModelError:  # a model that cannot be called with one sample
-            outs.append(at.out[n])
-    apart = torch.stack(outs)
     mixes = torch.stack([random_numbers(at.n, 4 + k).to(at.out) for k in range(PROOFS)])
     pairs = [(k, v) for k in range(PROOFS) for v in range(len(cot))]
     squares: dict[str, list[float]] = {n: [] for n in names}
     products: dict[str, list[float]] = {n: [] for n in names}
     for group in _small_groups(subject, names, (budget or 2**30) // 8):
         leaves = [subject.leaves[n] for n in group]
-        # gradients of samples alone are held several at a time: the batch's own serves where they are large
-        large = sum(p.numel() * p.element_size() for p in leaves) > (budget or 2**30) // 8
-        alone = at.out if large else apart
         first: list[Tensor | None] = []
         for k, v in pairs:
-            grads = torch.autograd.grad((mixes[k] @ alone) @ cot[v], leaves, retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad((mixes[k] @ at.out) @ cot[v], leaves, retain_graph=True, allow_unused=True)
             found: list[Tensor | None] = [None if g is None else g.to_dense() for g in grads]
             first = first or found
             for name, f, g in zip(group, first, found, strict=True):
