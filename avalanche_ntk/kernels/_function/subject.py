@@ -8,7 +8,7 @@ they are cast copies that stand in for them during the call, so the user's tenso
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,7 +140,7 @@ def check_supported(model: nn.Module) -> None:
                 " Store real and imaginary parts as two real parameters (torch.view_as_real)."
             )
     for name, m in model.named_modules():
-        kind = f"{type(m).__module__}.{type(m).__name__}"
+        kind = type(m).__module__
         if ".quantized" in kind or ".qat" in kind or "torchao" in kind:
             raise ModelError(
                 f"module {name or 'model'!r} ({type(m).__name__}) is quantised: a quantised weight has no"
@@ -233,10 +233,11 @@ def in_precision(t: Tensor, dtype: torch.dtype) -> Tensor:
     return t.to(kind, copy=True)
 
 
-def _substitutes(model: nn.Module, work: torch.dtype | None, wanted: set[str]) -> dict[str, Tensor]:
-    """Tensors that stand in for the model's own; `wanted` ones ask for a gradient."""
-    own = dict(model.named_parameters())
-    both = own | dict(model.named_buffers())
+def _substitutes(
+    model: nn.Module, own: Mapping[str, nn.Parameter], work: torch.dtype | None, wanted: set[str]
+) -> dict[str, Tensor]:
+    """Tensors that stand in for the model's own parameters and buffers; `wanted` ones ask for a gradient."""
+    both = {**own, **dict(model.named_buffers())}
     if work is not None:
         return {n: in_precision(t.detach(), work).requires_grad_(n in wanted) for n, t in both.items()}
     # A hook on a parameter changes its gradient, not the function: the same memory stands in without the hook.
@@ -263,11 +264,11 @@ class Subject:
     dtype: torch.dtype | None = None
     selector: Callable[[Any], Tensor] | None = None
     substitutes: dict[str, Tensor] = field(default_factory=dict)
-    originals: dict[str, nn.Parameter] = field(init=False)
+    originals: dict[str, nn.Parameter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Note the model's own parameters, before others stand in for them."""
-        self.originals = dict(self.model.named_parameters())
+        self.originals = self.originals or dict(self.model.named_parameters())
 
     @staticmethod
     def of(
@@ -282,9 +283,10 @@ class Subject:
         check_supported(inner)
         names = select_parameters(model, params, layers)
         work = working_dtype(inner, dtype)
-        substitutes = _substitutes(inner, work, set(names))
         own = dict(inner.named_parameters())
-        return Subject(inner, {n: substitutes.get(n, own[n]) for n in names}, work or dtype, selector, substitutes)
+        substitutes = _substitutes(inner, own, work, set(names))
+        leaves = {n: substitutes.get(n, own[n]) for n in names}
+        return Subject(inner, leaves, work or dtype, selector, substitutes, own)
 
     @staticmethod
     def without_leaves(
@@ -294,17 +296,17 @@ class Subject:
         inner = unwrap(model)
         check_supported(inner)
         work = working_dtype(inner, dtype)
-        return Subject(inner, {}, work or dtype, selector, _substitutes(inner, work, set()))
+        own = dict(inner.named_parameters())
+        return Subject(inner, {}, work or dtype, selector, _substitutes(inner, own, work, set()), own)
 
     def restricted(self, names: set[str]) -> Subject:
         """The same model with fewer parameters chosen."""
         leaves = {n: t for n, t in self.leaves.items() if n in names}
-        return Subject(self.model, leaves, self.dtype, self.selector, self.substitutes)
+        return Subject(self.model, leaves, self.dtype, self.selector, self.substitutes, self.originals)
 
     def everything(self) -> dict[str, Tensor]:
         """Every tensor that plays a parameter in the forward pass, chosen or not."""
-        names = dict(self.model.named_parameters())
-        return {n: self.substitutes.get(n, p) for n, p in names.items()}
+        return {n: self.substitutes.get(n, p) for n, p in self.originals.items()}
 
     @contextmanager
     def standing_in(self, extra: dict[str, Tensor] | None = None) -> Generator[None, None, None]:
