@@ -8,12 +8,14 @@ from avalanche_ntk.kernels._generic.spot_check import spot_check
 from avalanche_ntk.kernels._guard.policy import Checks
 from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_group
 from avalanche_ntk.kernels.info import KernelInfo, Method
+from avalanche_ntk.kernels.preconditioners import adam_preconditioner
 
 __all__ = [
     "Checks",
     "KernelInfo",
     "Method",
     "NTKOperator",
+    "adam_preconditioner",
     "empirical_ntk",
     "empirical_ntk_by_group",
     "feature_kernel",

@@ -62,6 +62,7 @@ def empirical_ntk(
     n_projections: int | None = None,
     seed: int = 0,
     block: int | None = None,
+    preconditioner: Mapping[str, Tensor] | None = None,
     checks: str | Checks = "auto",
     hooks: str | None = None,
     return_info: bool = False,
@@ -94,6 +95,8 @@ def empirical_ntk(
         n_projections: Number of random sign vectors, for `projected` and the estimator.
         seed: Seed of their own generator.
         block: Samples per block; chosen from the budget by default.
+        preconditioner: Positive numbers P by parameter, of its shape, for the kernel `J P Jᵀ` that an optimiser with
+            these step sizes sees (Adam's `1/(√v̂ + ε)`, see `adam_preconditioner`); 1 for parameters it leaves out.
         checks: How often it is asked whether samples are independent, see `Checks`.
         hooks: "auto" (the default) does not call hooks of the model's modules that only look, see `kernels.hooks`;
             "keep" calls them all.
@@ -134,6 +137,7 @@ def empirical_ntk(
             n_projections=n_projections,
             seed=seed,
             block=block,
+            preconditioner=preconditioner,
             checks=checks,
             hooks=hooks,
             report=return_info,
@@ -196,6 +200,7 @@ def empirical_ntk_by_group(
     seed: int = 0,
     whole: bool = False,
     params: str | Sequence[str] | None = None,
+    preconditioner: Mapping[str, Tensor] | None = None,
     checks: str | Checks = "auto",
     hooks: str | None = None,
     return_info: bool = False,
@@ -219,6 +224,7 @@ def empirical_ntk_by_group(
         seed: See `empirical_ntk`.
         whole: Also return, under the name `""`, the kernel that `empirical_ntk` gives, from the same pass.
         params: Names of the parameters that the whole covers (shell wildcards allowed); None for every trainable one.
+        preconditioner: See `empirical_ntk`.
         checks: See `empirical_ntk`.
         hooks: See `empirical_ntk`.
         return_info: Also return a `KernelInfo`; its asymmetry and eigenvalues are those of the whole where it was asked
@@ -266,6 +272,7 @@ def empirical_ntk_by_group(
             method=method,
             n_projections=n_projections,
             seed=seed,
+            preconditioner=preconditioner,
             checks=checks,
             hooks=hooks,
             report=return_info,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from avalanche_ntk.errors import ModelError, NTKError
 from avalanche_ntk.kernels._contract import engine, schedule
 from avalanche_ntk.kernels._contract.contraction import Tally
 from avalanche_ntk.kernels._contract.held import Held, fill
+from avalanche_ntk.kernels._contract.pieces import Size
 from avalanche_ntk.kernels._contract.side import Unreadable
 from avalanche_ntk.kernels._device.memory import release
 from avalanche_ntk.kernels._function.batch import Batch
@@ -40,6 +43,7 @@ class Measurement:
         self.b1, self.b2 = request.b1, request.b2
         self.full, self.budget, self.block = request.reduction == "full", request.budget, request.block
         self.method, self.checks = Method(request.method), Checks(request.checks)
+        self.weighted = subject if not request.preconditioner else subject.preconditioned(request.preconditioner)
         self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
         self.tally = Tally()
         self.looks: dict[int, Look] = {}  # by plan
@@ -134,8 +138,13 @@ class Measurement:
         plan = self._plan(some, self._forward(some) if self.whole is None else self.whole)
         if plan.needs is None:
             return schedule.Steps(max(n, m or 0), 0, rows.shape[0])
+        need = plan.needs
+        if self.weighted.roots:
+            sizes = {name: root.numel() for name, root in self.weighted.roots.items()}
+            pieces = {name: [Size(0, k, k)] for name, k in sizes.items() if name in need.pieces}
+            need = replace(need, passing=max(need.passing, 5 * max(sizes.values())), pieces=need.pieces | pieces)
         return schedule.steps(
-            plan.needs, n, m, rows.shape[0], self.full, self.budget, self.block, type(self.subject.model).__name__
+            need, n, m, rows.shape[0], self.full, self.budget, self.block, type(self.subject.model).__name__
         )
 
     def _at_once(self, rows: Tensor) -> tuple[list[str], bool]:
@@ -149,8 +158,8 @@ class Measurement:
                 return list(self.subject.leaves), Way.LOOP in (plan.way, other.way)
             plan, other = plan.matched(other)
         values = engine.kernels(
-            self.subject,
-            (plan, other),
+            self.weighted,
+            (self._pulled(plan), self._pulled(other)),
             p,
             q,
             rows,
@@ -198,7 +207,16 @@ class Measurement:
         found = [self._usable(b.take(slice(0, 2 * samples.LARGE)))[2] for b in (self.b1, second)]
         if any(plan.unproven for plan in found):
             raise Unreadable(found[0].unproven or found[1].unproven)
-        return dict(zip(map(id, found), found[0].matched(found[1]), strict=True))
+        return dict(zip(map(id, found), map(self._pulled, found[0].matched(found[1])), strict=True))
+
+    def _pulled(self, plan: Plan) -> Plan:
+        """Return a plan by which preconditioned parameters have explicit gradients, whose entries can be weighted."""
+        names = [name for name in self.weighted.roots if name in plan.native]
+        if names:
+            plan = plan.copy()
+            for name in names:
+                plan.pull(name)
+        return plan
 
     def _explicit(self, steps: schedule.Steps) -> frozenset[str]:
         every = frozenset(self.subject.leaves)
@@ -215,7 +233,7 @@ class Measurement:
                 raise Unreadable("blocks of samples run through different graphs")
             fill(
                 held,
-                self.subject,
+                self.weighted,
                 plans[id(plan)],
                 at,
                 range(k - some.start, stop - some.start),
@@ -263,7 +281,7 @@ class Measurement:
                 for k in range(i if b2 is None else 0, m, size):
                     right = None if b2 is None and k == i else (b1 if b2 is None else b2).take(slice(k, k + size))
                     found = jacobians.kernels(
-                        self.subject, left, right, rows[some], names, self.full, self.budget, alone
+                        self.weighted, left, right, rows[some], names, self.full, self.budget, alone
                     )
                     here, there = slice(i, i + size), slice(k, k + size)
                     for name, (value, way) in found.items():

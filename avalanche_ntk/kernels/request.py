@@ -42,6 +42,7 @@ class CommonOptions(TypedDict, total=False):
     method: str | Method
     n_projections: int | None
     seed: int
+    preconditioner: Mapping[str, Tensor] | None
     checks: str | Checks
     hooks: str | None
 
@@ -84,6 +85,7 @@ class Request:
     method: str | Method
     n_projections: int | None
     seed: int
+    preconditioner: Mapping[str, Tensor] | None
     checks: str | Checks
     hooks: str | None
     report: bool
@@ -99,6 +101,11 @@ class Request:
         self.method = _member(Method, self.method, "method")
         self.checks = _member(Checks, self.checks, "checks")
         self._check_projections()
+        if self.preconditioner is not None and not isinstance(self.preconditioner, Mapping):
+            raise ArgumentError(
+                "preconditioner must map names of parameters to tensors of their shapes, found"
+                f" {type(self.preconditioner).__name__}. Give for example {{'fc.weight': 1 / (v.sqrt() + eps)}}."
+            )
         self.budget = positive("memory_budget", self.memory_budget, "bytes") or DEFAULT_BUDGET
         self.block = positive("block", self.block, "samples")
         self.b1 = Batch.of(self.x1, self.task_labels)

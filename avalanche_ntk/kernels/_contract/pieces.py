@@ -17,6 +17,8 @@ from torch import Tensor
 
 from avalanche_ntk.kernels._contract.patches import Patches, gram_cost
 
+ROWS = 2**22  # numbers of patches that are made at a time
+
 
 @dataclass
 class Dense:
@@ -66,8 +68,13 @@ class Outer:
 
     def dense(self, shape: tuple[int, ...]) -> Tensor:
         """Return `(N, R, *shape)`."""
+        (n, t, a), r = self.a.shape, self.g.shape[0]
         eq = "nta,rntb->nrab" if self.a_first else "nta,rntb->nrba"
-        return torch.einsum(eq, all_rows(self.a), self.g).reshape(self.a.shape[0], self.g.shape[0], *shape)
+        if isinstance(self.a, Tensor):
+            return torch.einsum(eq, self.a, self.g).reshape(n, r, *shape)
+        step = max(1, ROWS // (t * a))  # samples whose patches are made at a time
+        parts = [torch.einsum(eq, self.a.make(slice(i, i + step)), self.g[:, i : i + step]) for i in range(0, n, step)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(n, r, *shape)
 
     @property
     def kind(self) -> str:

@@ -107,10 +107,10 @@ class Side:
 
     def _carried(self, handles: list[int], rows: slice, name: str) -> Piece | None:
         """Return gradients carried through the parameter's own chain: as factors where it keeps them, else explicit."""
-        leaf, graph = self.subject.leaves[name], self.at.graph
+        leaf, graph, root = self.subject.leaves[name], self.at.graph, self.subject.roots.get(name)
         made = [(self.plan.handles[h], piece) for h in handles if (piece := self._piece([h], rows, name)) is not None]
         factors = [carried_factors(piece, graph, handle.edge, name) for handle, piece in made]
-        if factors and all(f is not None for f in factors):
+        if root is None and factors and all(f is not None for f in factors):
             return merge([f for f in factors if f is not None], tuple(leaf.shape))
         total: Tensor | None = None
         for handle, piece in made:
@@ -120,7 +120,10 @@ class Side:
                 j = self._through_chain(j, handle, leaf, own=not isinstance(piece, Dense))
             if j is not None:
                 total = j if total is None else total + j
-        return None if total is None else Dense(total.to(self.at.out.dtype))
+        if total is None:
+            return None
+        total = total.to(self.at.out.dtype)
+        return Dense(total if root is None else total * root)
 
     def _through_chain(self, j: Tensor, handle: Handle, leaf: Tensor, own: bool) -> Tensor | None:
         """Carry gradients `(N, R, …)` to the parameter that the handle is made from, some at a time.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -257,6 +257,7 @@ class Subject:
         selector: Maps the raw output to `(N, C)`.
         substitutes: Every tensor that stands in for one of the model's (empty when the model's own are used).
         originals: The model's own parameters.
+        roots: Square roots of a diagonal preconditioner, by which gradients are multiplied, for some of the leaves.
     """
 
     model: nn.Module
@@ -265,6 +266,7 @@ class Subject:
     selector: Callable[[Any], Tensor] | None = None
     substitutes: dict[str, Tensor] = field(default_factory=dict)
     originals: dict[str, nn.Parameter] = field(default_factory=dict)
+    roots: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Note the model's own parameters, before others stand in for them."""
@@ -303,6 +305,42 @@ class Subject:
         """The same model with fewer parameters chosen."""
         leaves = {n: t for n, t in self.leaves.items() if n in names}
         return Subject(self.model, leaves, self.dtype, self.selector, self.substitutes, self.originals)
+
+    def preconditioned(self, given: Mapping[str, Tensor]) -> Subject:
+        """The same model with the kernel `J P Jᵀ`, P being diagonal: `given` for the parameters that it names, else 1.
+
+        Args:
+            given: Name of a parameter → its entries of P, of the parameter's shape.
+
+        Returns:
+            A subject with the square roots of P.
+
+        Raises:
+            ArgumentError: A name is none of the chosen parameters', a shape is another, or an entry is not positive.
+        """
+        prefix = wrapper_prefix(self.model)
+        names = {id(p): n for n, p in self.originals.items()}
+        aliases = {k: names[id(p)] for k, p in self.model.named_parameters(remove_duplicate=False) if id(p) in names}
+        roots = {}
+        for given_name, value in given.items():
+            name = aliases.get(given_name.removeprefix(prefix), given_name)
+            if name not in self.leaves:
+                error: ArgumentError = unknown_name("parameter in preconditioner", given_name, self.leaves)
+                raise error
+            leaf = self.leaves[name]
+            if not isinstance(value, Tensor) or value.shape != leaf.shape:
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ArgumentError(
+                    f"preconditioner[{given_name!r}] must be a tensor of the parameter's shape {tuple(leaf.shape)},"
+                    f" found {found}. Give one positive number for each entry."
+                )
+            if not bool(((value > 0) & torch.isfinite(value)).all()):
+                raise ArgumentError(
+                    f"preconditioner[{given_name!r}] must be positive and finite, found entries from"
+                    f" {float(value.min()):.3g} to {float(value.max()):.3g}. Give for example 1/(√v + ε) of Adam."
+                )
+            roots[name] = value.detach().to(leaf).sqrt()
+        return replace(self, roots=roots)
 
     def everything(self) -> dict[str, Tensor]:
         """Every tensor that plays a parameter in the forward pass, chosen or not."""

@@ -116,7 +116,8 @@ def kernels(
             left, way = jacobian(subject, b1, rows, group, alone)
             right = left if b2 is None else jacobian(subject, b2, rows, group, way == "loop")[0]
             for k in group:
-                j, h = (t.reshape(t.shape[0], t.shape[1], -1) for t in (left[k], right[k]))
+                j, h = (t if k not in subject.roots else t * subject.roots[k] for t in (left[k], right[k]))
+                j, h = (t.reshape(t.shape[0], t.shape[1], -1) for t in (j, h))
                 if full:
                     value = inner(j.flatten(0, 1), h.flatten(0, 1)).reshape(len(j), r, len(h), r).transpose(1, 2)
                 else:

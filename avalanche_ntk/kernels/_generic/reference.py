@@ -5,7 +5,7 @@ Every faster path of this package is tested against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -59,8 +59,9 @@ def jacobian_and_outputs(
     outputs: Sequence[int] | slice | None,
     output_selector: Callable[[Any], Tensor] | None,
     dtype: torch.dtype | None,
+    preconditioner: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Return `reference_jacobian` and the indices of the outputs that it is of."""
+    """Return `reference_jacobian` (times the root of a preconditioner), and the indices of its outputs."""
     batch = Batch.of(x, task_labels)
     with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)
@@ -79,7 +80,10 @@ def jacobian_and_outputs(
                     parts = row.split([p.numel() for p in leaves])
                     for part, g in zip(parts, grads, strict=True):
                         part.zero_() if g is None else part.copy_(g.to_dense().reshape(-1))
-    assert jacobian is not None  # there is a sample
+        assert jacobian is not None  # there is a sample
+        if preconditioner:
+            roots = subject.preconditioned(preconditioner).roots
+            jacobian *= torch.cat([roots.get(n, torch.ones_like(p)).flatten() for n, p in subject.leaves.items()])
     return jacobian, chosen
 
 
@@ -104,6 +108,7 @@ def reference_ntk(
     dtype: torch.dtype | None = torch.float64,
     n_projections: int | None = None,
     seed: int = 0,
+    preconditioner: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Empirical NTK from explicit Jacobians: `Θ[n,m,c,d] = <J[n,c], J[m,d]>` and its reductions.
 
@@ -127,7 +132,9 @@ def reference_ntk(
         raise unknown_name("reduction", reduction, REDUCTIONS)
 
     def gradients(x: Any, labels: Any) -> Tensor:
-        j, kept = jacobian_and_outputs(model, x, labels, params, layers, outputs, output_selector, dtype)
+        j, kept = jacobian_and_outputs(
+            model, x, labels, params, layers, outputs, output_selector, dtype, preconditioner
+        )
         return combined(j, kept, reduction, n_projections, seed)
 
     j1 = gradients(x1, task_labels)
