@@ -65,7 +65,7 @@ torch.save(
         "measured": result[True],
         "measurements": {name: len(t) for name, t in ntk.trajectories.items()},
         "folder": ntk._folder is not None,
-        "steps": ntk._counts["optimizer_step"],
+        "steps": ntk._steps.count,
         "tags": sorted(strategy.evaluator.get_all_metrics()),
     },
     folder / f"rank{rank}.pt",
