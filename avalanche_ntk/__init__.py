@@ -10,21 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avalanche_ntk.evaluation import ntk_metrics
+    from avalanche_ntk.adapters.evaluation import ntk_metrics
+    from avalanche_ntk.adapters.plugin import NTKPlugin
     from avalanche_ntk.kernels import empirical_ntk
-    from avalanche_ntk.plugin import NTKPlugin
-    from avalanche_ntk.probes import Probe, ProbeSpec
-    from avalanche_ntk.schedule import Schedule
-    from avalanche_ntk.trajectory import Trajectory
+    from avalanche_ntk.recorder.probes import Probe, ProbeSpec
+    from avalanche_ntk.recorder.schedule import Schedule
+    from avalanche_ntk.recorder.trajectory import Trajectory
 
 _WHERE = {
-    "NTKPlugin": "avalanche_ntk.plugin",
-    "Probe": "avalanche_ntk.probes",
-    "ProbeSpec": "avalanche_ntk.probes",
-    "Schedule": "avalanche_ntk.schedule",
-    "Trajectory": "avalanche_ntk.trajectory",
+    "NTKPlugin": "avalanche_ntk.adapters.plugin",
+    "Probe": "avalanche_ntk.recorder.probes",
+    "ProbeSpec": "avalanche_ntk.recorder.probes",
+    "Schedule": "avalanche_ntk.recorder.schedule",
+    "Trajectory": "avalanche_ntk.recorder.trajectory",
     "empirical_ntk": "avalanche_ntk.kernels",
-    "ntk_metrics": "avalanche_ntk.evaluation",
+    "ntk_metrics": "avalanche_ntk.adapters.evaluation",
 }
 
 __all__ = ["NTKPlugin", "Probe", "ProbeSpec", "Schedule", "Trajectory", "empirical_ntk", "ntk_metrics"]

@@ -15,16 +15,16 @@ from avalanche.training import Naive, Replay
 from avalanche.training.plugins import EvaluationPlugin
 from matplotlib.figure import Figure
 
-from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.adapters.evaluation import ntk_metrics
+from avalanche_ntk.adapters.plugin import NTKPlugin
+from avalanche_ntk.adapters.tensorboard import add_dashboard
 from avalanche_ntk.errors import RunFolderError
-from avalanche_ntk.evaluation import ntk_metrics
 from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
-from avalanche_ntk.models import MLP
-from avalanche_ntk.plugin import NTKPlugin
-from avalanche_ntk.probes import ProbeSpec
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.probes import ProbeSpec
+from avalanche_ntk.recorder.schedule import Schedule
 from avalanche_ntk.report import four_panels
-from avalanche_ntk.schedule import Schedule
-from avalanche_ntk.tensorboard import add_dashboard
 
 STRATEGIES: dict[str, tuple[type, dict[str, Any]]] = {"naive": (Naive, {}), "replay": (Replay, {"mem_size": 200})}
 EXPERIENCES = 5

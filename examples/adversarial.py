@@ -8,10 +8,10 @@ import argparse
 import torch
 from torch.nn.functional import cross_entropy
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.benchmarks import load_data
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import effective_rank, kernel_alignment, kernel_distance
-from avalanche_ntk.models import MLP
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--tiny", action="store_true", help="fewer iterations")

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.benchmarks import load_data
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import kernel_distance
-from avalanche_ntk.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tiny", action="store_true", help="as small as possible, to see that it runs")

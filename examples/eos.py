@@ -10,10 +10,10 @@ import argparse
 import torch
 from torch.nn.functional import one_hot
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.kernels import empirical_ntk, ntk_operator
+from avalanche_ntk.lab.benchmarks import load_data
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import eigenvector_alignment, kernel_alignment
-from avalanche_ntk.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tiny", action="store_true", help="a few seconds only")

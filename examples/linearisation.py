@@ -11,8 +11,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from scipy.stats import spearmanr
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.benchmarks import class_overlap_shift, load_data
-from avalanche_ntk.regimes import build_regime
+from avalanche_ntk.lab.benchmarks import class_overlap_shift, load_data
+from avalanche_ntk.lab.regimes import build_regime
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import MLP, NTKLinear
 from avalanche_ntk.measures import mode_response
-from avalanche_ntk.models import MLP, NTKLinear
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--tiny", action="store_true", help="narrower networks")

@@ -7,8 +7,8 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.benchmarks import split_digits
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
 
 benchmark = split_digits(n_experiences=5)
 model = MLP(in_features=64, n_classes=10)

@@ -10,8 +10,8 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.benchmarks import class_overlap_shift, load_data, no_shift
-from avalanche_ntk.models import build_model
+from avalanche_ntk.lab.benchmarks import class_overlap_shift, load_data, no_shift
+from avalanche_ntk.lab.models import build_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--tiny", action="store_true", help="a few steps only")

@@ -10,8 +10,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_ntk.strategies import build
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
-from avalanche_ntk.benchmarks import class_incremental, load_data
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.benchmarks import class_incremental, load_data
+from avalanche_ntk.lab.models import MLP
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")

@@ -11,8 +11,8 @@ from sklearn.datasets import make_moons
 from torch.nn.functional import softplus
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import label_signed_kernel, mode_response
-from avalanche_ntk.models import MLP
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--tiny", action="store_true", help="a few steps only")

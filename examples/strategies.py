@@ -7,8 +7,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche_ntk.strategies import build
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
-from avalanche_ntk.benchmarks import load_data, permuted
-from avalanche_ntk.models import build_model
+from avalanche_ntk.lab.benchmarks import load_data, permuted
+from avalanche_ntk.lab.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tiny", action="store_true", help="as small as possible, to see that it runs")

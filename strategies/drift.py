@@ -11,11 +11,11 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche_ntk.strategies.memory import at_least, call, evaluating, labels_for, remember
 from torch import Tensor, nn
 
+from avalanche_ntk.adapters.reading import model_of
+from avalanche_ntk.adapters.trained import trained_function
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels import jvp_prediction
-from avalanche_ntk.probes import Probe
-from avalanche_ntk.reading import model_of
-from avalanche_ntk.trained import trained_function
+from avalanche_ntk.recorder.probes import Probe
 
 
 @dataclass

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
+from avalanche_ntk.adapters.reading import model_of
 from avalanche_ntk.kernels.support import swapped
-from avalanche_ntk.reading import model_of
 
 
 class TangentForward:

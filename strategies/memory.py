@@ -9,9 +9,9 @@ from typing import Any
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
+from avalanche_ntk.adapters.reading import reader_of
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.probes import Probe, ProbeSpec
-from avalanche_ntk.reading import reader_of
+from avalanche_ntk.recorder.probes import Probe, ProbeSpec
 
 
 def remember(strategy: Any, size: int, seed: int) -> Probe:

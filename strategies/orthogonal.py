@@ -16,11 +16,11 @@ from avalanche_ntk.strategies.directions import Directions, outside
 from avalanche_ntk.strategies.memory import at_least, labels_for, remember
 from torch import Tensor, nn
 
+from avalanche_ntk.adapters.reading import model_of
+from avalanche_ntk.adapters.trained import trained_function
 from avalanche_ntk.errors import unknown_name
 from avalanche_ntk.kernels.support import Batch, Subject, jacobian, measuring
-from avalanche_ntk.probes import Probe
-from avalanche_ntk.reading import model_of
-from avalanche_ntk.trained import trained_function
+from avalanche_ntk.recorder.probes import Probe
 
 LOGITS = ("true", "all")
 

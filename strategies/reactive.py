@@ -17,11 +17,11 @@ from avalanche.training.templates import SupervisedTemplate
 from avalanche_ntk.strategies.memory import at_least, remember
 from torch import nn
 
+from avalanche_ntk.adapters.plugin import NTKPlugin
+from avalanche_ntk.adapters.reading import model_of
 from avalanche_ntk.errors import ArgumentError, PluginError, checked_seed
-from avalanche_ntk.plugin import NTKPlugin
-from avalanche_ntk.probes import Probe, ProbeSpec
-from avalanche_ntk.reading import model_of
-from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.recorder.probes import Probe, ProbeSpec
+from avalanche_ntk.recorder.schedule import Schedule
 
 WINDOW = 10  # velocities before a boundary that its settled level is the median of, as for a reactivation's base
 LEAST = 2

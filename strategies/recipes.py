@@ -24,7 +24,7 @@ from avalanche.training.supervised import VAETraining
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, unknown_name
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 
 WIDTH = 32
 MEMORY = 64
@@ -444,7 +444,7 @@ def build(
             not fit.
 
     Example:
-        >>> from avalanche_ntk.benchmarks import split_digits
+        >>> from avalanche_ntk.lab.benchmarks import split_digits
         >>> build("EWC", benchmark=split_digits(5), seed=0, ewc_lambda=10.0).__class__.__name__
         'EWC'
     """  # noqa: DOC501  (unknown_name makes an ArgumentError)

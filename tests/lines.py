@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 
 
 class Models(SupervisedPlugin):

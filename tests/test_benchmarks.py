@@ -20,7 +20,8 @@ from torch import nn
 from torchvision.transforms.functional import InterpolationMode, rotate
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
-from avalanche_ntk.benchmarks import (
+from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.lab.benchmarks import (
     SHIFTS,
     LabelledData,
     blurred,
@@ -36,8 +37,7 @@ from avalanche_ntk.benchmarks import (
     rotated,
     split_digits,
 )
-from avalanche_ntk.benchmarks.data import standardised
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.lab.benchmarks.data import standardised
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10-subset.zip"
 

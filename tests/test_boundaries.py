@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from avalanche_ntk import measures
-from avalanche_ntk.clock import TrainingClock
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.trajectory import Trajectory
 
 RNG = np.random.default_rng(0)
 A, B, C = (m @ m.T for m in RNG.normal(size=(3, 8, 12)))

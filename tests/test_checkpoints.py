@@ -17,11 +17,11 @@ from avalanche.checkpointing import save_checkpoint as avalanche_save_checkpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
 from avalanche_ntk.errors import RunFolderError
-from avalanche_ntk.models import MLP
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from tests.lines import differences, make_strategy, tiny_stream
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import TensorboardLogger
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
 from tests.lines import DropoutMLP, fingerprint, make_strategy, seed_everything, tiny_stream
 
 torch.set_num_threads(1)

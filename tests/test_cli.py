@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from avalanche_ntk.demo import DemoFolders, draw_demo
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.trajectory import Trajectory
 
 COMMAND = [str(Path(sys.executable).parent / "avalanche-ntk")]
 

@@ -13,9 +13,9 @@ from torch.utils.data import TensorDataset
 
 import avalanche_ntk
 from avalanche_ntk import NTKPlugin, Probe, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.benchmarks import SHIFTS, LabelledData, load_data, split_digits
-from avalanche_ntk.benchmarks.images import read_folder
-from avalanche_ntk.regimes import build_regime, kaiming_uniform_
+from avalanche_ntk.lab.benchmarks import SHIFTS, LabelledData, load_data, split_digits
+from avalanche_ntk.lab.benchmarks.images import read_folder
+from avalanche_ntk.lab.regimes import build_regime, kaiming_uniform_
 from tests.lines import make_strategy, run, tiny_stream
 
 PACKAGE = Path(avalanche_ntk.__file__).parent

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from avalanche_ntk.kernels._generic.reference import reference_ntk
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from tests.lines import BatchNormCNN, DropoutMLP, differences
 
 ROOT = Path(__file__).parent.parent

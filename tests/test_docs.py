@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from avalanche_ntk import NTKPlugin, ntk_metrics
-from avalanche_ntk.evaluation import EvaluationRecorder
+from avalanche_ntk.adapters.evaluation import EvaluationRecorder
 from avalanche_ntk.reproduce.registry import STUDIES
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -61,14 +61,14 @@ def test_the_comparison_can_fail():
 
 
 def test_a_failing_measurement_does_not_disturb_either(monkeypatch):
-    import avalanche_ntk.plugin
+    import avalanche_ntk.adapters.plugin
 
     def fails(*args, **kwargs):
         torch.randn(3)  # a failure half way through has drawn numbers already
         raise torch.OutOfMemoryError("no memory left")
 
     plain = trained("MLP with dropout", "Naive", False)
-    monkeypatch.setattr(avalanche_ntk.plugin, "empirical_ntk", fails)
+    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", fails)
     seed_everything()
     benchmark = tiny_stream(transform=noisy)
     recorder = BatchRecorder()

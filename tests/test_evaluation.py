@@ -11,9 +11,9 @@ from avalanche.logging import CSVLogger, InteractiveLogger, TensorboardLogger, T
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
+from avalanche_ntk.adapters.evaluation import NTKMetric
 from avalanche_ntk.errors import PluginError
-from avalanche_ntk.evaluation import NTKMetric
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.runfolder import RunFolder
 from tests.lines import make_strategy, run, run_with_ntk, tiny_stream
 
 TAIL = "/train_phase/train_stream/Task000/Exp000"

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-import avalanche_ntk.plugin
-import avalanche_ntk.runfolder
+import avalanche_ntk.adapters.plugin
+import avalanche_ntk.recorder.runfolder
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import MeasurementFailedWarning, RunFolderError
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from tests.lines import (
     BatchRecorder,
     DropoutMLP,
@@ -71,7 +71,7 @@ class FullDisk:
     def __init__(self, begin, end=10**9, error=errno.ENOSPC):
         self.begin, self.end, self.error = begin, end, error
         self.calls = 0
-        self.write = avalanche_ntk.runfolder._write_all
+        self.write = avalanche_ntk.recorder.runfolder._write_all
 
     def __call__(self, fd, content):
         self.calls += 1
@@ -84,7 +84,7 @@ class FullDisk:
 
 def test_a_disk_that_is_full_from_some_moment_on(tmp_path, monkeypatch, plain):
     # run.json, then a kernel and a record for each measurement: full within the fourth measurement's kernel.
-    monkeypatch.setattr(avalanche_ntk.runfolder, "_write_all", FullDisk(begin=8))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=8))
     ntk, result, ours = trained(tmp_path / "run")
     assert differences(plain, result) == []
     # The series in memory is whole, its kernels included; the folder holds what was written before.
@@ -108,7 +108,7 @@ def test_a_disk_that_is_full_from_some_moment_on(tmp_path, monkeypatch, plain):
 
 
 def test_a_full_disk_stops_when_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(avalanche_ntk.runfolder, "_write_all", FullDisk(begin=8))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=8))
     with pytest.raises(RunFolderError) as caught:
         trained(tmp_path / "run", on_error="raise")
     assert "could not write" in str(caught.value)
@@ -119,7 +119,7 @@ def test_a_full_disk_stops_when_asked(tmp_path, monkeypatch):
 
 def test_what_a_full_disk_refused_is_written_when_there_is_room_again(tmp_path, monkeypatch, plain):
     trained(tmp_path / "whole")
-    monkeypatch.setattr(avalanche_ntk.runfolder, "_write_all", FullDisk(begin=8, end=14))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=8, end=14))
     ntk, result, ours = trained(tmp_path / "run")
     monkeypatch.undo()
     assert ours
@@ -154,7 +154,7 @@ def test_a_folder_that_becomes_read_only(tmp_path):
 
 def test_writes_that_are_refused_are_no_end_of_training(tmp_path, monkeypatch, plain):
     # What a read-only file system answers, also to root.
-    monkeypatch.setattr(avalanche_ntk.runfolder, "_write_all", FullDisk(begin=2, error=errno.EROFS))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=2, error=errno.EROFS))
     ntk, result, ours = trained(tmp_path / "run")
     assert differences(plain, result) == []
     assert "Read-only file system" in ours[0]
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
 
 
 def test_each_kind_of_failure_is_recorded_with_its_reason_and_warned_of_once(tmp_path, monkeypatch, plain):
-    compute = avalanche_ntk.plugin.empirical_ntk
+    compute = avalanche_ntk.adapters.plugin.empirical_ntk
     errors = [torch.OutOfMemoryError("no memory left"), ValueError("strange"), None]
     calls = []
 
@@ -190,7 +190,7 @@ def test_each_kind_of_failure_is_recorded_with_its_reason_and_warned_of_once(tmp
             raise error
         return compute(*arguments, **options)
 
-    monkeypatch.setattr(avalanche_ntk.plugin, "empirical_ntk", fails)
+    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", fails)
     ntk, result, ours = trained(tmp_path / "run")
     assert differences(plain, result) == []
     reasons = ["ValueError: strange", None, "OutOfMemoryError: no memory left"]
@@ -211,7 +211,7 @@ def test_raise_stops_at_the_first_failure_and_records_it(tmp_path, monkeypatch):
     def fails(*arguments, **options):
         raise ValueError("strange")
 
-    monkeypatch.setattr(avalanche_ntk.plugin, "empirical_ntk", fails)
+    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", fails)
     with pytest.raises(ValueError, match="^strange$"):
         trained(tmp_path / "run", on_error="raise")
     (only,) = Trajectory.load(tmp_path / "run")
@@ -339,7 +339,7 @@ def test_a_clock_that_jumps(tmp_path, monkeypatch, plain, schedule):
         tick = next(ticks)
         return 1000.0 + 0.01 * tick + jumps[tick % len(jumps)]
 
-    monkeypatch.setattr(avalanche_ntk.plugin.time, "perf_counter", perf_counter)
+    monkeypatch.setattr(avalanche_ntk.adapters.plugin.time, "perf_counter", perf_counter)
     seed_everything()
     ntk = NTKPlugin(ProbeSpec(size=8), schedule, run_folder=tmp_path / "run", on_error="raise")
     recorder = BatchRecorder()

@@ -8,10 +8,10 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.experiments import compare
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report import boundary_table, load
-from avalanche_ntk.trajectory import Trajectory
 from tests.experiments.test_comparison import make_run as make_run_by_hand
 from tests.report.conftest import STEPS, Made
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 
 SCRIPT = """
 import sys

@@ -19,8 +19,8 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.models import MLP
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.trajectory import Trajectory
 from tests.lines import make_strategy, run, tiny_stream
 
 ROOT = Path(__file__).parent.parent
@@ -228,7 +228,7 @@ import torch
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.logging import TensorboardLogger
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.loggers import WandBLogger
+from avalanche_ntk.adapters.loggers import WandBLogger
 from tests.lines import make_strategy, run, tiny_stream
 
 folder = Path(sys.argv[1])
@@ -323,6 +323,6 @@ def test_wandb_offline_has_every_number_and_image(tmp_path, place):
 
 @pytest.mark.slow
 def test_avalanches_own_wandb_logger_needs_an_older_wandb(tmp_path):
-    done = wandb_run(tmp_path, WANDB.replace("avalanche_ntk.loggers", "avalanche.logging"))
+    done = wandb_run(tmp_path, WANDB.replace("avalanche_ntk.adapters.loggers", "avalanche.logging"))
     assert done.returncode == 1
     assert "AttributeError: module 'wandb.util' has no attribute 'generate_id'" in done.stderr

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import empirical_ntk, reference_ntk
-from avalanche_ntk.models import (
+from avalanche_ntk.lab.models import (
     ACTIVATIONS,
     CNN,
     MLP,
@@ -357,8 +357,9 @@ def bad(*args, **kwargs):
             " 'module:factory' with an importable module. Install it, or run where it can be found.",
         ),
         (
-            bad("avalanche_ntk.models:MLPP"),
-            "module 'avalanche_ntk.models' has no callable 'MLPP': expected a function or class. The nearest: 'MLP'.",
+            bad("avalanche_ntk.lab.models:MLPP"),
+            "module 'avalanche_ntk.lab.models' has no callable 'MLPP': expected a function or class. "
+            "The nearest: 'MLP'.",
         ),
         (
             bad("math:sqrtt"),

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from avalanche_ntk import NTKPlugin, Probe, ProbeSpec, Schedule
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.names import folder_of, is_name
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.names import folder_of, is_name
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from tests.lines import make_strategy, run_with_ntk, tiny_stream
 
 BAD = ["Aufgabe α/β", "", "two words", ".hidden", "-dash", "_x", "a,b", "a[0]", "x" * 101, 7, "tab\t", "line\n"]

@@ -8,7 +8,7 @@ from torch import nn
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import feature_kernel, penultimate_features
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import Neurons
 from tests.lines import Models, make_strategy, run, tiny_stream
 

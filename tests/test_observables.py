@@ -10,7 +10,7 @@ from torch import nn
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning, UndefinedMeasureWarning
 from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import (
     BufferShare,
     ClassBlocks,
@@ -23,7 +23,7 @@ from avalanche_ntk.observables import (
     StaticKernelForecast,
     TaskOverlap,
 )
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.runfolder import RunFolder
 from tests.lines import Models, make_strategy, run, tiny_stream
 
 
@@ -339,12 +339,14 @@ def test_layers_by_the_oracle():
 
 def test_layers_come_with_the_kernel_and_leave_it_as_it_is(monkeypatch):
     """One pass gives both, and the whole kernel is bit for bit the one without them."""
-    import avalanche_ntk.plugin
+    import avalanche_ntk.adapters.plugin
 
     calls = []
     for name in ("empirical_ntk", "empirical_ntk_by_group"):
-        real = getattr(avalanche_ntk.plugin, name)
-        monkeypatch.setattr(avalanche_ntk.plugin, name, lambda *a, r=real, n=name, **k: calls.append(n) or r(*a, **k))
+        real = getattr(avalanche_ntk.adapters.plugin, name)
+        monkeypatch.setattr(
+            avalanche_ntk.adapters.plugin, name, lambda *a, r=real, n=name, **k: calls.append(n) or r(*a, **k)
+        )
     plain, _ = observed(params=["features.*"])
     assert set(calls) == {"empirical_ntk"}
     calls.clear()

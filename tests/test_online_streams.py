@@ -21,15 +21,15 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.tasks import Tasks
 from avalanche_ntk.errors import RunFolderError
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import StaticKernelForecast
+from avalanche_ntk.recorder.runfolder import RunFolder
 from avalanche_ntk.report.boundaries import boundary_rows
 from avalanche_ntk.report.inspection import inspect_run
 from avalanche_ntk.report.runs import read_run
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.tasks import Tasks
 from tests.lines import (
     BatchRecorder,
     differences,
@@ -355,7 +355,7 @@ def test_a_run_does_not_go_on_within_a_task(tmp_path):
     assert str(caught.value) == (
         f"the run in {tmp_path / 'run'} can go on where a task begins: expected the first piece of a task of the "
         "online stream, found a later one. Train from the first piece on (of one whose `is_first_subexp` is True), or "
-        "save the whole strategy with avalanche_ntk.checkpoints, which goes on anywhere."
+        "save the whole strategy with avalanche_ntk.adapters.checkpoints, which goes on anywhere."
     )
 
 

@@ -9,8 +9,8 @@ import torch
 from avalanche.training import Naive
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.steps import StepCounter, described
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.steps import StepCounter, described
 from tests.lines import differences, make_strategy, run, seed_everything, step_hooks, tiny_stream
 
 

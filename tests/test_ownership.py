@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from avalanche_ntk import NTKPlugin, Probe, ProbeSpec, Schedule
-from avalanche_ntk.clock import TrainingClock
-from avalanche_ntk.trajectory import Measurement, Trajectory
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 from tests.lines import make_strategy, run_with_ntk, tiny_stream
 
 
@@ -73,10 +73,10 @@ def test_the_hash_by_hand():
 
 def test_a_probe_is_hashed_once(monkeypatch):
     calls = []
-    import avalanche_ntk.probes
+    import avalanche_ntk.recorder.probes
 
-    original = avalanche_ntk.probes._content_hash
-    monkeypatch.setattr(avalanche_ntk.probes, "_content_hash", lambda *a: (calls.append(1), original(*a))[1])
+    original = avalanche_ntk.recorder.probes._content_hash
+    monkeypatch.setattr(avalanche_ntk.recorder.probes, "_content_hash", lambda *a: (calls.append(1), original(*a))[1])
     probe = Probe.from_tensors(torch.ones(4, 3), [0, 1, 0, 1])
     moved = probe.to("meta")
     assert len(calls) == 1
@@ -115,16 +115,16 @@ def probe_of_six():
 
 
 def test_the_same_tensors_are_measured_each_time(monkeypatch):
-    import avalanche_ntk.plugin
+    import avalanche_ntk.adapters.plugin
 
     seen = set()
-    original = avalanche_ntk.plugin.empirical_ntk
+    original = avalanche_ntk.adapters.plugin.empirical_ntk
 
     def watched(model, x, **arguments):
         seen.add((id(x), x.data_ptr()))
         return original(model, x, **arguments)
 
-    monkeypatch.setattr(avalanche_ntk.plugin, "empirical_ntk", watched)
+    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", watched)
     ntk, _ = run_with_ntk()
     assert len(ntk.trajectory) > 10
     assert len(seen) == 1

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-import avalanche_ntk.parameters
+import avalanche_ntk.recorder.parameters
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
-from avalanche_ntk.models import MLP
-from avalanche_ntk.parameters import Change, Parameters
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.parameters import Change, Parameters
+from avalanche_ntk.recorder.runfolder import RunFolder
 from tests.lines import make_strategy, run, tiny_stream
 
 
@@ -120,8 +120,8 @@ def test_without_memory_for_copies_digests_will_do(monkeypatch):
 def host_copies(monkeypatch):
     """Every tensor that is taken to the host to be hashed."""
     taken = []
-    digest = avalanche_ntk.parameters._digest
-    monkeypatch.setattr(avalanche_ntk.parameters, "_digest", lambda t: taken.append(t.shape) or digest(t))
+    digest = avalanche_ntk.recorder.parameters._digest
+    monkeypatch.setattr(avalanche_ntk.recorder.parameters, "_digest", lambda t: taken.append(t.shape) or digest(t))
     return taken
 
 

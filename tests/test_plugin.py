@@ -21,9 +21,9 @@ from avalanche_ntk.errors import (
     UndefinedMeasureWarning,
 )
 from avalanche_ntk.kernels._generic.reference import reference_ntk
-from avalanche_ntk.models import MLP
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from tests.lines import make_strategy, run, run_with_ntk, tiny_stream
 
 EVERY_STEP = Schedule.every_iterations(1)

@@ -12,12 +12,12 @@ import torch
 from avalanche_ntk.strategies.recipes import build
 from torch import nn
 
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.errors import ArgumentError, ModelError
 from avalanche_ntk.kernels import empirical_ntk, feature_kernel, reference_ntk
+from avalanche_ntk.lab.benchmarks import load_data
+from avalanche_ntk.lab.models import MLP, MODELS, NTKLinear, build_model
+from avalanche_ntk.lab.regimes import REGIMES, CentredScaled, build_regime, kaiming_uniform_
 from avalanche_ntk.measures import kernel_distance
-from avalanche_ntk.models import MLP, MODELS, NTKLinear, build_model
-from avalanche_ntk.regimes import REGIMES, CentredScaled, build_regime, kaiming_uniform_
 from tests.lines import tiny_stream
 
 WIDTHS = (64, 128, 256, 512, 1024)

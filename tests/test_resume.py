@@ -9,10 +9,10 @@ from torch import nn
 
 from avalanche_ntk import NTKPlugin, Probe, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import ArgumentError, ProbeError, RunFolderError
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import KernelRegression, Linearisation, PerLayer
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from tests.lines import make_strategy, tiny_stream
 
 # Networks this small die in some of these runs, which is told; what is tested is that the series goes on.

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, NTKWarning, RunFolderError
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 META = {"seed": 3, "probes": [{"name": "Exp000", "hash": "abc", "labels": [0, 1]}], "cadence": "every_iterations:10"}
 
@@ -194,7 +194,8 @@ def test_reader_sees_what_a_writer_appends(path):
 
 def test_module_imports_neither_torch_nor_avalanche_nor_pandas():
     code = (
-        "import sys, avalanche_ntk.runfolder; print([m for m in ('torch', 'avalanche', 'pandas') if m in sys.modules])"
+        "import sys, avalanche_ntk.recorder.runfolder\n"
+        "print([m for m in ('torch', 'avalanche', 'pandas') if m in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout == "[]\n"
@@ -552,7 +553,7 @@ def test_unknown_keys_are_allowed(path):
 def test_a_run_json_that_is_too_large_is_not_read(path, monkeypatch):
     write_run(path)
     size = (path / "run.json").stat().st_size
-    monkeypatch.setattr("avalanche_ntk.runfolder.MAX_RUN_JSON_BYTES", 10)
+    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.MAX_RUN_JSON_BYTES", 10)
     assert message_of(RunFolder.open, path) == (
         f"run folder {path}: run.json cannot be used: expected at most 10 bytes, found {size}."
     )
@@ -638,7 +639,7 @@ def test_a_damaged_line_before_the_last_is_refused(path):
 
 def test_a_line_that_is_too_long_is_not_read(path, monkeypatch):
     write_run(path, 1)
-    monkeypatch.setattr("avalanche_ntk.runfolder.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.MAX_LINE_BYTES", 100)
     assert message_of(RunFolder.open(path).records) == (
         f"run folder {path}: measurements.jsonl cannot be used: line 1: expected at most 100 bytes, found more."
     )
@@ -703,7 +704,7 @@ def test_a_record_that_contains_itself_is_refused(path):
 
 
 def test_a_record_that_is_too_long_is_refused(path, monkeypatch):
-    monkeypatch.setattr("avalanche_ntk.runfolder.MAX_LINE_BYTES", 50)
+    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.MAX_LINE_BYTES", 50)
     with RunFolder.create(path) as folder:
         assert message_of(folder.append, {"kind": "x", "x": "y" * 50}, kind=ArgumentError) == (
             "record: expected at most 50 bytes of JSON, found 73. Store arrays by save_kernel."
@@ -948,7 +949,7 @@ def test_a_file_changed_under_the_writer_is_noticed(path):
 
 def test_a_writer_left_open_at_the_interpreters_end_is_silent(tmp_path):
     code = (
-        "from avalanche_ntk.runfolder import RunFolder\n"
+        "from avalanche_ntk.recorder.runfolder import RunFolder\n"
         "import sys\n"
         "class Keeper: pass\n"
         "k = Keeper(); k.me = k; k.folder = RunFolder.create(sys.argv[1], {})\n"

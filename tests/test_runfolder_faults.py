@@ -14,9 +14,9 @@ import warnings
 import numpy as np
 import pytest
 
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import NTKWarning, RunFolderError
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 
 def measurement(number, kernel=None, **changes):
@@ -30,10 +30,10 @@ def measurement(number, kernel=None, **changes):
 PRELUDE = """
 import json, os, signal, sys, time, warnings
 import numpy as np
-import avalanche_ntk.runfolder
-from avalanche_ntk.clock import TrainingClock
+import avalanche_ntk.recorder.runfolder
+from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.errors import NTKError, RunFolderError
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 def measurement(number, kernel=None):
     clock = TrainingClock("iteration", number, 0, number, 0, 0, number, 0)
@@ -540,7 +540,7 @@ def test_a_file_system_without_locks_warns(tmp_path, monkeypatch):
     def unsupported(fd):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("avalanche_ntk._lock._take", unsupported)
+    monkeypatch.setattr("avalanche_ntk.recorder._lock._take", unsupported)
     with pytest.warns(NTKWarning) as caught:
         folder = RunFolder.create(tmp_path / "run")
     assert [str(w.message) for w in caught] == [

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, NTKWarning, RunFolderError
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.schedule import Schedule
 
 WHERE = "kernels/Exp000/000000.safetensors"
 MEASUREMENT = {

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from avalanche_ntk.clock import EVENTS, TrainingClock
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.schedule import Decision, Schedule
+from avalanche_ntk.recorder.clock import EVENTS, TrainingClock
+from avalanche_ntk.recorder.schedule import Decision, Schedule
 
 
 def clock(event="iteration", iteration=0, exp_iteration=None, exp_epoch=0, experience=0):

@@ -6,10 +6,10 @@ import torch
 from avalanche_ntk.strategies.recipes import build
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
-from avalanche_ntk.benchmarks import class_incremental, load_data, markov_chains, markov_sequences, no_shift
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import reference_ntk
-from avalanche_ntk.models import build_model
+from avalanche_ntk.lab.benchmarks import class_incremental, load_data, markov_chains, markov_sequences, no_shift
+from avalanche_ntk.lab.models import build_model
 
 
 def message(call) -> str:

@@ -26,7 +26,7 @@ from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from torch.utils.data import TensorDataset
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
 from avalanche_ntk.errors import ArgumentError, ProbeError
 from tests.lines import make_strategy
 

@@ -19,7 +19,7 @@ from torch.func import functional_call, jacrev, vmap
 from torchvision.models import VisionTransformer
 
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.regimes import CentredScaled
+from avalanche_ntk.lab.regimes import CentredScaled
 
 Call = Callable[[], object]
 

@@ -28,8 +28,8 @@ def measured(threads: int) -> dict[str, list[float]]:
     from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 
     from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, observables
-    from avalanche_ntk.benchmarks import split_digits
-    from avalanche_ntk.models import MLP
+    from avalanche_ntk.lab.benchmarks import split_digits
+    from avalanche_ntk.lab.models import MLP
 
     torch.set_num_threads(threads)
 

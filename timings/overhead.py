@@ -20,8 +20,8 @@ from torch.utils.data import TensorDataset
 from torchvision.models import resnet18
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.benchmarks import split_digits
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
 
 warnings.simplefilter("ignore")
 

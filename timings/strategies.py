@@ -28,9 +28,9 @@ from avalanche_ntk.strategies import build
 from avalanche_ntk.strategies.memory import remember
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
-from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import kernel_distance
-from avalanche_ntk.models import MLP
 
 SETTINGS = {
     "class": "class-incremental: one head of ten outputs",

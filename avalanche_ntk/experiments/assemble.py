@@ -15,16 +15,16 @@ from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics, forgetti
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_ntk.benchmarks import SHIFTS, LabelledData, load_data
-from avalanche_ntk.evaluation import ntk_metrics
+from avalanche_ntk.adapters.evaluation import ntk_metrics
+from avalanche_ntk.adapters.plugin import NTKPlugin
 from avalanche_ntk.experiments.config import BenchmarkConfig, RunConfig
 from avalanche_ntk.experiments.names import BENCHMARK_ARGUMENTS
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
-from avalanche_ntk.models import build_model
-from avalanche_ntk.plugin import NTKPlugin
-from avalanche_ntk.probes import ProbeSpec
-from avalanche_ntk.regimes import build_regime
-from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.lab.benchmarks import SHIFTS, LabelledData, load_data
+from avalanche_ntk.lab.models import build_model
+from avalanche_ntk.lab.regimes import build_regime
+from avalanche_ntk.recorder.probes import ProbeSpec
+from avalanche_ntk.recorder.schedule import Schedule
 from avalanche_ntk.strategies.recipes import RECIPES, build
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.experiments.config import content_hash
 from avalanche_ntk.experiments.schema import unknown_choice
-from avalanche_ntk.frames import COUNT, COUNT_OR_NONE, NUMBER, TEXT, make_frame
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.frames import COUNT, COUNT_OR_NONE, NUMBER, TEXT, make_frame
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd

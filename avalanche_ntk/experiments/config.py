@@ -24,7 +24,7 @@ from avalanche_ntk.experiments.schema import (
     read_document,
     unknown_choice,
 )
-from avalanche_ntk.schedule import Schedule
+from avalanche_ntk.recorder.schedule import Schedule
 
 
 def _check_device(name: str) -> None:
@@ -52,7 +52,7 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is learnt, and what changes at a boundary: a function of `avalanche_ntk.benchmarks` and its arguments.
+    """What is learnt, and what changes at a boundary: a function of `avalanche_ntk.lab.benchmarks` and its arguments.
 
     An argument that is null is left to the function; one that the named benchmark does not have is refused.
     """
@@ -81,7 +81,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained, as `avalanche_ntk.models.build_model` makes it."""
+    """What is trained, as `avalanche_ntk.lab.models.build_model` makes it."""
 
     name: str = option(
         "mlp", choices=names.models, open_choices=True, help="Model, `torchvision:NAME` or `module:factory`."
@@ -97,7 +97,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RegimeConfig:
-    """Lazy or rich training, as `avalanche_ntk.regimes.build_regime` sets it up; `optimizer.lr` is its `base_lr`."""
+    """Lazy or rich training as `avalanche_ntk.lab.regimes.build_regime` sets it up; its `base_lr` is `optimizer.lr`."""
 
     name: str = option(choices=names.regimes, help="Name of the regime.")
     base_width: int = option(64, least=1, help="Width at which the lazy learning rate is `optimizer.lr`.")

@@ -112,7 +112,7 @@ def _kernel(device: str) -> Iterator[Finding]:
     import torch
 
     from avalanche_ntk.kernels import empirical_ntk, spot_check
-    from avalanche_ntk.models import build_model
+    from avalanche_ntk.lab.models import build_model
 
     known = ("cpu", *[f"cuda:{i}" for i in range(torch.cuda.device_count())], "cuda", "mps")
     if device not in known:
@@ -145,7 +145,9 @@ def _avalanche(device: str) -> Iterator[Finding]:
         )
         yield Finding("timm", "note", "not installed (optional)", remedy)
     if _cannot_pickle_optimizers():
-        remedy = "Use avalanche_ntk.checkpoints.save_checkpoint and load_checkpoint in the place of Avalanche's."
+        remedy = (
+            "Use avalanche_ntk.adapters.checkpoints.save_checkpoint and load_checkpoint in the place of Avalanche's."
+        )
         yield Finding("checkpoints", "note", "Avalanche's save_checkpoint fails with this torch and dill", remedy)
 
 

@@ -19,7 +19,7 @@ def keys_of(module: str, variable: str) -> tuple[str, ...]:
     Returns:
         Its keys, in order.
 
-    >>> keys_of("avalanche_ntk.regimes", "REGIMES")[:2]
+    >>> keys_of("avalanche_ntk.lab.regimes", "REGIMES")[:2]
     ('lazy', 'rich')
     """
     # The packages above a module are light; the module itself may import torch.
@@ -41,17 +41,17 @@ def strategies() -> tuple[str, ...]:
 
 def models() -> tuple[str, ...]:
     """Return the names of the models of this package."""
-    return keys_of("avalanche_ntk.models", "MODELS")
+    return keys_of("avalanche_ntk.lab.models", "MODELS")
 
 
 def activations() -> tuple[str, ...]:
     """Return the names of the activations."""
-    return keys_of("avalanche_ntk.models", "ACTIVATIONS")
+    return keys_of("avalanche_ntk.lab.models", "ACTIVATIONS")
 
 
 def regimes() -> tuple[str, ...]:
     """Return the names of the regimes."""
-    return keys_of("avalanche_ntk.regimes", "REGIMES")
+    return keys_of("avalanche_ntk.lab.regimes", "REGIMES")
 
 
 _SHARED = frozenset({"per_class", "seed"})
@@ -66,7 +66,7 @@ BENCHMARK_ARGUMENTS: dict[str, frozenset[str]] = {
     "permuted": _SHARED | {"n_tasks", "classes_per_task", "fresh", "task_labels"},
     "rotated": _SHARED | {"degrees", "classes_per_task", "fresh", "task_labels"},
 }
-"""Which arguments each benchmark takes; a test compares them with the functions of `avalanche_ntk.benchmarks`."""
+"""Which arguments each benchmark takes; a test compares them with the functions of `avalanche_ntk.lab.benchmarks`."""
 
 REQUIRED_ARGUMENTS = {"class_frequency": "alpha", "class_overlap": "similarity"}
 

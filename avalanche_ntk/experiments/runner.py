@@ -21,19 +21,19 @@ import yaml
 from avalanche.core import SupervisedPlugin
 from avalanche.logging import TensorboardLogger
 
-from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.plugin import NTKPlugin
+from avalanche_ntk.adapters.tensorboard import add_dashboard
 from avalanche_ntk.errors import NTKError, RunFolderError
 from avalanche_ntk.experiments import checkpoint
 from avalanche_ntk.experiments.assemble import Setup, make_setup
 from avalanche_ntk.experiments.config import RunConfig, content_hash, default_folder, load_config
 from avalanche_ntk.experiments.schema import ConfigError
 from avalanche_ntk.files import write_whole
-from avalanche_ntk.plugin import NTKPlugin
 from avalanche_ntk.randomness import preserved_rng_state
-from avalanche_ntk.resume import is_run
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.resume import is_run
+from avalanche_ntk.recorder.runfolder import RunFolder
 from avalanche_ntk.strategies.recipes import RECIPES
-from avalanche_ntk.tensorboard import add_dashboard
 
 CONFIG = "config.yaml"
 COMPLETE, RUNNING, FAILED = "complete", "running", "failed"

@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import save as safetensors_bytes
 
 from avalanche_ntk import __version__, measures
-from avalanche_ntk.benchmarks import load_data
 from avalanche_ntk.errors import ArgumentError, RunFolderError, unknown_name
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.models import build_model
+from avalanche_ntk.lab.benchmarks import load_data
+from avalanche_ntk.lab.models import build_model
 
 REDUCTIONS = ("trace", "sum_logits", "full")
 DTYPES = ("float32", "float64")

@@ -24,7 +24,7 @@ from avalanche_ntk.experiments.config import SHORTHANDS, RunConfig, ready_path, 
 from avalanche_ntk.experiments.launch import Handle, Launcher, Workers, launcher
 from avalanche_ntk.experiments.schema import ConfigError, Document, as_plain, build, option, read_document
 from avalanche_ntk.files import write_whole
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 COMPLETE = "complete"  # the word of `runner`, which imports torch
 POLL_SECONDS = 0.2

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.kernels.support import Batch, measuring, unwrap
-from avalanche_ntk.probes import Probe
-from avalanche_ntk.samples import Reader, read_samples
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.probes import Probe
+from avalanche_ntk.recorder.samples import Reader, read_samples
 
 
 @dataclass(frozen=True)

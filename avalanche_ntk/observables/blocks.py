@@ -7,8 +7,8 @@ import warnings
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import UndefinedMeasureWarning
-from avalanche_ntk.labels import NO_CLASSES
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.recorder.labels import NO_CLASSES
 
 
 class ClassBlocks(Observable):

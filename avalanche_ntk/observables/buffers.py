@@ -10,7 +10,7 @@ from avalanche_ntk import measures
 from avalanche_ntk.kernels.support import swapped
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.observables.undefined import value_or_reason
-from avalanche_ntk.parameters import same_bits
+from avalanche_ntk.recorder.parameters import same_bits
 
 
 @dataclass(frozen=True, eq=False)

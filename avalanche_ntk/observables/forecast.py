@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avalanche_ntk.labels import NO_CLASSES
 from avalanche_ntk.observables.base import Moment, Observable, Observation
-from avalanche_ntk.probes import ProbeSpec
+from avalanche_ntk.recorder.labels import NO_CLASSES
+from avalanche_ntk.recorder.probes import ProbeSpec
 
 
 @dataclass

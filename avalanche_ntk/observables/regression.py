@@ -10,8 +10,8 @@ import torch
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ProbeError
-from avalanche_ntk.labels import NO_CLASSES
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.recorder.labels import NO_CLASSES
 
 
 class KernelRegression(Observable):

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.boundaries import accuracies_since_learnt, lost
 from avalanche_ntk.report.figures import starts_of
 from avalanche_ntk.report.runs import Run
 from avalanche_ntk.report.text import counted, listed, number, share, span_of
-from avalanche_ntk.trajectory import Trajectory
 
 
 def boundaries_of(trajectory: Trajectory) -> dict[int, measures.Reactivation]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from avalanche_ntk.boundaries import reactivation_row, reactivation_types
-from avalanche_ntk.frames import CLOCK, COUNT, TEXT, TRUTH_OR_NONE, make_frame
-from avalanche_ntk.frames import NUMBER_OR_NA as NUMBER
+from avalanche_ntk.recorder.boundaries import reactivation_row, reactivation_types
+from avalanche_ntk.recorder.frames import CLOCK, COUNT, TEXT, TRUTH_OR_NONE, make_frame
+from avalanche_ntk.recorder.frames import NUMBER_OR_NA as NUMBER
+from avalanche_ntk.recorder.trajectory import NUMBERS
 from avalanche_ntk.report.runs import Run, read_runs
-from avalanche_ntk.trajectory import NUMBERS
 
 if TYPE_CHECKING:
     import pandas as pd

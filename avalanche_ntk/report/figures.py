@@ -10,6 +10,7 @@ from os import PathLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.runs import Run, read_runs
 from avalanche_ntk.report.scales import text_width
 from avalanche_ntk.report.style import (
@@ -25,7 +26,6 @@ from avalanche_ntk.report.style import (
     set_log,
     write_label,
 )
-from avalanche_ntk.trajectory import Trajectory
 
 # A task's label above its start: size of its font and distance from the line, in points; and the width in inches that
 # the vertical axis's labels and the margins take of a figure.

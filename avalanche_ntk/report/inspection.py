@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_ntk.errors import RunFolderError
+from avalanche_ntk.recorder.runfolder import RunFolder
 from avalanche_ntk.report.runs import RUN_FILE
 from avalanche_ntk.report.text import counted, listed, plain
-from avalanche_ntk.runfolder import RunFolder
 
 _LINES = "measurements.jsonl"
 _TORN = "measurements.torn"

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
-from avalanche_ntk.labels import are_classes, in_order, order_told
+from avalanche_ntk.recorder.labels import are_classes, in_order, order_told
+from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 from avalanche_ntk.report.figures import mark_boundaries, series_of
 from avalanche_ntk.report.scales import text_width
 from avalanche_ntk.report.style import (
@@ -24,7 +25,6 @@ from avalanche_ntk.report.style import (
     new_figure,
     set_log,
 )
-from avalanche_ntk.trajectory import Measurement, Trajectory
 
 # Colours whose lightness grows with the value, so that a print in grey shows the same.
 SEQUENTIAL = "cividis"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.figures import Panel, curves, mark_boundaries, series_of
 from avalanche_ntk.report.runs import Run
 from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, legend_height, look, new_figure, set_log
-from avalanche_ntk.trajectory import Trajectory
 
 _LAYER = re.compile(r"layer\[(?P<name>.+)\]\.(?P<column>[a-z_]+)", re.DOTALL)
 MOST_LAYERS = 7

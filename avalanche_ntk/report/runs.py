@@ -14,10 +14,10 @@ import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, RunFolderError
-from avalanche_ntk.labels import from_json
+from avalanche_ntk.recorder.labels import from_json
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 from avalanche_ntk.report.text import plain
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Measurement, Trajectory
 
 StrPath: TypeAlias = "str | PathLike[str]"
 Runs: TypeAlias = "StrPath | Sequence[StrPath] | Mapping[str, StrPath]"

@@ -10,7 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from avalanche_ntk.labels import order_told
+from avalanche_ntk.recorder.labels import order_told
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.answer import answer, boundaries_of, cautions, verdicts
 from avalanche_ntk.report.boundaries import lost
 from avalanche_ntk.report.boundary_figure import boundary_figure
@@ -28,7 +29,6 @@ from avalanche_ntk.report.part_figures import (
 from avalanche_ntk.report.runs import Overlap, Run
 from avalanche_ntk.report.style import COLUMN_INCHES, PAGE_INCHES, settle, to_inline_svg
 from avalanche_ntk.report.text import MISSING, counted, escaped, iterations, listed, number, plain, share
-from avalanche_ntk.trajectory import Trajectory
 
 _LONGEST_SETTING = 300
 _MOST_FAILURES = 5

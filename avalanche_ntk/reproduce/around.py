@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avalanche_ntk import measures
+from avalanche_ntk.recorder.trajectory import EXPERIENCE_START, Trajectory
 from avalanche_ntk.reproduce.results import DoneRun, per_seed
 from avalanche_ntk.reproduce.verdicts import minus
-from avalanche_ntk.trajectory import EXPERIENCE_START, Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,10 @@ from typing import Any
 
 from avalanche_ntk.experiments.comparison import RunRow, read_run
 from avalanche_ntk.experiments.sweep import Planned, Sweep
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.runs import Run
 from avalanche_ntk.report.runs import read_run as read_for_report
 from avalanche_ntk.reproduce.study import Context, Place
-from avalanche_ntk.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

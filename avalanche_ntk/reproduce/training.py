@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.benchmarks import LabelledData, load_data
+from avalanche_ntk.lab.benchmarks import LabelledData, load_data
 from avalanche_ntk.reproduce.study import Context
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-from avalanche_ntk.models import MLP
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 TINY = {
     "benchmark": {"name": "class_incremental", "classes_per_task": 2, "n_tasks": 3, "per_class": 20},

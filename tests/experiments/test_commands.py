@@ -15,8 +15,8 @@ from safetensors import safe_open
 
 from avalanche_ntk.experiments import load_config
 from avalanche_ntk.kernels._generic.reference import reference_ntk
-from avalanche_ntk.models import build_model
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.lab.models import build_model
+from avalanche_ntk.recorder.runfolder import RunFolder
 from tests.experiments.small import TINY, numbers
 from tests.experiments.test_comparison import make_run
 
@@ -217,7 +217,7 @@ def test_a_kernel_from_the_shell(tmp_path):
         kernel, labels, indices = (file.get_tensor(name) for name in ("kernel", "labels", "indices"))
         assert file.metadata()["model"] == "mymodels:make"
     assert np.bincount(labels).tolist() == [2] * 10
-    from avalanche_ntk.benchmarks import load_data
+    from avalanche_ntk.lab.benchmarks import load_data
 
     data = load_data("digits", seed=0)
     x = torch.stack([data.train[int(i)][0] for i in indices]).double()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.experiments import compare, load_config, tables
 from avalanche_ntk.experiments.comparison import bootstrap, find_runs, read_run
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 # Accuracy on experience j after training on i.
 ACCURACY = {0: {0: 0.8, 1: 0.1, 2: 0.0}, 1: {0: 0.9, 1: 0.7, 2: 0.0}, 2: {0: 0.3, 1: 0.6, 2: 1.0}}

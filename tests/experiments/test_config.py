@@ -135,10 +135,10 @@ def test_the_hash_is_of_content():
 def test_names_known_without_torch_are_those_of_the_modules():
     from avalanche_ntk.strategies.recipes import RECIPES
 
-    from avalanche_ntk.benchmarks import SHIFTS
-    from avalanche_ntk.evaluation import ntk_metrics
-    from avalanche_ntk.models import ACTIVATIONS, MODELS
-    from avalanche_ntk.regimes import REGIMES
+    from avalanche_ntk.adapters.evaluation import ntk_metrics
+    from avalanche_ntk.lab.benchmarks import SHIFTS
+    from avalanche_ntk.lab.models import ACTIVATIONS, MODELS
+    from avalanche_ntk.lab.regimes import REGIMES
 
     assert names.strategies() == tuple(RECIPES)
     assert names.models() == tuple(MODELS)

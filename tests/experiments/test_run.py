@@ -18,7 +18,7 @@ import yaml
 from avalanche_ntk.errors import NTKError, RunFolderError
 from avalanche_ntk.experiments import ConfigError, checkpoint, load_config, run
 from avalanche_ntk.experiments.runner import _differences
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.runfolder import RunFolder
 from tests.experiments.small import TINY, numbers
 
 COUNT = torch.cuda.device_count() if torch.cuda.is_available() else 0

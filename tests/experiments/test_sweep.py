@@ -14,7 +14,7 @@ import pytest
 from avalanche_ntk.experiments import ConfigError, load_sweep, ready, run, run_sweep
 from avalanche_ntk.experiments.launch import launcher
 from avalanche_ntk.experiments.sweep import is_complete
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.runfolder import RunFolder
 from tests.experiments.small import TINY, numbers
 
 ONE = {
@@ -114,7 +114,7 @@ def test_the_ready_sweeps_are_those_that_ship():
 def test_a_ready_sweep_watches_the_same_probe_with_and_without_the_shift(name):
     """Ratios are compared between runs of one seed, so that the first task must be the same in all of them."""
     from avalanche_ntk.experiments.assemble import make_benchmark
-    from avalanche_ntk.probes import ProbeSpec
+    from avalanche_ntk.recorder.probes import ProbeSpec
 
     hashes = set()
     seen = set()

@@ -15,7 +15,7 @@ from avalanche_ntk.kernels import (
     reference_ntk,
     spot_check,
 )
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 
 
 def small(c=3):

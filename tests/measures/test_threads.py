@@ -10,9 +10,9 @@ from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, measures
-from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures.threads import LARGE
-from avalanche_ntk.models import MLP
 from avalanche_ntk.observables import Observable, Observation
 
 POOLS = ThreadpoolController().select(threading_layer="pthreads")

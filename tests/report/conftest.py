@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avalanche_ntk.clock import TrainingClock
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 
 LABELS = [0, 0, 0, 0, 1, 1, 1, 1]
 STEPS = 8  # measurements of an experience after its start, 5 iterations apart

@@ -13,6 +13,8 @@ import pytest
 from avalanche_ntk import cli
 from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.measures import Reactivation
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report import four_panels, write_report
 from avalanche_ntk.report.answer import answer, cautions
 from avalanche_ntk.report.kernel_figures import boundary_moments
@@ -20,8 +22,6 @@ from avalanche_ntk.report.runs import read_run, read_runs
 from avalanche_ntk.report.sections import Report
 from avalanche_ntk.report.style import COLOURS, STYLES, look, to_bytes
 from avalanche_ntk.report.writing import _file_names
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
 from tests.report.conftest import Made
 
 EVIL = '<script>alert("x")</script>'

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from avalanche_ntk.errors import ArgumentError, RunFolderError
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report import boundary_table, load
 from avalanche_ntk.report import text as text_module
 from avalanche_ntk.report.answer import answer
 from avalanche_ntk.report.runs import find_runs, read_run, read_runs
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.trajectory import Trajectory
 from tests.report.conftest import STEPS
 
 

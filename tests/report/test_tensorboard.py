@@ -13,8 +13,8 @@ import pytest
 from avalanche.logging import TensorboardLogger
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
+from avalanche_ntk.adapters.tensorboard import LAYOUT, add_dashboard, add_hparams, add_layout
 from avalanche_ntk.errors import ArgumentError, PluginError
-from avalanche_ntk.tensorboard import LAYOUT, add_dashboard, add_hparams, add_layout
 from tests.lines import make_strategy, run, tiny_stream
 
 

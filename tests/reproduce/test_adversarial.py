@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import as_matrix, kernel_ridge, one_hot
-from avalanche_ntk.models import MLP
 from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import adversarial
 

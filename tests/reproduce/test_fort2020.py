@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from avalanche_ntk.models import build_model
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.reproduce import Verdict, reproduce
 from avalanche_ntk.reproduce.studies.fort2020 import (
     Training,

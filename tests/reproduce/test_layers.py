@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import layers
-from avalanche_ntk.trajectory import Measurement, Trajectory
 from tests.reproduce.by_hand import run_of, spike_of
 
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from avalanche_ntk.clock import TrainingClock
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import linearisation
-from avalanche_ntk.trajectory import Measurement, Trajectory
 from tests.reproduce.by_hand import run_of, series_of
 
 

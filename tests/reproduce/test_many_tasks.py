@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from avalanche_ntk.recorder.runfolder import RunFolder
 from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import many_tasks
-from avalanche_ntk.runfolder import RunFolder
 
 
 def folders_of(out, regime, benchmark):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from avalanche_ntk.experiments.sweep import load_sweep
+from avalanche_ntk.recorder.runfolder import RunFolder
 from avalanche_ntk.report.style import drawing
 from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.registry import Scale
@@ -15,7 +16,6 @@ from avalanche_ntk.reproduce.studies import reactivation_claims as claims
 from avalanche_ntk.reproduce.studies import reactivation_figures
 from avalanche_ntk.reproduce.studies.reactivation import plans
 from avalanche_ntk.reproduce.study import Context
-from avalanche_ntk.runfolder import RunFolder
 from tests.texts import check_texts
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import rankdata
 
-from avalanche_ntk.models import build_model
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.reproduce import Context, reproduce
 from avalanche_ntk.reproduce.registry import Scale
 from avalanche_ntk.reproduce.studies import strategies

@@ -12,7 +12,7 @@ from avalanche_ntk.strategies.recipes import RECIPES, build
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.lab.benchmarks import split_digits
 from tests.lines import tiny_stream
 from tests.strategies.unchanged import Job, Run
 

@@ -16,8 +16,8 @@ from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, LR
 from torch import Tensor, nn
 
 from avalanche_ntk import NTKPlugin, ntk_metrics
-from avalanche_ntk.benchmarks import split_digits
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
 from tests.lines import BatchNormCNN, DropoutMLP
 from tests.strategies.unchanged import Job
 

@@ -11,7 +11,7 @@ from avalanche_ntk.strategies import RECIPES, build, drift, memory, orthogonal, 
 from avalanche_ntk.strategies.directions import Directions
 
 from avalanche_ntk import NTKPlugin, Probe, Schedule
-from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.lab.benchmarks import split_digits
 from tests.strategies.unchanged import digest
 
 pytestmark = [

@@ -13,9 +13,9 @@ from avalanche_ntk.strategies.recipes import build
 from torch import nn
 
 from avalanche_ntk import empirical_ntk
+from avalanche_ntk.adapters.trained import trained_function
 from avalanche_ntk.kernels import reference_ntk
-from avalanche_ntk.models import MLP
-from avalanche_ntk.trained import trained_function
+from avalanche_ntk.lab.models import MLP
 from tests.strategies.cases import check_trajectory, job, plugin, plugin_for, stream
 from tests.strategies.scenarios import SCENARIOS
 from tests.strategies.unchanged import assert_training_unchanged, digest, train

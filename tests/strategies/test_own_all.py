@@ -15,8 +15,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from avalanche_ntk.strategies import RECIPES, build, directions, drift, linearised, orthogonal, reactive
 
-from avalanche_ntk.benchmarks import split_digits
-from avalanche_ntk.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.lab.benchmarks import split_digits
 from tests.lines import tiny_stream
 from tests.strategies.scenarios import growing
 from tests.strategies.unchanged import Job, digest, train

@@ -12,8 +12,8 @@ from torch import nn
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
 from avalanche_ntk.errors import ArgumentError, ModelError
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.models import MLP
-from avalanche_ntk.probes import Probe
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.probes import Probe
 from tests.lines import BatchNormCNN, tiny_stream
 from tests.strategies.scenarios import MultiHeadMLP
 from tests.strategies.unchanged import digest

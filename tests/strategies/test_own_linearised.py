@@ -14,7 +14,7 @@ from torch import nn
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import reference_jacobian
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 from tests.lines import BatchNormCNN, DropoutMLP, tiny_stream
 from tests.strategies.scenarios import MultiHeadMLP
 

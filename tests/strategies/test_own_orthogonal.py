@@ -16,8 +16,8 @@ from torch import nn
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import empirical_ntk, reference_jacobian
-from avalanche_ntk.models import MLP
-from avalanche_ntk.probes import Probe
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.probes import Probe
 from tests.lines import tiny_stream
 from tests.strategies.scenarios import MultiHeadMLP
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
 from avalanche_ntk.errors import ArgumentError, PluginError
-from avalanche_ntk.models import MLP
-from avalanche_ntk.probes import Probe
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.recorder.probes import Probe
 from tests.lines import tiny_stream
 
 pytestmark = [

@@ -14,9 +14,9 @@ from avalanche_ntk.strategies import recipes
 from avalanche_ntk.strategies.recipes import RECIPES, build
 
 from avalanche_ntk import NTKPlugin, ntk_metrics
-from avalanche_ntk.benchmarks import split_digits
 from avalanche_ntk.errors import ArgumentError, PluginError
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
 from tests.strategies.cases import job, plugin_for
 from tests.strategies.unchanged import Job, differences, digest, generators, train
 
@@ -203,7 +203,7 @@ spec.loader.exec_module(unchanged)
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche_ntk import NTKPlugin, ProbeSpec, ntk_metrics
-from avalanche_ntk.benchmarks import split_digits
+from avalanche_ntk.lab.benchmarks import split_digits
 from avalanche_ntk.strategies.recipes import build
 
 benchmark = split_digits(5)

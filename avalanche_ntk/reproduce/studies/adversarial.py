@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import (
     as_matrix,
     effective_rank,
@@ -47,7 +48,6 @@ from avalanche_ntk.measures import (
     kernel_ridge,
     one_hot,
 )
-from avalanche_ntk.models import MLP
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import Results

@@ -39,8 +39,8 @@ from torch import Tensor, nn
 
 from avalanche_ntk.errors import UndefinedMeasureWarning
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import kernel_distance
-from avalanche_ntk.models import MLP
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import KernelView, kernel_alignment
-from avalanche_ntk.models import build_model
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.results import Results

@@ -34,10 +34,10 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk import measures
-from avalanche_ntk.benchmarks.shifts import Permute, Rotate
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.models import build_model
-from avalanche_ntk.probes import Probe
+from avalanche_ntk.lab.benchmarks.shifts import Permute, Rotate
+from avalanche_ntk.lab.models import build_model
+from avalanche_ntk.recorder.probes import Probe
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import MARKERS, PAGE_INCHES, drawing, look, new_figure, put_legend
 from avalanche_ntk.reproduce.drawing import draw_points

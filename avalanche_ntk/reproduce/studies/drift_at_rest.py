@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk import measures
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.models import build_model
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results

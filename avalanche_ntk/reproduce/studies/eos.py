@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from avalanche_ntk.kernels import empirical_ntk, ntk_operator
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import (
     KernelView,
     eigenvector_alignment,
@@ -35,7 +36,6 @@ from avalanche_ntk.measures import (
     sharpness_ratio,
     uncentred_alignment,
 )
-from avalanche_ntk.models import build_model
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, look, new_figure, put_legend
 from avalanche_ntk.reproduce.drawing import draw_points

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import kernel_distance, kernel_regression
-from avalanche_ntk.models import build_model
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
 from avalanche_ntk.reproduce.results import Results

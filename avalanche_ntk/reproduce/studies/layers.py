@@ -24,12 +24,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from avalanche_ntk.recorder.trajectory import EXPERIENCE_START, Trajectory
 from avalanche_ntk.reproduce.around import VELOCITY, above_control, draw_around, learnt, number_of, reactivation_of
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import NO_SHIFT, run_settings, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
 from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend
-from avalanche_ntk.trajectory import EXPERIENCE_START, Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from avalanche_ntk import measures
+from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.reproduce import verdicts
 from avalanche_ntk.reproduce.around import (
     VELOCITY,
@@ -40,7 +41,6 @@ from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import NO_SHIFT, run_settings, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
 from avalanche_ntk.reproduce.verdicts import Claim, found, minus, reported
-from avalanche_ntk.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

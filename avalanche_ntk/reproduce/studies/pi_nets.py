@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import MLP, NTKLinear
 from avalanche_ntk.measures import mode_response, spectral_norm
-from avalanche_ntk.models import MLP, NTKLinear
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, legend_height, new_figure
 from avalanche_ntk.reproduce.drawing import draw_points

@@ -42,8 +42,8 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import label_signed_kernel
-from avalanche_ntk.models import MLP
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results

@@ -30,7 +30,7 @@ import numpy as np
 from avalanche.models.packnet import PackNetModel
 from matplotlib.lines import Line2D
 
-from avalanche_ntk.models import MLP
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed

@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, unknown_name
+from avalanche_ntk.recorder.clock import TrainingClock
 
 
 class Schedule(ABC):

@@ -13,8 +13,8 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from avalanche_ntk.errors import ProbeError, ended
-from avalanche_ntk.labels import in_form
 from avalanche_ntk.measures._arrays import as_numpy
+from avalanche_ntk.recorder.labels import in_form
 
 TASKS = "targets_task_labels"
 """How Avalanche calls the task labels of a dataset, and their entry in a batch that is a dict."""

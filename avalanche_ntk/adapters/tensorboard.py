@@ -17,8 +17,8 @@ from typing import Any
 
 from torch.utils.tensorboard.summary import hparams
 
+from avalanche_ntk.adapters.plugin import NTKPlugin
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.plugin import NTKPlugin
 
 BOUNDARIES = "Kernel beside accuracy"
 REACTIVATION = "At each boundary"

@@ -23,8 +23,21 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_ntk import measures
-from avalanche_ntk.boundaries import reactivation_row, reactivation_types
-from avalanche_ntk.clock import TrainingClock
+from avalanche_ntk.adapters.reading import (
+    check_each_task,
+    check_precision,
+    dataset_of,
+    has_outputs_for,
+    iterations_counted,
+    iterations_per_epoch,
+    model_of,
+    position_of,
+    reader_of,
+    spec_at,
+    task_label_of,
+)
+from avalanche_ntk.adapters.tasks import Tasks, is_first_piece, is_piece, origin_of
+from avalanche_ntk.adapters.trained import trained_function
 from avalanche_ntk.errors import (
     ArgumentError,
     MeasurementFailedWarning,
@@ -38,34 +51,21 @@ from avalanche_ntk.errors import (
     positive,
     unknown_name,
 )
-from avalanche_ntk.extras import Extras
-from avalanche_ntk.frames import COUNT, NUMBER, TEXT, make_frame
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
 from avalanche_ntk.kernels.support import checked_precision, spot_check_in_double
 from avalanche_ntk.observables import Moment, Observable
-from avalanche_ntk.parameters import Parameters
-from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
-from avalanche_ntk.reading import (
-    check_each_task,
-    check_precision,
-    dataset_of,
-    has_outputs_for,
-    iterations_counted,
-    iterations_per_epoch,
-    model_of,
-    position_of,
-    reader_of,
-    spec_at,
-    task_label_of,
-)
-from avalanche_ntk.resume import State, check_probes, is_run, reopen
-from avalanche_ntk.runfolder import RunFolder
-from avalanche_ntk.schedule import Schedule
-from avalanche_ntk.steps import StepCounter, described
-from avalanche_ntk.tasks import Tasks, is_first_piece, is_piece, origin_of
-from avalanche_ntk.trained import trained_function
-from avalanche_ntk.trajectory import Measurement, Trajectory
+from avalanche_ntk.recorder.boundaries import reactivation_row, reactivation_types
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.extras import Extras
+from avalanche_ntk.recorder.frames import COUNT, NUMBER, TEXT, make_frame
+from avalanche_ntk.recorder.parameters import Parameters
+from avalanche_ntk.recorder.probes import Probe, ProbeSpec
+from avalanche_ntk.recorder.resume import State, check_probes, is_run, reopen
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.schedule import Schedule
+from avalanche_ntk.recorder.steps import StepCounter, described
+from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -600,7 +600,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
             raise RunFolderError(
                 f"the run in {self.run_folder} can go on where a task begins: expected the first piece of a task of "
                 "the online stream, found a later one. Train from the first piece on (of one whose `is_first_subexp` "
-                "is True), or save the whole strategy with avalanche_ntk.checkpoints, which goes on anywhere."
+                "is True), or save the whole strategy with avalanche_ntk.adapters.checkpoints, which goes on anywhere."
             )
         names = [_name(spec) for spec in self._specs_now(strategy)]
         folder, number, state = reopen(self.run_folder, number, meta, names, self._shapes_before)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from avalanche_ntk.errors import ProbeError, RunFolderError
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 STATE = "state"
 SETTINGS = ("reduction", "outputs", "params", "dtype", "schedule", "observables")

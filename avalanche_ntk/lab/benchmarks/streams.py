@@ -14,7 +14,7 @@ from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from avalanche_ntk.benchmarks.data import LabelledData
+from avalanche_ntk.lab.benchmarks.data import LabelledData
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from avalanche_ntk.errors import ArgumentError, ModelError, checked_seed, unknown_name
-from avalanche_ntk.models import NTKConv2d, NTKLinear, build_model
+from avalanche_ntk.lab.models import NTKConv2d, NTKLinear, build_model
 
 # Those of torch.nn.init.calculate_gain; what it does not know is given ReLU's, which the others resemble.
 _GAINS = {"leaky_relu": math.sqrt(2 / (1 + 0.01**2)), "tanh": 5 / 3, "sigmoid": 1.0, "identity": 1.0}

@@ -24,7 +24,9 @@ from avalanche.evaluation.metric_results import MetricValue, TensorImage
 from avalanche.evaluation.metric_utils import default_metric_name_template, generic_get_metric_name
 from matplotlib.figure import Figure
 
-from avalanche_ntk import images, measures
+from avalanche_ntk import measures
+from avalanche_ntk.adapters import images
+from avalanche_ntk.adapters.plugin import NTKPlugin
 from avalanche_ntk.errors import PluginError, RunFolderError
 from avalanche_ntk.observables import (
     BufferShare,
@@ -38,9 +40,8 @@ from avalanche_ntk.observables import (
     StaticKernelForecast,
     TaskOverlap,
 )
-from avalanche_ntk.plugin import NTKPlugin
-from avalanche_ntk.probes import Probe
-from avalanche_ntk.trajectory import Measurement, Trajectory
+from avalanche_ntk.recorder.probes import Probe
+from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 
 
 class _NotCalled:

@@ -48,10 +48,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from avalanche_ntk import _lock
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, NTKError, NTKWarning, RunFolderError
-from avalanche_ntk.names import checked_name, folder_of, is_name
+from avalanche_ntk.recorder import _lock
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.names import checked_name, folder_of, is_name
 
 SCHEMA = "avalanche-ntk-run"
 SCHEMA_VERSION = 1
@@ -103,7 +103,7 @@ class RunFolder:
 
     Example:
         >>> import tempfile
-        >>> from avalanche_ntk.clock import TrainingClock
+        >>> from avalanche_ntk.recorder.clock import TrainingClock
         >>> clock = TrainingClock("experience_start", 0, 0, 0, 0, 0, 0)
         >>> with tempfile.TemporaryDirectory() as parent:
         ...     with RunFolder.create(f"{parent}/run", {"seed": 0}) as folder:

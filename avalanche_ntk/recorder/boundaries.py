@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
-from avalanche_ntk.frames import COUNT_OR_NONE, TEXT, TRUTH_OR_NONE
 from avalanche_ntk.measures.reactivation import NO_BOUNDARY
+from avalanche_ntk.recorder.frames import COUNT_OR_NONE, TEXT, TRUTH_OR_NONE
 
 if TYPE_CHECKING:
-    from avalanche_ntk.trajectory import Measurement, Trajectory
+    from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 
 _PEAK_WINDOW = 3
 _NEW = "nothing was measured before it since the model was exchanged or reinitialised"

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from avalanche_ntk.errors import ArgumentError, ProbeError, ProbeWarning, checked_seed, is_whole, unknown_name
-from avalanche_ntk.labels import are_classes, in_form
-from avalanche_ntk.names import checked_name
 from avalanche_ntk.randomness import preserved_rng_state
-from avalanche_ntk.samples import Reader, Samples, as_array, read_samples
+from avalanche_ntk.recorder.labels import are_classes, in_form
+from avalanche_ntk.recorder.names import checked_name
+from avalanche_ntk.recorder.samples import Reader, Samples, as_array, read_samples
 
 BALANCES = ("class", "none")
 SPLITS = ("train", "test")

@@ -23,7 +23,7 @@ from avalanche.checkpointing import maybe_load_checkpoint
 from avalanche.checkpointing import save_checkpoint as avalanche_save_checkpoint
 from avalanche.logging import TensorboardLogger
 
-from avalanche_ntk.plugin import NTKPlugin
+from avalanche_ntk.adapters.plugin import NTKPlugin
 
 
 def save_checkpoint(

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_ntk.benchmarks.data import LabelledData, load_data
-from avalanche_ntk.benchmarks.streams import Part, benchmark_of
 from avalanche_ntk.errors import ArgumentError, checked_seed
+from avalanche_ntk.lab.benchmarks.data import LabelledData, load_data
+from avalanche_ntk.lab.benchmarks.streams import Part, benchmark_of
 
 Data = LabelledData | str | Path
 

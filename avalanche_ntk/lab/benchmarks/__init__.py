@@ -1,9 +1,9 @@
 """Avalanche benchmarks for studying what a change of task does to the kernel: controlled shifts of labelled data."""
 
-from avalanche_ntk.benchmarks.data import LabelledData, load_data
-from avalanche_ntk.benchmarks.digits import split_digits
-from avalanche_ntk.benchmarks.sequences import markov_chains, markov_sequences
-from avalanche_ntk.benchmarks.shifts import (
+from avalanche_ntk.lab.benchmarks.data import LabelledData, load_data
+from avalanche_ntk.lab.benchmarks.digits import split_digits
+from avalanche_ntk.lab.benchmarks.sequences import markov_chains, markov_sequences
+from avalanche_ntk.lab.benchmarks.shifts import (
     blurred,
     class_frequency_shift,
     class_incremental,
@@ -14,7 +14,7 @@ from avalanche_ntk.benchmarks.shifts import (
     reachable_similarities,
     rotated,
 )
-from avalanche_ntk.benchmarks.streams import Description
+from avalanche_ntk.lab.benchmarks.streams import Description
 
 # What an experiment may name.
 SHIFTS = {

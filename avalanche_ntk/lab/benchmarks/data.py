@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from avalanche_ntk.benchmarks.images import read_folder, read_zip
-from avalanche_ntk.benchmarks.sequences import markov_sequences
 from avalanche_ntk.errors import ArgumentError, checked_seed
+from avalanche_ntk.lab.benchmarks.images import read_folder, read_zip
+from avalanche_ntk.lab.benchmarks.sequences import markov_sequences
 
 
 @dataclass(frozen=True, eq=False)

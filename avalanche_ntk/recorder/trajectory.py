@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avalanche_ntk import measures
-from avalanche_ntk.boundaries import reactivation_at, reactivation_row, reactivation_types
-from avalanche_ntk.clock import TrainingClock
 from avalanche_ntk.errors import ArgumentError, RunFolderError
-from avalanche_ntk.frames import CLOCK, COUNT, NUMBER, TEXT, make_frame
 from avalanche_ntk.frozen import frozen
-from avalanche_ntk.labels import are_classes, from_json, in_form
-from avalanche_ntk.runfolder import RunFolder
+from avalanche_ntk.recorder.boundaries import reactivation_at, reactivation_row, reactivation_types
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.frames import CLOCK, COUNT, NUMBER, TEXT, make_frame
+from avalanche_ntk.recorder.labels import are_classes, from_json, in_form
+from avalanche_ntk.recorder.runfolder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from avalanche_ntk.labels import in_form, in_order
+from avalanche_ntk.recorder.labels import in_form, in_order
 from avalanche_ntk.report.kernel_figures import mark_samples
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import COLOURS, drawing, new_figure

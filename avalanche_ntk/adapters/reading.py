@@ -15,11 +15,11 @@ from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from avalanche_ntk.adapters.tasks import origin_of
 from avalanche_ntk.errors import ProbeError
-from avalanche_ntk.probes import Probe, ProbeSpec
 from avalanche_ntk.randomness import preserved_rng_state
-from avalanche_ntk.samples import TASKS, Reader, Samples, read_samples, samples, unreadable
-from avalanche_ntk.tasks import origin_of
+from avalanche_ntk.recorder.probes import Probe, ProbeSpec
+from avalanche_ntk.recorder.samples import TASKS, Reader, Samples, read_samples, samples, unreadable
 
 
 def model_of(strategy: Any) -> nn.Module:

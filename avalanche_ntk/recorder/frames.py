@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from avalanche_ntk.clock import TrainingClock
+from avalanche_ntk.recorder.clock import TrainingClock
 
 if TYPE_CHECKING:
     import pandas as pd
