@@ -8,6 +8,7 @@ the data. The definitions and their sources are in `docs/definitions.md`.
 
 from avalanche_ntk.measures.alignment import eigenvector_alignment, kernel_alignment, one_hot
 from avalanche_ntk.measures.blocks import ClassBlocks, class_block_means
+from avalanche_ntk.measures.forecast import forecast_error, forgetting_forecast, mode_share, rank_correlation
 from avalanche_ntk.measures.full import as_matrix, reduce_full
 from avalanche_ntk.measures.linearisation import linearisation_error
 from avalanche_ntk.measures.neurons import (
@@ -19,6 +20,15 @@ from avalanche_ntk.measures.neurons import (
 )
 from avalanche_ntk.measures.norms import kernel_norm, kernel_trace
 from avalanche_ntk.measures.overlap import overlap_matrix, task_overlap
+from avalanche_ntk.measures.plasticity import (
+    churn,
+    dormant_share,
+    gradient_cosine,
+    loss_gradient_products,
+    relative_kernel_change,
+    zero_gradient_share,
+)
+from avalanche_ntk.measures.ranks import FeatureRanks, KernelRanks, feature_ranks, kernel_ranks
 from avalanche_ntk.measures.reactivation import Reactivation, Verdict, compare_ratios, reactivation, verdict
 from avalanche_ntk.measures.regression import KernelRegression, kernel_regression, kernel_ridge
 from avalanche_ntk.measures.similarity import (
@@ -49,6 +59,8 @@ from avalanche_ntk.measures.view import KernelView
 __all__ = [
     "ClassBlocks",
     "EigenspaceRotation",
+    "FeatureRanks",
+    "KernelRanks",
     "KernelRegression",
     "KernelView",
     "ModeResponse",
@@ -60,32 +72,43 @@ __all__ = [
     "as_matrix",
     "centre",
     "centred_kernel_alignment",
+    "churn",
     "class_block_means",
     "compare_ratios",
     "condition_number",
     "distance_floor",
+    "dormant_share",
     "drift_at_rest",
     "effective_rank",
     "eigenspace_rotation",
     "eigenvalues",
     "eigenvector_alignment",
+    "feature_ranks",
     "few_threads",
+    "forecast_error",
+    "forgetting_forecast",
+    "gradient_cosine",
     "kernel_alignment",
     "kernel_distance",
     "kernel_norm",
+    "kernel_ranks",
     "kernel_regression",
     "kernel_ridge",
     "kernel_trace",
     "kernel_velocity",
     "label_signed_kernel",
     "linearisation_error",
+    "loss_gradient_products",
     "mode_response",
+    "mode_share",
     "neuron_periodicity",
     "neuron_similarity",
     "one_hot",
     "overlap_matrix",
+    "rank_correlation",
     "reactivation",
     "reduce_full",
+    "relative_kernel_change",
     "sharpness_ratio",
     "spectral_norm",
     "summary",
@@ -93,4 +116,5 @@ __all__ = [
     "tuning_similarity",
     "uncentred_alignment",
     "verdict",
+    "zero_gradient_share",
 ]

@@ -127,7 +127,15 @@ def effective_rank(k: ArrayLike | KernelView) -> float:
     largest = float(values[0])
     if largest <= 4 * view.epsilon * view.frobenius:
         undefined("the centred kernel has no positive eigenvalue above working precision")
-    values = values / largest
+    return entropy_rank(values / largest)
+
+
+def entropy_rank(values: Array) -> float:
+    """Return `exp(−Σ p_i log p_i)`, `p_i = v_i / Σ v`, of n numbers of 0 or more that are not all 0.
+
+    >>> round(entropy_rank(np.ones(5)), 12)
+    5.0
+    """
     p = values / values.sum()
     p = p[p > 0]
     return float(np.exp(-np.sum(p * np.log(p))))
