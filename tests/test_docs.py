@@ -1,13 +1,31 @@
-"""What the documentation names exists."""
+"""What the documentation names exists, and what it shows runs."""
 
+import configparser
+import pkgutil
 import re
+import shlex
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import TensorboardLogger
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
+from typer.testing import CliRunner
 
 from avalanche_ntk import NTKPlugin, ntk_metrics
 from avalanche_ntk.adapters.evaluation import EvaluationRecorder
+from avalanche_ntk.cli import app
+from avalanche_ntk.kernels import reference_ntk
+from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.reproduce.registry import STUDIES
+from tests.lines import tiny_stream
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def test_every_metric_is_documented_and_every_documented_metric_exists():
@@ -22,8 +40,7 @@ def test_every_metric_is_documented_and_every_documented_metric_exists():
 
 
 def test_links_between_documents_lead_somewhere():
-    root = DOCS.parent
-    for page in [root / "README.md", *DOCS.rglob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -38,3 +55,101 @@ def test_every_result_stands_in_the_documentation():
         assert "| statement | verdict |" in part, name
         assert f"](reproduction/{name}/" in part, name
         assert (DOCS / "reproduction" / f"{name}.md").is_file()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return a page's blocks of code in a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run_blocks(page: Path, names: dict[str, Any]) -> dict[str, Any]:
+    """Run a page's blocks of Python one after the other, in one namespace, which is returned."""
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+    return names
+
+
+def test_the_readmes_snippets_run(tmp_path, monkeypatch):
+    """With what a user has by then: Avalanche's names, a stream, a model and its optimizer."""
+    monkeypatch.chdir(tmp_path)
+    model, x = MLP(6, 4, width=8, depth=1), torch.randn(5, 6)
+    names = run_blocks(
+        ROOT / "README.md",
+        {
+            "Naive": partial(Naive, train_mb_size=8, train_epochs=2),
+            "EvaluationPlugin": EvaluationPlugin,
+            "TensorboardLogger": TensorboardLogger,
+            "accuracy_metrics": accuracy_metrics,
+            "benchmark": tiny_stream(per_class=40),
+            "model": model,
+            "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+            "x": x,
+            "x1": x[:2],
+            "x2": x[2:],
+        },
+    )
+    assert len(names["table"]) == len(names["ntk"].trajectory)
+    assert (tmp_path / "runs" / "naive" / "run.json").is_file()
+    full = reference_ntk(model, x[:2], x[2:], reduction="full")
+    assert torch.allclose(names["theta"].double(), full, rtol=1e-5)
+    assert torch.allclose(names["kernel"][:2, 2:].double(), full.diagonal(dim1=2, dim2=3).sum(-1), rtol=1e-5)
+
+
+def test_the_quickstart_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(DOCS / "quickstart.md", {})
+    assert str(names["first"].spike) in capsys.readouterr().out
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return every command line of the documentation, with its page."""
+    found = []
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")]:
+        for language in ("sh", "bash"):
+            lines = "\n".join(blocks(page, language)).splitlines()
+            parts = [part.strip() for line in lines for part in line.split("  #")[0].split("&&")]
+            found += [(page.name, part) for part in parts if part.startswith("avalanche-ntk")]
+    return found
+
+
+@pytest.mark.parametrize("page, line", commands(), ids=str)
+def test_every_command_has_the_options_that_it_is_shown_with(page, line):
+    """The command itself is not run: `--help` comes after the options have been read."""
+    shown = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])
+    assert shown.exit_code == 0, shown.output
+
+
+def test_headline_figures_are_those_of_the_page_on_performance():
+    """Change both, or the README's only: a row there is one row of the page, and its comparison another."""
+    page = (DOCS / "performance.md").read_text().splitlines()
+    table = (ROOT / "README.md").read_text().split("<!-- headline -->")[1].split("<!-- end -->")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[3:] if line.startswith("|")]
+    assert rows
+    for case, seconds, slower, error in rows:
+        [at] = [i for i, line in enumerate(page) if line.startswith(f"| {case.removesuffix(' samples')} | **ours**")]
+        ours, theirs = ([cell.strip() for cell in page[i].strip("|").split("|")] for i in (at, at + 1))
+        assert [seconds, error] == [ours[2], ours[6]], case
+        assert theirs[1] == "torch.func `vmap(jacrev)`"
+        assert slower == f"{theirs[4]} times slower", case
+
+
+def test_every_page_has_its_place_on_the_site():
+    """A new page of `docs/` is listed in `mkdocs.yml`."""
+    listed = set(re.findall(r"(\w[\w/-]*\.md)\s*$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert {page.name for page in DOCS.glob("*.md")} <= listed
+
+
+def test_the_api_page_names_what_exists():
+    names = re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert "avalanche_ntk.NTKPlugin" in names
+    for name in names:
+        assert pkgutil.resolve_name(name)
+
+
+def test_the_version_stands_in_one_place():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    version = config["metadata"]["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert version not in (ROOT / "pyproject.toml").read_text()
