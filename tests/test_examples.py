@@ -11,6 +11,7 @@ from avalanche_ntk.reproduce.registry import STUDIES
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 QUICKSTART = "quickstart"
+NEEDS = {"lora": "peft"}  # what an example cannot do without
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,8 @@ QUICKSTART = "quickstart"
     [pytest.param(p, marks=() if p.stem == QUICKSTART else pytest.mark.slow, id=p.stem) for p in EXAMPLES],
 )
 def test_example_runs(path, tmp_path):
+    if path.stem in NEEDS:
+        pytest.importorskip(NEEDS[path.stem], reason="needs the extra `zoo`")
     done = subprocess.run(
         [sys.executable, path, *([] if path.stem == QUICKSTART else ["--tiny"])],
         cwd=tmp_path,
@@ -36,5 +39,14 @@ def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) < (41 if path.stem == QUICKSTART else 60)
 
 
+def test_what_is_missing_is_told(tmp_path):
+    """Without peft, the example says what to install."""
+    (tmp_path / "peft.py").write_text("raise ImportError('not here')")
+    path = next(p for p in EXAMPLES if p.stem == "lora")
+    code = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "This example needs peft: python -m pip install peft\n")
+
+
 def test_every_result_has_an_example():
-    assert {name.replace("-", "_") for name in STUDIES} | {QUICKSTART} == {path.stem for path in EXAMPLES}
+    assert {name.replace("-", "_") for name in STUDIES} | {QUICKSTART, *NEEDS} == {path.stem for path in EXAMPLES}
