@@ -77,6 +77,10 @@ class MeasurementFailedWarning(NTKWarning):
     """A measurement failed; training goes on and the record holds the reason."""
 
 
+class MemoryWarning(NTKWarning):
+    """Memory ran out in a measurement, which goes on in smaller blocks; the message says how small."""
+
+
 class PrecisionWarning(NTKWarning):
     """A kernel is less exact than it should be (asymmetric, strongly negative eigenvalues); float64 is proposed."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.kernels._device.memory import as_fits
 from avalanche_ntk.kernels._function.subject import Subject, names_of, select_parameters
 from avalanche_ntk.kernels._function.wrappers import wrapper_prefix
 from avalanche_ntk.kernels._guard import known
@@ -87,7 +88,9 @@ def empirical_ntk(
         layers: Names of modules whose trainable parameters are covered (shell wildcards allowed).
         outputs: Indices of the outputs kept; None for all.
         output_selector: Maps the model's raw output (tuple, dict, object) to an `(N, C)` tensor.
-        memory_budget: Bytes that may be taken beyond the forward pass; 1 GiB by default.
+        memory_budget: Bytes that may be taken beyond the forward pass; by default 1 GiB on a processor, and on an
+            accelerator a quarter of the memory that is free, rounded down to a power of two. Where memory runs out all
+            the same, it is halved until the measurement fits, with a `MemoryWarning`.
         dtype: `torch.float32` or `torch.float64` to compute in; None for the parameters' own (float32 for half
             precision). Autocast is off, also where the model turns it on itself.
         method: See `Method`.
@@ -317,11 +320,16 @@ def _measure(request: Request) -> tuple[dict[str, Tensor], KernelInfo]:
         members |= _members(subject, r.groups or {}, wrapper_prefix(r.model))
         if not r.whole:
             subject = subject.restricted({n for names in members.values() for n in names})
-        with subject.standing_in():
+        apart = r.averaged and r.report
+
+        def attempt(budget: int) -> tuple[dict[str, Tensor], int]:
+            r.budget = budget
             run = Measurement(subject, members, r, info)
             rows, most = r.combinations(run.out)
-            apart = r.averaged and r.report
-            result = run.kernels(rows, apart)
+            return run.kernels(rows, apart), most
+
+        with subject.standing_in():
+            result, most = as_fits(attempt, r.budget, subject.model, r.b1.device)
         if r.checks is not Checks.NEVER:
             for b in (r.b1, *([] if r.b2 is None else [r.b2])):
                 known.note(subject.model, b)

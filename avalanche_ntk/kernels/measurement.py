@@ -14,6 +14,7 @@ from avalanche_ntk.kernels._contract.held import Held, fill
 from avalanche_ntk.kernels._contract.pieces import Size
 from avalanche_ntk.kernels._contract.side import Unreadable
 from avalanche_ntk.kernels._device.memory import release
+from avalanche_ntk.kernels._device.profile import exhausted
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._generic import jacobians
@@ -122,9 +123,10 @@ class Measurement:
                 self.whole = None
                 return self._held(rows, steps), False
             return self._at_once(rows)
-        except (NTKError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever went wrong here, the exact way without the graph remains
+        except Exception as exc:
+            if isinstance(exc, NTKError) or exhausted(exc):
+                raise
+            # whatever went wrong here, the exact way without the graph remains
             cause = exc if isinstance(exc, Unreadable) else f"{type(exc).__name__}: {exc}"
             self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({cause})")
             for kernel in self.result.values():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, checked_seed, positive, unknown_name
+from avalanche_ntk.kernels._device.profile import default_budget
 from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
 from avalanche_ntk.kernels._function.projections import (
     checked_projections,
@@ -22,8 +23,6 @@ from avalanche_ntk.kernels._function.subject import output_rows
 from avalanche_ntk.kernels._generic.reference import REDUCTIONS
 from avalanche_ntk.kernels._guard.policy import Checks
 from avalanche_ntk.kernels.info import Method
-
-DEFAULT_BUDGET = 2**30  # bytes beyond the forward pass
 
 E = TypeVar("E", bound=Enum)
 
@@ -106,9 +105,10 @@ class Request:
                 "preconditioner must map names of parameters to tensors of their shapes, found"
                 f" {type(self.preconditioner).__name__}. Give for example {{'fc.weight': 1 / (v.sqrt() + eps)}}."
             )
-        self.budget = positive("memory_budget", self.memory_budget, "bytes") or DEFAULT_BUDGET
+        budget = positive("memory_budget", self.memory_budget, "bytes")
         self.block = positive("block", self.block, "samples")
         self.b1 = Batch.of(self.x1, self.task_labels)
+        self.budget = default_budget(self.b1.device) if budget is None else budget
         self.b2 = None
         if self.x2 is not None:
             self.b2 = Batch.of(self.x2, labels_of_second(self.task_labels, self.task_labels2))

@@ -1,5 +1,7 @@
 """Patches of convolutions: their rows, and their Gram matrix that needs none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from avalanche_ntk.kernels._contract import ghost, patches
 from avalanche_ntk.kernels._contract.contraction import Tally, contract
 from avalanche_ntk.kernels._contract.patches import Patches, gram, gram_cost
 from avalanche_ntk.kernels._contract.pieces import Outer
+from avalanche_ntk.kernels._device.profile import PROCESSOR
 
 CONV = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}
 
@@ -69,7 +72,7 @@ def test_gram_of_patches_is_that_of_the_rows(case):
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("workspace", [2**30, 2**16, 1])
 def test_ghost_products_by_pixels(monkeypatch, full, workspace):
-    monkeypatch.setattr(ghost, "PAIRS", 400)
+    monkeypatch.setattr(ghost, "profile_of", lambda device: replace(PROCESSOR, pairs=400))
     generator = torch.Generator().manual_seed(0)
     sides = []
     for n in (7, 5):

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_ntk.kernels._contract.ghost import ELEMENTWISE, PAIRS, blocks, ghost, left_cost, share
+from avalanche_ntk.kernels._contract.ghost import ELEMENTWISE, blocks, ghost, left_cost, share
 from avalanche_ntk.kernels._contract.patches import Patches
 from avalanche_ntk.kernels._contract.pieces import Dense, Lookup, Outer, Piece, Size, all_rows, some_rows
+from avalanche_ntk.kernels._device.profile import PROCESSOR, Profile, profile_of
 
 CHUNK = 8192  # products in one running sum
-TILE = 2**23 - 2**16  # numbers of a tile of explicit gradients: below 32 MiB, where the C library would fetch new pages
 HALVED = 48  # samples from which on two products for one triangle cost less than one for the square
 _TRAFFIC = 28.0  # cost of writing an entry of an explicit gradient and reading it again, in multiply-adds
 _HOLD = 4  # tiles from which on patches are kept from tile to tile
@@ -154,7 +154,15 @@ class Cost:
 
 
 def costs(
-    size: Size, n: int, m: int | None, r: int, full: bool, workspace: int, item: int, gram: float | None = None
+    size: Size,
+    n: int,
+    m: int | None,
+    r: int,
+    full: bool,
+    workspace: int,
+    item: int,
+    gram: float | None = None,
+    profile: Profile = PROCESSOR,
 ) -> tuple[Cost, Cost]:
     """Return what the explicit and the ghost form of two pieces take.
 
@@ -167,6 +175,7 @@ def costs(
         workspace: Bytes that blocks may take.
         item: Bytes of a number.
         gram: Cost of one entry of the Gram matrix of the sides without outputs, where it is another than the size says.
+        profile: Of the device; rates are those measured on a processor.
     """
     same, other = m is None, n if m is None else m
     t, a, b = size.t, size.a, size.b
@@ -180,10 +189,10 @@ def costs(
         time -= (1 - _CONVOLVED) * float(a * b * r) * rows
     elif size.fixed < t * a:  # patches
         held = n * t * a <= _spare(workspace, same, item)
-        tiles = 1 if held else ceil(made * a * r * b / max(1, min(workspace // 2 // item, TILE)))
+        tiles = 1 if held else ceil(made * a * r * b / max(1, min(workspace // 2 // item, profile.tile)))
         time += _PATCHES * rows * a * tiles
     explicit = Cost(flops, time)
-    side, _ = blocks(n, other, t, t, same, min(workspace // max(1, 4 * item), PAIRS) // columns**2)
+    side, _ = blocks(n, other, t, t, same, min(workspace // max(1, 4 * item), profile.pairs) // columns**2)
     pairs = float(n * other * t * t) * (share(n, side) if same else 1.0)
     flops = pairs * ((size.gram if gram is None else gram) + b * r * columns)
     return explicit, Cost(flops, flops + pairs * ELEMENTWISE * columns**2)
@@ -202,7 +211,8 @@ def _outer(
         keeping = None
     gram = left_cost(p.a, q.a) / (1 if keeping is None else tally.steps)
     size = replace(Size.of(p), t=max(1, round((t * s) ** 0.5)))
-    explicit, hidden = costs(size, n, None if same else m, p.g.shape[0], full, workspace, p.g.element_size(), gram)
+    profile, item = profile_of(p.g.device), p.g.element_size()
+    explicit, hidden = costs(size, n, None if same else m, p.g.shape[0], full, workspace, item, gram, profile)
     form = force or ("explicit" if explicit.time <= hidden.time else "ghost")
     if form == "explicit":
         tally.flops += explicit.flops
@@ -286,17 +296,17 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     n, _, a = p.a.shape
     m = q.a.shape[0]
     r, b = p.g.shape[0], p.g.shape[3]
-    item = p.g.element_size()
+    item, tile = p.g.element_size(), profile_of(p.g.device).tile
     one = (n + (0 if same else m)) * a  # numbers of one column of one output
     spare = _spare(workspace, same, item)
     left, right = p.a, q.a
     convolved = isinstance(p.a, Patches) and p.a.by_convolution
-    if not convolved and one * r * b > _HOLD * min(workspace // 2 // item, TILE):  # rows serve for the next tile too
+    if not convolved and one * r * b > _HOLD * min(workspace // 2 // item, tile):  # rows serve for the next tile too
         left = _held(p.a, spare, tally, "left")
         right = left if same else _held(q.a, spare, tally, "right")
     held = convolved or (isinstance(left, Tensor) and isinstance(right, Tensor))
     # patches that have to be made again for every tile ask for large tiles
-    room = max(1, min(workspace // 2 // item, TILE if held or one * r * b <= _HOLD * TILE else workspace) // one)
+    room = max(1, min(workspace // 2 // item, tile if held or one * r * b <= _HOLD * tile else workspace) // one)
     if full:
         outputs, width = r, max(1, min(b, room // r))
     else:
@@ -368,13 +378,13 @@ def _gradients(
         for k in range(r):
             a.weight_gradients(signals[outputs.start + k, :, columns], slice(0, n), j[:, k * w : (k + 1) * w])
         return j.view(n, -1)
-    step = n
+    step, some = n, min(room, profile_of(g.device).tile // 4)
     rows = None
     if isinstance(a, Patches):
-        step = max(1, min(n, min(room, TILE // 4) // (t * max(size, r * w))))
+        step = max(1, min(n, some // (t * max(size, r * w))))
         rows = tally.memory("rows", step * t * size, g)
     elif r > 1:
-        step = max(1, min(n, min(room, TILE // 4) // max(1, t * r * w)))
+        step = max(1, min(n, some // max(1, t * r * w)))
     for i in range(0, n, step):
         samples = slice(i, min(i + step, n))
         part = g[outputs, samples, :, columns]  # (r, n, T, w)

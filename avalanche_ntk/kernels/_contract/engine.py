@@ -18,6 +18,7 @@ from avalanche_ntk.kernels._contract.contraction import Tally, contract
 from avalanche_ntk.kernels._contract.pieces import Piece, outputs_of, with_outputs
 from avalanche_ntk.kernels._contract.side import Side
 from avalanche_ntk.kernels._device.memory import free_bytes, release
+from avalanche_ntk.kernels._device.profile import profile_of
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._structure import signals
 from avalanche_ntk.kernels._structure.graph import Edge
@@ -74,7 +75,7 @@ def kernels(
     small = p.n * q.n * len(plan.native) <= 0.15 * total
     tally.lefts = {} if step < r and small else None
     tally.room, tally.steps = (0.3 * total, -(-r // step)) if step < r else (0.0, 1)
-    workspace = int(min(total, 2**28) * 0.25 * item)
+    workspace = int(min(total, profile_of(p.out.device).workspace) * 0.25 * item)
     spare = spare_for([p] if same else [p, q], edges, r, budget)
     sums = _Sums(full, r if apart else 0, workspace, spare, tally, force, errors, groups)
     for start in range(0, r, step):
@@ -100,7 +101,7 @@ def spare_for(passes: list[Pass], edges: list[Edge], r: int, budget: int | None)
     Returns:
         None where there is no bound, or the signals are so small that it need not be asked.
     """
-    if budget is None or passes[0].out.device.type != "cpu":
+    if budget is None or not profile_of(passes[0].out.device).pages:
         return None
     signals = sum(prod(p.graph.shape(e)) for p in passes for e in edges) * r * passes[0].out.element_size()
     return budget // 4 if 4 * signals > budget // 4 else None

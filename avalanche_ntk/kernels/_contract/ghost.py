@@ -1,7 +1,7 @@
 """Products of per-sample gradients that are never formed: `Σ_{t,s} (a[n,t]·a'[m,s]) (Σ_r g[r,n,t]·g'[r,m,s])`.
 
 Positions come before samples in every block, so that shifted sums (see `patches`) and the last sum over positions run
-along memory; a block of samples is as large as the cache likes it.
+along memory; a block of samples is as large as the device likes it (`profile`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from avalanche_ntk.kernels._contract.patches import Patches, gram, gram_cost
 from avalanche_ntk.kernels._contract.pieces import Outer, some_rows
+from avalanche_ntk.kernels._device.profile import profile_of
 
-PAIRS = 2**18  # pairs of positions in one block: some copies of it stay in the cache
 LEAST = 128  # rows of a block below which products get slow
 ELEMENTWISE = 24.0  # cost of multiplying and summing one pair of positions, in multiply-adds of a matrix product
 
@@ -106,7 +106,7 @@ def ghost(
         pa, qa = _spread(pa, qa, workspace // 4 // item)
     by_pixels = isinstance(pa, Patches) and isinstance(qa, Patches) and gram_cost(pa, qa) < pa.shape[2]
     square = r * r if full else 1
-    rows, cols = blocks(n, m, t, s, same, min(workspace // max(1, 4 * item), PAIRS) // square)
+    rows, cols = blocks(n, m, t, s, same, min(workspace // max(1, 4 * item), profile_of(p.g.device).pairs) // square)
     peak = 0
     for i in range(0, n, rows):
         some = slice(i, min(i + rows, n))

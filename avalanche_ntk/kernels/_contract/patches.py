@@ -16,6 +16,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from avalanche_ntk.kernels._device.profile import by_onednn
+
 STRIP = 4096  # positions that one convolution sums over
 LARGE = 2**21  # multiply-adds of a sample and an output from which on convolutions are faster than matrix products
 SHIFT = 6.0  # cost of adding one shifted copy, in multiply-adds of a matrix product
@@ -115,9 +117,8 @@ class Patches:
 
         They are faster than matrix products where a sample has enough to do.
         """
-        images = len(self.kernel) == 2 and self.x.device.type == "cpu" and self.x.dtype == torch.float32
         large = prod(self.shape[1:]) * self.filters >= LARGE
-        return large and images and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+        return large and len(self.kernel) == 2 and by_onednn(self.x)
 
     def weight_gradients(self, g: Tensor, samples: slice, into: Tensor) -> None:
         """Form the gradients of a weight for some samples and one output, by convolutions of inputs with signals.

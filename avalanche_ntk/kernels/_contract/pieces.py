@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from avalanche_ntk.kernels._contract.patches import Patches, gram_cost
-
-ROWS = 2**22  # numbers of patches that are made at a time
+from avalanche_ntk.kernels._device.profile import profile_of
 
 
 @dataclass
@@ -72,7 +71,7 @@ class Outer:
         eq = "nta,rntb->nrab" if self.a_first else "nta,rntb->nrba"
         if isinstance(self.a, Tensor):
             return torch.einsum(eq, self.a, self.g).reshape(n, r, *shape)
-        step = max(1, ROWS // (t * a))  # samples whose patches are made at a time
+        step = max(1, profile_of(self.g.device).patches // (t * a))  # samples whose patches are made at a time
         parts = [torch.einsum(eq, self.a.make(slice(i, i + step)), self.g[:, i : i + step]) for i in range(0, n, step)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).reshape(n, r, *shape)
 

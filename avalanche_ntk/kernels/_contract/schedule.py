@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from avalanche_ntk.errors import MemoryBudgetError
-from avalanche_ntk.kernels._contract.contraction import TILE, costs
+from avalanche_ntk.kernels._contract.contraction import costs
 from avalanche_ntk.kernels._contract.pieces import Size
 from avalanche_ntk.kernels._contract.side import Side
+from avalanche_ntk.kernels._device.profile import PROCESSOR, Profile, profile_of
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._structure.nodes import spec_of
 from avalanche_ntk.kernels._structure.passes import Pass
@@ -33,6 +34,7 @@ class Needs:
         signal: Of these, the largest signals of one parameter.
         pieces: Sizes of each parameter's pieces.
         item: Bytes of a number.
+        profile: Of the device.
     """
 
     alone: int
@@ -40,6 +42,7 @@ class Needs:
     signal: int
     pieces: dict[str, list[Size]]
     item: int
+    profile: Profile = PROCESSOR
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def needs(subject: Subject, plan: Plan, at: Pass, pieces: dict[str, list[Size]])
     pulled = max((subject.leaves[name].numel() for name in plan.pulled), default=0)
     ruled = all(spec_of(graph.names[u.node]).rule is not None for _, u in uses)
     passing = max((6 if ruled else 12) * signal, 3 * explicit, 5 * pulled)
-    return Needs(3 * max(signal, explicit, *patches, 1), passing, signal, pieces, at.out.element_size())
+    least, profile = 3 * max(signal, explicit, *patches, 1), profile_of(at.out.device)
+    return Needs(least, passing, signal, pieces, at.out.element_size(), profile)
 
 
 def largest_explicit(subject: Subject, plan: Plan, at: Pass) -> int:
@@ -120,9 +124,10 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
         )
     if block is None and most * need.passing * copies <= numbers or block is not None and block >= most:
         return Steps(most, 0, r)
-    # signals of more than a tile are fetched from the system page by page, each time
-    most_passing = block or int(max(1, min(_PASSING * numbers // max(1, need.passing * copies), TILE // need.signal)))
-    fast = {k for k, sizes in need.pieces.items() if _explicit_is_faster(sizes, n, m, r, full, budget, item)}
+    most_passing = block or int(max(1, _PASSING * numbers // max(1, need.passing * copies)))
+    if block is None and need.profile.pages:  # of more than a tile, each signal is fetched page by page
+        most_passing = max(1, min(most_passing, need.profile.tile // need.signal))
+    fast = {k for k, sizes in need.pieces.items() if _explicit_is_faster(sizes, n, m, r, full, budget, need)}
     small = {k for k, sizes in need.pieces.items() if sum(_kept(s, r, True) - _kept(s, r, False) for s in sizes) < 0}
     best: tuple[float, Steps] | None = None
     for explicit in (fast, small):
@@ -150,12 +155,12 @@ def _kept(size: Size, outputs: int, explicit: bool) -> int:
     return size.fixed + outputs * size.factors
 
 
-def _explicit_is_faster(sizes: list[Size], n: int, m: int | None, r: int, full: bool, budget: int, item: int) -> bool:
+def _explicit_is_faster(sizes: list[Size], n: int, m: int | None, r: int, full: bool, budget: int, need: Needs) -> bool:
     if any(size.explicit is None or not size.b for size in sizes):
         return False
     if all(size.t == 1 for size in sizes):
         return False
-    pairs = [costs(size, n, m, r, full, budget // 4, item) for size in sizes]
+    pairs = [costs(size, n, m, r, full, budget // 4, need.item, profile=need.profile) for size in sizes]
     return sum(explicit.time for explicit, _ in pairs) <= sum(hidden.time for _, hidden in pairs)
 
 

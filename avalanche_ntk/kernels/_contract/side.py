@@ -11,14 +11,13 @@ from torch.autograd.graph import GradientEdge
 from avalanche_ntk.kernels._contract.chains import carried_factors
 from avalanche_ntk.kernels._contract.pieces import Dense, Piece, in_kind, merge
 from avalanche_ntk.kernels._contract.rules import Site, piece_of
+from avalanche_ntk.kernels._device.profile import profile_of
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._structure import signals
 from avalanche_ntk.kernels._structure.graph import Edge
 from avalanche_ntk.kernels._structure.nodes import is_factored
 from avalanche_ntk.kernels._structure.passes import Pass
 from avalanche_ntk.kernels._structure.plan import Handle, Plan
-
-CARRIED = 2**21  # numbers that are carried through a parameter's own chain at a time
 
 
 class Unreadable(Exception):
@@ -136,7 +135,7 @@ class Side:
         n, r = j.shape[:2]
         edge: Any = GradientEdge(self.at.graph.nodes[handle.edge[0]], handle.edge[1])
         flat = j.reshape(n * r, *j.shape[2:]).to(self.at.graph.dtype(handle.edge))
-        step = max(1, CARRIED // max(1, leaf.numel(), flat[0].numel()))
+        step = max(1, profile_of(j.device).carried // max(1, leaf.numel(), flat[0].numel()))
         found: Tensor | None = None
         for start in range(0, n * r, step):
             (got,) = signals.pull([edge], [leaf], [flat[start : start + step]], True)

@@ -1,15 +1,29 @@
-"""Memory that was freed, but that the C library keeps.
+"""Memory that was freed but is kept, and memory that runs out.
 
 The GNU C library keeps freed blocks of up to 32 MB for the next request, in pieces that the next request may not fit:
-tens of signals of some megabytes that come and go take up more and more. Elsewhere these functions do nothing.
+tens of signals of some megabytes that come and go take up more and more. Elsewhere `free_bytes` and `release` do
+nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+import warnings
+import weakref
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from avalanche_ntk.errors import MemoryBudgetError, MemoryWarning
+from avalanche_ntk.kernels._device.profile import empty_cache, exhausted
+
+T = TypeVar("T")
+LEAST = 2**20  # bytes of a budget below which no smaller one is tried
 
 
 class _Info(ctypes.Structure):
@@ -55,3 +69,61 @@ def release() -> None:
     library = _library()
     if library is not None:
         library.malloc_trim(0)
+
+
+# Of each model, the budget with which its last measurement fitted after memory had run out
+_FITTED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def as_fits(attempt: Callable[[int], T], budget: int, model: nn.Module, device: torch.device) -> T:
+    """Measure with half the budget, and half of that, as long as memory runs out; the next measurement starts there.
+
+    A smaller budget means smaller blocks of samples and outputs; the kernel is the same to rounding.
+
+    Args:
+        attempt: Measures with a budget of so many bytes.
+        budget: The first of them.
+        model: What is measured.
+        device: Where.
+
+    Returns:
+        What the first attempt that fitted returned.
+
+    Raises:
+        MemoryBudgetError: Memory runs out for a single sample too.
+        Exception: It runs out with any budget.
+    """
+    told = ""
+    budget = min(budget, _FITTED.get(model, budget))
+    while True:
+        try:
+            return attempt(budget)
+        except MemoryBudgetError as exc:
+            if not told:
+                raise
+            raise MemoryBudgetError(
+                f"memory ran out with the smallest blocks too ({told}): expected room for one sample. Free memory,"
+                " measure fewer outputs (`outputs=`, `reduction='sum_logits'`), or measure on another device."
+            ) from exc
+        except Exception as exc:
+            if not exhausted(exc) or budget < 2 * LEAST:
+                raise
+            told = _told(exc)
+        # here the error is gone, and with it the frames that held what was made
+        gc.collect()
+        release()
+        empty_cache(device)
+        budget //= 2
+        _FITTED[model] = budget
+        warnings.warn(
+            f"memory ran out in a measurement ({told}): it goes on with memory_budget={budget} bytes, and so do the"
+            f" next ones of this model. Give memory_budget={budget} or less to be spared the attempt.",
+            MemoryWarning,
+            stacklevel=5,
+        )
+
+
+def _told(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).partition("\n")[0] or type(error).__name__

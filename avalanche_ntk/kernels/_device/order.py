@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_ntk.kernels._device.profile import by_onednn
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject
 
@@ -48,7 +49,7 @@ def channels_last_pays(subject: Subject, batch: Batch) -> bool:
         True where it was seen to make no difference but time.
     """
     images = [t for t in batch.tensors()[: batch.n_inputs] if t.dim() == 4 and t.dtype == torch.float32]
-    if not images or images[0].device.type != "cpu" or not torch.backends.mkldnn.enabled:
+    if not images or not by_onednn(images[0]):
         return False
     known = _CHANNELS_LAST.setdefault(subject.model, {})
     shapes = batch.shapes()

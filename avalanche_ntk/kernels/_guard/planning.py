@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from avalanche_ntk.errors import ModelError, NTKError
 from avalanche_ntk.kernels._contract.schedule import needs
 from avalanche_ntk.kernels._device.memory import release
 from avalanche_ntk.kernels._device.order import agree
+from avalanche_ntk.kernels._device.profile import exhausted
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._guard import known, refusals
@@ -81,8 +81,7 @@ def new_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None) -> Pl
     Raises:
         ModelError: Outputs of one sample depend on other samples, or on chance.
         NTKError: The model cannot be measured for another reason.
-        OutOfMemoryError: The device's memory is used up.
-        MemoryError: The computer's is.
+        Exception: Memory is used up.
     """
     n = len(batch)
     index = [i % n for i in range(LARGE)] if n < 2 * LARGE else [(i * n) // LARGE for i in range(LARGE)]
@@ -90,9 +89,10 @@ def new_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None) -> Pl
         plan = _plan_on(subject, batch, at, budget, index)
         if plan.unproven:
             plan = _plan_nearby(subject, batch, at, budget, index) or plan
-    except (NTKError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as exc:  # noqa: BLE001 - a graph that cannot be read (weights written in the forward pass)
+    except Exception as exc:
+        if isinstance(exc, NTKError) or exhausted(exc):
+            raise
+        # a graph that cannot be read (weights written in the forward pass)
         cause = f"reading the graph failed ({type(exc).__name__}: {exc})"
         plan = Plan(generic=dict.fromkeys(subject.leaves, cause), unproven=cause)
     known.keep(subject, batch, at, plan)

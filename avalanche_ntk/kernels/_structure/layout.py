@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PART = 2**19  # signals that are looked at in one go
+from avalanche_ntk.kernels._device.profile import profile_of
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def holds(
         return True
     d = layout.dim
     plain, weighted = (t.movedim(d, 0).flatten(1) if t.dim() > 1 else t[:, None] for t in (plain, weighted))
-    step = max(1, PART // max(1, plain.shape[0]))
+    step = max(1, profile_of(plain.device).looked // max(1, plain.shape[0]))
     rows = Layout(0, layout.before, layout.after)
     near = plain.abs().amax(1, keepdim=True)
     sizes = near, near.max()

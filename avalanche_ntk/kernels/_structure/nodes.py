@@ -26,7 +26,8 @@ class NodeSpec:
         sums: Inputs and their dimensions that it sums over; where samples stand there, it may move them by values (the
             one-hot products with which a mixture of experts dispatches tokens).
         table: Input that has to be made of parameters alone, else samples are looked up in samples.
-        vectorised: Whether its backward takes several cotangents at once, and gains by it.
+        vectorised: Whether its backward takes several cotangents at once.
+        loops: Whether it takes as long for them at once as one by one where launches cost nothing.
         chain: What it does to a tensor made of parameters alone: `view` rearranges entries, `scale` multiplies all
             alike, `split` cuts it into parts, `sum` adds others, `product` multiplies by a matrix.
     """
@@ -37,6 +38,7 @@ class NodeSpec:
     sums: tuple[tuple[int, int], ...] = ()
     table: int | None = None
     vectorised: bool = True
+    loops: bool = False
     chain: str = ""
 
 

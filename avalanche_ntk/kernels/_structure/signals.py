@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from avalanche_ntk.kernels._device.profile import Profile, exhausted
 from avalanche_ntk.kernels._structure.graph import Edge, Graph
 from avalanche_ntk.kernels._structure.nodes import spec_of
 
 
-def vectorises(graph: Graph) -> bool:
-    """Tell whether one vectorised backward pass is expected to work and to pay.
+def vectorises(graph: Graph, profile: Profile) -> bool:
+    """Tell whether one vectorised backward pass is expected to work, and to pay on a device.
 
     Returns:
         True when no node is known to be better off in a loop.
     """
     names = (name for name in graph.names if not name.endswith("AccumulateGrad"))
-    return all(spec_of(name).vectorised for name in names)
+    specs = [spec_of(name) for name in names]
+    return all(s.vectorised for s in specs) and (profile.launches or not any(s.loops for s in specs))
 
 
 def pull(
@@ -47,16 +49,15 @@ def pull(
         `(R, *shape)` for each input, None where nothing arrives.
 
     Raises:
-        OutOfMemoryError: The device's memory is used up.
+        RuntimeError: Memory is used up.
     """
     r = cotangents[0].shape[0]
     if r > 1 and batched:
         try:
             return _vectorised(outputs, inputs, cotangents)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # an operator that refuses several cotangents at once (a sparse matrix)
-            pass
+        except RuntimeError as exc:  # an operator that refuses several cotangents at once (a sparse matrix)
+            if exhausted(exc):
+                raise
     found: list[Tensor | None] = [None] * len(inputs)
     for k in range(r):
         row = torch.autograd.grad(outputs, inputs, [c[k] for c in cotangents], retain_graph=True, allow_unused=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from avalanche_ntk.kernels._device.profile import profile_of
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._structure import layout as lay
 from avalanche_ntk.kernels._structure import signals
@@ -25,7 +26,8 @@ def read(subject: Subject, small: Pass, large: Pass) -> Plan:
     """
     g = large.graph
     pure = pure_nodes(small.graph, g)
-    plan = Plan(vectorised=signals.vectorises(g), moving=moves_by_values(small.graph, g, pure))
+    vectorised = signals.vectorises(g, profile_of(large.out.device))
+    plan = Plan(vectorised=vectorised, moving=moves_by_values(small.graph, g, pure))
     out_edges: list[set[int]] = [set() for _ in g.nodes]
     out_edges[0].add(0)
     for es in g.edges:

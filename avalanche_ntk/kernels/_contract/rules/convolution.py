@@ -18,7 +18,7 @@ def _one_group(at: Node) -> bool:
     return int(at._saved_groups) == 1
 
 
-@node("Convolution", factored=_one_group, table=1, vectorised=False)
+@node("Convolution", factored=_one_group, table=1, loops=True)
 def convolution(s: Site) -> Piece:
     """Convolutions of 1–3 dimensions, strided, padded, dilated, grouped, transposed."""
     need(s.layout.dim == 0)
