@@ -11,12 +11,11 @@ from torch import nn
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.measures import as_matrix, kernel_ridge, one_hot
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import adversarial
 
 
-def test_a_run_judges_what_its_files_hold(tmp_path):
-    outcome = reproduce("adversarial", tmp_path, scale="tiny", seeds=2)
+def test_a_run_judges_what_its_files_hold(smallest, tmp_path):
+    outcome = smallest("adversarial")
     assert [claim.key for claim in outcome.claims] == ["robust", "different", "settles", "rank", "moved"]
     stored = [json.loads((tmp_path / "measured" / f"training-seed={s}.json").read_text())["values"] for s in (0, 1)]
     robust, different, _, rank, _ = outcome.claims

@@ -4,13 +4,12 @@ import math
 
 import pytest
 
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import architectures
 from tests.reproduce.by_hand import run_of, series_of, spike_of
 
 
-def test_the_study_at_its_smallest(tmp_path):
-    outcome = reproduce("architectures", tmp_path, scale="tiny", seeds=2, jobs=1)
+def test_the_study_at_its_smallest(smallest, tmp_path):
+    outcome = smallest("architectures")
 
     spike, dip, _, size = outcome.claims
     assert [len(claim.findings) for claim in outcome.claims] == [4 * 3, 4 * 2, 4 * 2, 4 + 3]

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import chaos
 from avalanche_ntk.reproduce.training import sgd_step
 
 
-def test_a_run_judges_what_its_files_hold(tmp_path):
-    outcome = reproduce("chaos", tmp_path, scale="tiny", seeds=2)
+def test_a_run_judges_what_its_files_hold(smallest, tmp_path):
+    outcome = smallest("chaos")
     assert [claim.key for claim in outcome.claims] == ["rises", "positive", "transient", "kernels"]
     stored = [
         {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from avalanche_ntk.reproduce import Verdict, reproduce
+from avalanche_ntk.reproduce import Verdict
 from avalanche_ntk.reproduce.studies.difficulty import (
     CLASSES,
     EIGENVECTORS,
@@ -101,8 +101,8 @@ def test_the_tasks_are_what_their_names_say():
     assert wrong[:10].sum() == 2 and not wrong[10:].any()
 
 
-def test_the_study_runs_from_end_to_end(tmp_path):
-    outcome = reproduce("difficulty", tmp_path, scale="tiny", jobs=1, seeds=2)
+def test_the_study_runs_from_end_to_end(smallest, tmp_path):
+    outcome = smallest("difficulty")
     assert [claim.key for claim in outcome.claims] == ["alignment", "order", "gap"]
     assert [len(claim.findings) for claim in outcome.claims] == [6, 19, 3]
     assert {claim.verdict for claim in outcome.claims} == {Verdict.OPEN}  # two seeds say nothing

@@ -8,12 +8,11 @@ import torch
 from scipy.linalg import expm
 from torch import nn
 
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import doan2021
 
 
-def test_a_tiny_run_from_end_to_end(tmp_path):
-    outcome = reproduce("doan2021", tmp_path / "out", scale="tiny", seeds=2)
+def test_a_tiny_run_from_end_to_end(smallest):
+    outcome = smallest("doan2021")
     claims = {claim.key: claim for claim in outcome.claims}
     assert {key: len(claim.findings) for key, claim in claims.items()} == {
         "aligned-forget-more": 4,

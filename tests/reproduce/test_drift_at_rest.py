@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import drift_at_rest
 from avalanche_ntk.reproduce.verdicts import trend_by_seed
 
 
-def test_a_tiny_run_from_end_to_end(tmp_path):
-    outcome = reproduce("drift-at-rest", tmp_path / "out", scale="tiny", seeds=2)
+def test_a_tiny_run_from_end_to_end(smallest):
+    outcome = smallest("drift-at-rest")
     claims = {claim.key: claim for claim in outcome.claims}
     # Two temperatures and two sizes of minibatch.
     assert {key: len(claim.findings) for key, claim in claims.items()} == {

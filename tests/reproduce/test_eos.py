@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from avalanche_ntk.reproduce import Verdict, reproduce
+from avalanche_ntk.reproduce import Verdict
 from avalanche_ntk.reproduce.studies.eos import STEPS, from_the_edge, pinned, settled, sharpening, sharpness, train
 
 
@@ -75,8 +75,8 @@ def test_a_loss_that_is_not_reached_has_no_final_alignment():
     assert all(math.isnan(value) for value in [*done["eigenvectors"], done["final_alignment"]])
 
 
-def test_the_study_runs_from_end_to_end(tmp_path):
-    outcome = reproduce("eos", tmp_path, scale="tiny", jobs=1, seeds=2)
+def test_the_study_runs_from_end_to_end(smallest, tmp_path):
+    outcome = smallest("eos")
     assert [claim.key for claim in outcome.claims] == ["alignment", "edge"]
     assert [len(claim.findings) for claim in outcome.claims] == [20, 22]  # of two networks
     assert {claim.verdict for claim in outcome.claims} == {Verdict.OPEN}  # two seeds say nothing

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from avalanche_ntk.lab.models import build_model
-from avalanche_ntk.reproduce import Verdict, reproduce
+from avalanche_ntk.reproduce import Verdict
 from avalanche_ntk.reproduce.studies.fort2020 import (
     Training,
     barrier,
@@ -75,8 +75,8 @@ def test_an_epoch_takes_every_sample_once():
     assert sorted(drawn[:7]) == sorted(drawn[7:]) == list(range(7))
 
 
-def test_the_study_runs_from_end_to_end(tmp_path):
-    outcome = reproduce("fort2020", tmp_path, scale="tiny", jobs=1, seeds=2)
+def test_the_study_runs_from_end_to_end(smallest, tmp_path):
+    outcome = smallest("fort2020")
     assert [claim.key for claim in outcome.claims] == ["kernel-learning", "velocity", "barrier"]
     assert [len(claim.findings) for claim in outcome.claims] == [14, 6, 14]  # of an MLP and a CNN
     assert {claim.verdict for claim in outcome.claims} == {Verdict.OPEN}  # two seeds say nothing

@@ -5,13 +5,12 @@ import math
 import pytest
 
 from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import layers
 from tests.reproduce.by_hand import run_of, spike_of
 
 
-def test_the_study_at_its_smallest(tmp_path):
-    outcome = reproduce("layers", tmp_path, scale="tiny", seeds=2, jobs=1)
+def test_the_study_at_its_smallest(smallest, tmp_path):
+    outcome = smallest("layers")
 
     every, _, trace = outcome.claims
     assert [len(claim.findings) for claim in outcome.claims] == [2 * 5, 2 * 2 + 2 * 5, 2 + 2 * 8]

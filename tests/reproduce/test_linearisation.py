@@ -6,13 +6,12 @@ import pytest
 
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import linearisation
 from tests.reproduce.by_hand import run_of, series_of
 
 
-def test_the_study_at_its_smallest(tmp_path):
-    outcome = reproduce("linearisation", tmp_path, scale="tiny", seeds=2, jobs=1)
+def test_the_study_at_its_smallest(smallest, tmp_path):
+    outcome = smallest("linearisation")
 
     together, jumps, anchored, regime = outcome.claims
     assert [len(claim.findings) for claim in outcome.claims] == [4 * 2, 4, 4 * 3, 3]

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from avalanche_ntk.recorder.runfolder import RunFolder
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import many_tasks
 
 
@@ -30,8 +29,8 @@ def distance_at_the_end(folder):
     return 1 - (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-def test_a_tiny_run_from_end_to_end(tmp_path):
-    outcome = reproduce("many-tasks", tmp_path / "out", scale="tiny", seeds=2)
+def test_a_tiny_run_from_end_to_end(smallest):
+    outcome = smallest("many-tasks")
     claims = {claim.key: claim for claim in outcome.claims}
     assert {key: len(claim.findings) for key, claim in claims.items()} == {
         "spike-decays": 2 * 2,

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from avalanche_ntk.kernels import empirical_ntk, reference_ntk
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import pi_nets
 
 
-def test_a_run_judges_what_its_files_hold(tmp_path):
-    outcome = reproduce("pi-nets", tmp_path, scale="tiny", seeds=2)
+def test_a_run_judges_what_its_files_hold(smallest, tmp_path):
+    outcome = smallest("pi-nets")
     assert [claim.key for claim in outcome.claims] == ["decay", "higher", "order"]
     stored = {
         name: [json.loads((tmp_path / "measured" / f"{name}-seed={s}.json").read_text())["values"] for s in (0, 1)]

@@ -5,13 +5,12 @@ import statistics
 
 import pytest
 
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import reactive
 from tests.reproduce.by_hand import run_of, spike_of
 
 
-def test_the_study_at_its_smallest(tmp_path):
-    outcome = reproduce("reactive", tmp_path, scale="tiny", seeds=2, jobs=1)
+def test_the_study_at_its_smallest(smallest, tmp_path):
+    outcome = smallest("reactive")
 
     accuracy, _, spike, boundary = outcome.claims
     assert [len(claim.findings) for claim in outcome.claims] == [5 + 5 + 5, 5 + 5, 5 + 5, 5]

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import sequences
 from tests.reproduce.by_hand import run_of, spike_of
 
@@ -20,8 +19,8 @@ def accuracies(folder):
     return [next(iter(found.values())) for found in tags if found]
 
 
-def test_the_study_at_its_smallest(tmp_path):
-    outcome = reproduce("sequences", tmp_path, scale="tiny", seeds=2, jobs=1)
+def test_the_study_at_its_smallest(smallest, tmp_path):
+    outcome = smallest("sequences")
 
     spike, _, _, forgetting = outcome.claims
     assert [len(claim.findings) for claim in outcome.claims] == [2 * 2 * 2, 2 * 2 * 2, 2 * 2 * 2, 2 * 2]

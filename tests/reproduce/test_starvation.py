@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from avalanche_ntk.reproduce import reproduce
 from avalanche_ntk.reproduce.studies import starvation
 
 
-def test_a_run_judges_what_its_files_hold(tmp_path):
-    outcome = reproduce("starvation", tmp_path, scale="tiny", seeds=2)
+def test_a_run_judges_what_its_files_hold(smallest, tmp_path):
+    outcome = smallest("starvation")
     assert [claim.key for claim in outcome.claims] == ["suppressed", "modes", "decoupling"]
     assert [len(claim.findings) for claim in outcome.claims] == [6, 3, 9]
     files = [tmp_path / "measured" / f"moons-seed={seed}.json" for seed in (0, 1)]

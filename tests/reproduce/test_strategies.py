@@ -9,7 +9,7 @@ import torch
 from scipy.stats import rankdata
 
 from avalanche_ntk.lab.models import build_model
-from avalanche_ntk.reproduce import Context, reproduce
+from avalanche_ntk.reproduce import Context
 from avalanche_ntk.reproduce.registry import Scale
 from avalanche_ntk.reproduce.studies import strategies
 
@@ -33,8 +33,8 @@ def spike_of(folder):
     return there[0]["peak"] - there[0]["base"]
 
 
-def test_a_tiny_run_from_end_to_end(tmp_path):
-    outcome = reproduce("strategies", tmp_path / "out", scale="tiny", seeds=2)
+def test_a_tiny_run_from_end_to_end(smallest):
+    outcome = smallest("strategies")
     claims = {claim.key: claim for claim in outcome.claims}
     # Three strategies: two movements with and without PackNet; two beside Naive, and each one's own numbers.
     assert {key: len(claim.findings) for key, claim in claims.items()} == {
