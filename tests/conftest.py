@@ -1,12 +1,17 @@
-"""What all tests share: one thread, so that results do not depend on the machine's cores, and tiny streams."""
+"""What all tests share: one thread in every process, so that results do not depend on the machine's cores."""
 
+import os
 import warnings
 
 import pytest
-import torch
-from matplotlib.figure import Figure
 
-from tests.texts import Drawn
+# Before torch is imported, and for the processes that tests start: workers beside each other would fight for cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from tests.texts import Drawn  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -14,6 +19,12 @@ with warnings.catch_warnings():
     # Importing Avalanche warns of what its own dependencies deprecated.
     warnings.simplefilter("ignore")
     import avalanche.training  # noqa: F401
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """No workers where single files are asked for: starting them costs seconds."""
+    return 0 if all(".py" in argument for argument in config.args) else None
 
 
 @pytest.fixture(autouse=True, scope="session")
