@@ -21,6 +21,10 @@ with warnings.catch_warnings():
     import avalanche.training  # noqa: F401
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-table", action="store_true", help="write docs/compatibility.md from the whole matrix")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """No workers where single files are asked for: starting them costs seconds."""

@@ -1,6 +1,5 @@
-"""The compatibility table: filled by the tests of the matrix, written when all of them ran and passed."""
+"""The compatibility table: the tests of the matrix compare what they find with its rows, or write it when asked to."""
 
-import os
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +15,10 @@ from tests.strategies.scenarios import SCENARIOS  # noqa: E402
 TABLE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 PACKAGES = ("avalanche-lib", "torch", "torchvision", "numpy")
 
-HEAD = """# Compatibility
+COMMAND = "python -m pytest tests/strategies/test_matrix.py --write-table"
+BEGIN, END = "<!-- strategies -->\n", "<!-- end -->\n"
 
-Written by the tests of `tests/strategies` when all of its rows have run and passed. Do not edit by hand.
+HEAD = """Written by `{command}`. Do not edit by hand.
 
 Versions: {versions}. CPU, two experiences of Split-Digits or of a tiny synthetic stream, one epoch.
 
@@ -35,51 +35,57 @@ Versions: {versions}. CPU, two experiences of Split-Digits or of a tiny syntheti
 """
 
 
+def row(name: str, cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join([name, *cells]) + " |\n"
+
+
 @dataclass
 class Table:
-    """Cells by the name of a recipe or a scenario."""
+    """Cells by the name of a recipe or a scenario.
 
+    Attributes:
+        written: The page as it is; None where it is to be written.
+        rows: What the tests of this run found.
+    """
+
+    written: str | None
     rows: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, name: str, *cells: str) -> None:
         self.rows[name] = cells
+        if self.written is not None:
+            assert row(name, cells) in self.written, f"{TABLE.name} says otherwise; write it anew: {COMMAND}"
 
-    @property
-    def complete(self) -> bool:
-        return set(self.rows) == {*RECIPES, *SCENARIOS}
+    def write(self) -> None:
+        """Write the table where every row was found; a part of the matrix is none."""
+        missing = {*RECIPES, *SCENARIOS} - set(self.rows)
+        assert not missing, f"{TABLE.name} is left as it was: no row for {', '.join(sorted(missing))}"
+        before, _, rest = TABLE.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        TABLE.write_text(before + BEGIN + self.render() + END + after, encoding="utf-8")
 
     def render(self) -> str:
         versions = ", ".join(f"{name} {version(name).split('+')[0]}" for name in PACKAGES)
-        text = HEAD.format(versions=versions)
+        text = HEAD.format(command=COMMAND, versions=versions)
         for title, what, names in (
             ("Strategies", "strategy", RECIPES),
             ("Plugins, streams and models", "case", SCENARIOS),
         ):
             text += f"\n## {title}\n\n| {what} | runs | bit-identical | trajectory | measured; notes |\n"
             text += "|---|---|---|---|---|\n"
-            for name in names:
-                text += "| " + " | ".join([name, *self.rows[name]]) + " |\n"
+            text += "".join(row(name, self.rows[name]) for name in names)
         return text
 
 
-TABLE_OF_THIS_RUN = Table()
-
-
 @pytest.fixture(scope="session")
-def compatibility():
-    return TABLE_OF_THIS_RUN
+def compatibility(request):
+    write = request.config.getoption("--write-table")
+    table = Table(None if write else TABLE.read_text(encoding="utf-8"))
+    yield table
+    if write:
+        table.write()
 
 
 @pytest.fixture(autouse=True)
 def no_downloads(monkeypatch):
     avoid_downloads(monkeypatch)
-
-
-def pytest_sessionfinish(session, exitstatus):
-    if not TABLE_OF_THIS_RUN.complete:  # a part of the matrix only, or a test of it failed
-        return
-    text = TABLE_OF_THIS_RUN.render()
-    if TABLE.exists() and TABLE.read_text(encoding="utf-8") == text:
-        return
-    if TABLE.parent.is_dir() and os.access(TABLE if TABLE.exists() else TABLE.parent, os.W_OK):
-        TABLE.write_text(text, encoding="utf-8")
