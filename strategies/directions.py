@@ -36,7 +36,7 @@ def outside(columns: Tensor, basis: Tensor) -> Tensor:
     """Return what is left of columns without their parts in the span of an orthonormal basis: `c − B Bᵀ c`.
 
     Twice, as Gram–Schmidt needs it: what one pass leaves of nearly dependent columns is not orthogonal to rounding.
-    """  # noqa: DOC201  (what is returned stands in the first line)
+    """
     for _ in range(2):
         columns = columns - basis @ (basis.T @ columns)
     return columns

@@ -358,7 +358,7 @@ def default_ntk() -> NTKPlugin:
     """Return the plugin that these strategies read when they are given none: 16 samples of the first task.
 
     It measures every fifth iteration and keeps numbers only.
-    """  # noqa: DOC201  (what is returned stands in the first line)
+    """
     return NTKPlugin(ProbeSpec(size=16), Schedule.every_iterations(5), keep_kernels=False, spot_check_every=0)
 
 

@@ -8,10 +8,10 @@ import pytest
 # Before torch is imported, and for the processes that tests start: workers beside each other would fight for cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import torch
+from matplotlib.figure import Figure
 
-from tests.texts import Drawn  # noqa: E402
+from tests.texts import Drawn
 
 torch.set_num_threads(1)
 

@@ -155,7 +155,7 @@ def fingerprint(strategy) -> dict[str, Any]:
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "modes": {name: module.training for name, module in model.named_modules()},
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state()[1].tolist() + [np.random.get_state()[2]],
+        "numpy": [*np.random.get_state()[1].tolist(), np.random.get_state()[2]],
         "python": random.getstate(),
     }
 

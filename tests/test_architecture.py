@@ -57,7 +57,7 @@ def imports(source: str) -> set[str]:
 
 
 class _Runtime(ast.NodeTransformer):
-    def visit_If(self, node):  # noqa: N802
+    def visit_If(self, node):
         return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
 
 

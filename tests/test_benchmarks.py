@@ -1,6 +1,7 @@
 """Shifts: which samples and labels each experience holds, worked out from data whose inputs are their own numbers."""
 
 import inspect
+import itertools
 import json
 import pickle
 import stat
@@ -200,7 +201,7 @@ def test_a_sweep_over_overlap_changes_the_second_task_one_class_at_a_time():
     assert samples(control.train_stream[0]) == samples(sweep[0].train_stream[0])
     assert samples(control.train_stream[1]) == samples(sweep[0].train_stream[1])
     second = [set(samples(b.train_stream[1])) for b in sweep]
-    for before, after in zip(second, second[1:], strict=False):
+    for before, after in itertools.pairwise(second):
         assert {y for _, y in before - after} != {y for _, y in after - before}
         assert len({y for _, y in before - after}) == len({y for _, y in after - before}) == 1
 
@@ -297,7 +298,7 @@ def test_label_permuted_leaves_no_label_in_its_place():
     tasks = [dict(samples(e)) for e in label_permuted(numbered(), n_tasks=4, classes_per_task=5).train_stream]
     truth = numbered().train_labels
     assert all(y == truth[n] for n, y in tasks[0].items())
-    for before, after in zip(tasks, tasks[1:], strict=False):
+    for before, after in itertools.pairwise(tasks):
         assert before.keys() == after.keys()
         pairs = {(before[n], after[n]) for n in before}
         assert len(pairs) == 5 and all(a != b for a, b in pairs)

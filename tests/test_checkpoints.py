@@ -304,7 +304,7 @@ def test_a_folder_that_is_gone_or_behind_is_refused(tmp_path):
 
 
 def test_a_copy_of_a_strategy_leaves_the_folder_alone(tmp_path):
-    benchmark, ntk = saved(tmp_path)
+    _, ntk = saved(tmp_path)
     expected = RunFolder.open(tmp_path / "run").records()
     copied = dill.loads(dill.dumps(ntk))
     assert copied.trajectory.to_pandas().equals(ntk.trajectory.to_pandas())

@@ -86,8 +86,8 @@ def torchrun(tmp_path, *arguments):
             "--nproc_per_node=2",
             str(script),
             str(tmp_path),
-        ]
-        + list(arguments),
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -112,7 +112,7 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("page, line", commands(), ids=str)
+@pytest.mark.parametrize(("page", "line"), commands(), ids=str)
 def test_every_command_has_the_options_that_it_is_shown_with(page, line):
     """The command itself is not run: `--help` comes after the options have been read."""
     shown = CliRunner().invoke(app, [*shlex.split(line)[1:], "--help"])

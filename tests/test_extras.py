@@ -95,7 +95,7 @@ def test_a_check_that_fails_is_no_loss(monkeypatch, tmp_path):
     assert told == [f"{name} of the NTK failed at iteration 0 and training goes on: RuntimeError: no luck {ONCE}"]
     assert [m.reasons.get(name) for m in ntk.trajectory] == ["RuntimeError: no luck"] + [None] * 15
     assert not any(key.startswith("spot_check") for key in ntk.trajectory[0].trust)
-    with pytest.raises(RuntimeError, match="^no luck$"):
+    with pytest.raises(RuntimeError, match=r"^no luck$"):
         trained(Casts(), run_folder=tmp_path / "raises", on_error="raise")
     # The measurement was recorded before training was stopped.
     (only,) = [r for r in RunFolder.open(tmp_path / "raises").records() if r["kind"] == "measurement"]
@@ -218,7 +218,7 @@ def test_a_loader_that_does_not_know_its_length(monkeypatch):
         raise NotImplementedError("ask again when it is over")
 
     monkeypatch.setattr(TaskBalancedDataLoader, "__len__", unknown)
-    ntk, models, told = trained(MLP(6, 4, width=8, depth=1), on_error="raise")
+    ntk, models, _ = trained(MLP(6, 4, width=8, depth=1), on_error="raise")
     by_the_oracle(ntk, models)
     assert not any("velocity_per_epoch" in m.values for m in ntk.trajectory)
     reason = "the number of iterations in an epoch is not known"

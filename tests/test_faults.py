@@ -120,7 +120,7 @@ def test_a_full_disk_stops_when_asked(tmp_path, monkeypatch):
 def test_what_a_full_disk_refused_is_written_when_there_is_room_again(tmp_path, monkeypatch, plain):
     trained(tmp_path / "whole")
     monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=8, end=14))
-    ntk, result, ours = trained(tmp_path / "run")
+    _, result, ours = trained(tmp_path / "run")
     monkeypatch.undo()
     assert ours
     assert differences(plain, result) == []
@@ -212,7 +212,7 @@ def test_raise_stops_at_the_first_failure_and_records_it(tmp_path, monkeypatch):
         raise ValueError("strange")
 
     monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", fails)
-    with pytest.raises(ValueError, match="^strange$"):
+    with pytest.raises(ValueError, match=r"^strange$"):
         trained(tmp_path / "run", on_error="raise")
     (only,) = Trajectory.load(tmp_path / "run")
     assert only.failure == "ValueError: strange"

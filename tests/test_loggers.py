@@ -117,7 +117,7 @@ def test_csv_has_its_own_columns_as_without_the_plugin(together, tmp_path):
     header = ["training_exp", "epoch", "training_accuracy", "val_accuracy", "training_loss", "val_loss"]
     assert list(rows[0]) == header
     assert [(row["training_exp"], row["epoch"]) for row in rows] == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
-    assert all(0 < float(row["training_loss"]) for row in rows)
+    assert all(float(row["training_loss"]) > 0 for row in rows)
 
 
 def test_a_logger_alone_holds_what_it_holds_beside_others(together, tmp_path):

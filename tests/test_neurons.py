@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.errors import ArgumentError, UndefinedMeasureWarning
 from avalanche_ntk.kernels import feature_kernel, penultimate_features
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import Neurons
@@ -84,7 +84,7 @@ def test_a_resumed_run_and_a_dead_layer_say_why():
     ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1), observe=[neurons], on_error="raise")
     model = MLP(6, 4, width=8, depth=1)
     nn.init.constant_(model.features[1].bias, -1e3)
-    with pytest.warns(Warning):  # a dead layer leaves other measures undefined too
+    with pytest.warns(UndefinedMeasureWarning):  # a dead layer leaves other measures undefined too
         run(make_strategy(model=model, plugins=[ntk], batch=8, epochs=1, lr=0.0), tiny_stream())
     m = ntk.trajectory[-1]
     assert m.values["neurons_silent"] == 1.0

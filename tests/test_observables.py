@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
-from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning, UndefinedMeasureWarning
+from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning, ProbeError, UndefinedMeasureWarning
 from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import (
@@ -479,7 +479,7 @@ def test_one_that_fails_takes_nothing_with_it():
 def test_missing_held_out_probe_is_told():
     ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only(), on_error="raise")
     ntk_metrics(ntk, regression=True)
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(ProbeError) as caught:
         run(make_strategy(plugins=[ntk]), tiny_stream())
     assert str(caught.value) == (
         "kernel regression needs the held-out probe 'Exp000_test'; the plugin has 'Exp000'. Give the plugin that probe "
@@ -543,7 +543,7 @@ def test_a_reason_that_is_a_sentence_ends_once():
             raise RuntimeError("There was no luck.")
 
     ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only(), observe=[Overlap()])
-    with pytest.warns() as caught:
+    with pytest.warns(UndefinedMeasureWarning) as caught:
         run(make_strategy(plugins=[ntk], epochs=1), tiny_stream())
     told = [str(w.message) for w in caught if issubclass(w.category, UndefinedMeasureWarning)]
     assert told == [

@@ -391,7 +391,7 @@ def test_a_run_that_took_pieces_for_experiences_loads_and_does_not_go_on(tmp_pat
 
 
 def test_tables_and_inspection_speak_of_tasks(tmp_path):
-    ntk, strategy, _ = trained(run_folder=tmp_path / "run")
+    ntk, _, _ = trained(run_folder=tmp_path / "run")
     run = read_run(tmp_path / "run")
     rows = boundary_rows([run])
     assert rows["experience"].tolist() == [0, 1]

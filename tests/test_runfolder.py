@@ -175,8 +175,10 @@ def test_csv_has_a_row_a_measurement(path):
     with open(path / "measurements.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [
-        ["probe", "index", "event", "iteration", "experience", "exp_iteration", "epoch", "exp_epoch", "optimizer_step"]
-        + ["task_label", "segment", "NTK_Norm", "NTK_Velocity_per_iteration", "kernel", "failure"],
+        (
+            "probe index event iteration experience exp_iteration epoch exp_epoch optimizer_step "
+            "task_label segment NTK_Norm NTK_Velocity_per_iteration kernel failure"
+        ).split(),
         ["Exp000", "0", "iteration", "0", "0", "0", "0", "0", "0", "0", "0", "2.5", "", "", ""],
         ["Exp000", "1", "iteration", "10", "0", "10", "0", "0", "10", "0", "0", "", "nan", "", "out, of\nmemory"],
     ]

@@ -107,7 +107,7 @@ def test_a_strategy_learns_them_and_the_plugin_measures_the_kernel(cell):
     # Without noise one pair tells the classes apart wherever their permutations differ.
     assert (model(x).argmax(1) == y).float().mean() > 0.9
     # The last measurement but one stands at the boundary; its kernel is the oracle's there.
-    boundary = [m for m in ntk.trajectory if m.clock.experience == 1][0]
+    boundary = next(m for m in ntk.trajectory if m.clock.experience == 1)
     model.load_state_dict(after)
     probe = ntk.probes["Exp000"]
     expected = reference_ntk(model.double(), probe.x, reduction="trace")

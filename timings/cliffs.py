@@ -7,6 +7,7 @@ transformers; `large-images` compares with torch.func in chunks of four samples,
 """
 
 import argparse
+import itertools
 import platform
 import time
 import warnings
@@ -27,7 +28,7 @@ Call = Callable[[], object]
 def mlp() -> nn.Sequential:
     """3072-256-256-10."""
     sizes = (3072, 256, 256, 10)
-    layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+    layers = [m for a, b in itertools.pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers[:-1])
 
 

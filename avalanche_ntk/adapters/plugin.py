@@ -364,7 +364,7 @@ class NTKPlugin(SupervisedPlugin, supports_distributed=True):
         Raises:
             RunFolderError: The folder cannot be written.
             ArgumentError: A value cannot be stored.
-        """  # noqa: DOC502
+        """
         if self._folder is not None:
             self._rewind()
             self._folder.update_meta(changes)

@@ -26,7 +26,7 @@ def model_of(strategy: Any) -> nn.Module:
     """Return the strategy's model; of one that is trained by several processes, the module inside.
 
     Its forward pass sends nothing to the other processes, which wait for nothing.
-    """  # noqa: DOC201  (what is returned stands in the first line)
+    """
     model: nn.Module = DistributedHelper.unwrap_model(strategy.model)
     return model
 
@@ -60,7 +60,7 @@ def dataset_of(strategy: Any, spec: ProbeSpec, benchmark: Any = None) -> Any:
 
     Raises:
         ProbeError: The stream has no such experience, or there is no way to it.
-    """  # noqa: DOC201  (what is returned stands in the first line)
+    """
     experience = origin_of(strategy.experience)
     assert spec.from_experience is not None  # one of each task was made one of this task before
     if experience.current_experience == spec.from_experience and spec.split == "train":
@@ -105,7 +105,7 @@ def _stream_of(experience: Any, spec: ProbeSpec, benchmark: Any) -> Any:
 
     Raises:
         ProbeError: There is no way to it.
-    """  # noqa: DOC201
+    """
     trained = experience.origin_stream
     owner = benchmark if benchmark is not None else getattr(trained, "benchmark", None)
     streams = getattr(owner, "streams", {})
@@ -140,7 +140,7 @@ def reader_of(strategy: Any) -> Reader:
     The batch comes from the loader that the strategy's `make_eval_dataloader` makes, and goes through its
     `_unpack_minibatch`, `mb_x`, `mb_y` and `mb_task_id`: a strategy that loads or takes apart its batches in its own
     way is followed. Of a batch that is a dict, the inputs are the entries that the model's forward pass takes by name.
-    """  # noqa: DOC201
+    """
     return partial(_read_by, strategy)
 
 

@@ -26,7 +26,7 @@ def origin_of(experience: Any) -> Any:
 
     In training mode Avalanche hides an experience's place from strategies; measuring is logging, which sees it. A piece
     that mixes several tasks (a stream in which they fade into each other) is cut from none, and is returned itself.
-    """  # noqa: DOC201  (what is returned stands in the first line)
+    """
     experience = experience.logging()
     task = getattr(experience, "origin_experience", None)
     return experience if task is None else task.logging()

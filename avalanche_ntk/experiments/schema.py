@@ -338,7 +338,7 @@ def _typed(hint: Any, value: Any, f: Field[Any], document: Document, keys: Keys)
             return None
         options = [option for option in inner if option is not type(None)]
         listed = [option for option in options if get_origin(option) in (tuple, list)]
-        chosen = listed[0] if listed and isinstance(value, list) else [o for o in options if o not in listed][0]
+        chosen = listed[0] if listed and isinstance(value, list) else next(o for o in options if o not in listed)
         return _typed(chosen, value, f, document, keys)
     if is_dataclass(hint):
         shorthand = f.metadata.get("shorthand")

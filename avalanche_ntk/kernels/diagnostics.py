@@ -33,7 +33,7 @@ def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, spectrum: 
 
     Raises:
         KernelError: Some entries are not finite.
-    """  # noqa: DOC502
+    """
     rows = kernel.shape[0] * (kernel.shape[2] if kernel.dim() == 4 else 1)
     turned = kernel.permute(1, 0, 3, 2) if kernel.dim() == 4 else kernel.T
     if not own or rows > LARGEST:

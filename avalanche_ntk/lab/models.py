@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ class MLP(nn.Module):
         make = _Layers(parametrisation, activation)
         widths = [in_features, *[width] * depth]
         layers: list[nn.Module] = [nn.Flatten()]
-        for number, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             layers += [make.linear(fan_in, fan_out, activated=number > 0), make.activation()]
         self.features = nn.Sequential(*layers)
         self.classifier = make.linear(widths[-1], n_classes, activated=depth > 0)

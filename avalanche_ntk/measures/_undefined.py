@@ -20,7 +20,7 @@ class Undefined(KernelError):
 
 
 def undefined(reason: str) -> NoReturn:
-    """Leave a measure's body: it has no value, for this reason."""  # noqa: DOC501
+    """Leave a measure's body: it has no value, for this reason."""
     raise Undefined(reason)
 
 

@@ -104,7 +104,7 @@ class KernelView:
         return rows
 
     def require_finite(self) -> None:
-        """Raise `Undefined` when an entry is NaN or infinite."""  # noqa: DOC501
+        """Raise `Undefined` when an entry is NaN or infinite."""
         if self.non_finite:
             undefined(f"the kernel has {self.non_finite} non-finite entries of {self.matrix.size}")
 

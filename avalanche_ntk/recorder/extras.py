@@ -47,7 +47,7 @@ class Extras(Observation):
         Raises:
             TypeError: It is no `Observation`, or has a value that is no number.
             ValueError: A kernel is no matrix of N by N numbers.
-        """  # noqa: DOC502  (raised within)
+        """
         if not isinstance(seen, Observation):
             raise TypeError(f"observe must return an Observation, found {type(seen).__name__}")
         numbers = {str(name): float(value) for name, value in seen.values.items()}

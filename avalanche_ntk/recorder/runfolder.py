@@ -39,7 +39,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata as importlib_metadata
 from pathlib import Path
@@ -660,9 +660,9 @@ class RunFolder:
 
     def _check_new_record(self, record: dict[str, Any]) -> None:
         _check_record(record, self._last_index)
-        if record["kind"] == "measurement" and record["kernel"] is not None:
-            if not os.path.lexists(self.path / record["kernel"]):
-                raise _Invalid(f"it names the kernel {record['kernel']}, which is not there; call save_kernel first")
+        kernel = record["kernel"] if record["kind"] == "measurement" else None
+        if kernel is not None and not os.path.lexists(self.path / kernel):
+            raise _Invalid(f"it names the kernel {kernel}, which is not there; call save_kernel first")
 
     def _cut_to_last_record(self, quietly: bool = False) -> None:
         # Removes what an unfinished write left behind the last record.
@@ -1136,10 +1136,8 @@ def _remove_if_empty(path: Path) -> None:
 
 
 def _quietly(action: Callable[[Path], None], path: Path) -> None:
-    try:
+    with suppress(OSError):
         action(path)
-    except OSError:
-        pass
 
 
 def _entries(path: Path) -> set[str]:

@@ -79,7 +79,7 @@ def samples(x: Any, y: Any, task_labels: Any) -> Samples:
 
     Raises:
         ProbeError: The labels are none that a kernel can be compared with.
-    """  # noqa: DOC201, DOC502  (what is returned stands in the first line)
+    """
     return Samples(x, in_form(as_array(y)), task_labels)
 
 

@@ -400,10 +400,10 @@ class _Union(Schedule):
 
     def due(self, clock: TrainingClock) -> bool:
         # Every part is asked, since one of them may keep a record.
-        return any([part.due(clock) for part in self._parts])
+        return any([part.due(clock) for part in self._parts])  # noqa: C419
 
     def _due_between(self, clock: TrainingClock) -> bool:
-        return any([part._due_between(clock) for part in self._parts])
+        return any([part._due_between(clock) for part in self._parts])  # noqa: C419
 
     def _note(self, training_seconds: float, measuring_seconds: float) -> None:
         for part in self._parts:

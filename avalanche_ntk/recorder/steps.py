@@ -90,7 +90,7 @@ def _calls_hooks(optimizer: Any) -> bool:
 
     `torch.optim.Optimizer.__init__` wraps the class's `step`, which then calls them; a class that leaves it out has a
     step of its own that calls none.
-    """  # noqa: DOC201  (what is returned stands in the first line)
+    """
     return isinstance(optimizer, torch.optim.Optimizer) and bool(getattr(type(optimizer).step, "hooked", False))
 
 

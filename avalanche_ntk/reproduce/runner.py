@@ -83,7 +83,7 @@ def reproduce(
     Raises:
         ArgumentError: There is no such study or scale, or a number is out of range.
         StudyError: Runs or measurements failed; the message names the first.
-    """  # noqa: DOC502
+    """
     study = load_study(name)
     if scale not in [s.value for s in Scale]:
         raise ArgumentError(f"scale must be one of {', '.join(repr(s.value) for s in Scale)}, found {scale!r}.")

@@ -119,7 +119,7 @@ def test_layers_sum_to_the_whole_and_equal_the_oracle(name):
 @pytest.mark.parametrize("outputs", [[2, 0], slice(1, 3), [1]])
 @pytest.mark.parametrize("reduction", ["full", "trace", "sum_logits"])
 def test_kept_outputs(outputs, reduction):
-    _, model, x, _, one, _ = build("resnet_block", 4)
+    _, model, x, _, _, _ = build("resnet_block", 4)
     got = empirical_ntk(model, x, reduction=reduction, outputs=outputs, dtype=torch.float64)
     assert error(got, reference_ntk(model, x, reduction=reduction, outputs=outputs)) <= 1e-12
     full = reference_ntk(model, x, reduction="full")[:, :, outputs][..., outputs]

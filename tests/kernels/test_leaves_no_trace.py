@@ -341,7 +341,7 @@ def test_nothing_is_kept_alive():
 
 
 def test_measurements_of_different_models_in_threads():
-    model, x = build()
+    model, _ = build()
     model[4] = nn.Identity()
     models = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(4)]
     y = torch.randn(5, 3)

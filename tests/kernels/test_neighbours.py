@@ -224,7 +224,7 @@ def test_displacements_by_every_name_of_a_parameter():
     for given in ({"embed.weight": delta}, {"out.weight": delta}, {"embed.weight": delta, "out.weight": delta.clone()}):
         assert torch.allclose(jvp_prediction(model, ids, model.state_dict(), given), want)
     compiled = torch.compile(model, backend="eager")
-    moved = {k: delta for k in compiled.state_dict()}
+    moved = dict.fromkeys(compiled.state_dict(), delta)
     assert torch.allclose(jvp_prediction(compiled, ids, compiled.state_dict(), moved), want)
 
 

@@ -35,7 +35,7 @@ def seen():
         return found
     get = torch._C._get_fp32_precision_getter
     found += [get(*key) for key in KEYS]
-    above = {key: None for key in [("generic", "all"), ("cuda", "all"), ("mkldnn", "all")]}
+    above = dict.fromkeys([("generic", "all"), ("cuda", "all"), ("mkldnn", "all")])
     for key in above:
         above[key] = get(*key)
         put(*key, "none")

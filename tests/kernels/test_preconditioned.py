@@ -93,5 +93,5 @@ def test_what_is_no_preconditioner_is_told():
     ):
         with pytest.raises(ArgumentError, match=told):
             empirical_ntk(model, x, preconditioner=given)
-    with pytest.raises(ArgumentError, match="expected torch.optim.Adam or AdamW after at least one step"):
+    with pytest.raises(ArgumentError, match=r"expected torch\.optim\.Adam or AdamW after at least one step"):
         adam_preconditioner(torch.optim.Adam(model.parameters()), model)

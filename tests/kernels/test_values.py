@@ -368,7 +368,7 @@ def test_a_path_decided_by_the_whole_batch_is_refused_where_it_changes_outputs()
     assert torch.allclose(ntk_operator(model, x, reduction="trace") @ torch.eye(6), reference_ntk(model, x), rtol=1e-12)
     x[[0, 2]] = -1
     for measure in (empirical_ntk, partial(empirical_ntk, method="loop"), ntk_operator):
-        with pytest.raises(ModelError, match="mixes the samples.* a branch that a value of the whole batch decides"):
+        with pytest.raises(ModelError, match=r"mixes the samples.* a branch that a value of the whole batch decides"):
             measure(model, x)
 
 

@@ -416,5 +416,5 @@ class TestVerdict:
         assert verdict(above, controls).verdict == "reactivated"  # 1/20
 
     def test_refuses_a_control_of_another_cadence(self):
-        with pytest.raises(ArgumentError, match="^velocities of different cadences are not comparable: "):
+        with pytest.raises(ArgumentError, match=r"^velocities of different cadences are not comparable: "):
             verdict(found_with(1, 1), found_with(1, 1, cadence=(5.0, 10.0)))

@@ -138,7 +138,7 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(written):
         for name in ("aria-labelledby",):
             if name in attributes:
                 assert attributes[name] in ids
-    assert {m for m in re.findall(r"url\(#([^)]+)\)", text)} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
 
 
 def test_it_is_made_for_phones_dark_rooms_keyboards_and_screen_readers(written):

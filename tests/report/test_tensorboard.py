@@ -117,7 +117,7 @@ def test_tensorboard_serves_curves_layout_hparams_and_pictures(served):
     # Every chart of what was measured here finds its curves.
     for category, charts in LAYOUT.items():
         for title, patterns in charts.items():
-            unmeasured = re.search("layer|Feature|linearised|overlap|Forgetting of the stream", title)
+            unmeasured = re.search(r"layer|Feature|linearised|overlap|Forgetting of the stream", title)
             found = [tag for tag in tags["long"] for pattern in patterns if re.match(pattern, tag)]
             assert bool(found) != bool(unmeasured), (category, title)
     pictures = ask(f"{base}/images/tags")

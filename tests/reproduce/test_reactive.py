@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,8 +38,7 @@ def test_what_was_learned_is_the_accuracy_just_after_each_task():
 
 
 class Row:
-    class row:
-        values = {"accuracy": 0.25}
+    row = SimpleNamespace(values={"accuracy": 0.25})
 
 
 def test_a_column_that_a_comparison_does_not_have_is_undefined():

@@ -81,7 +81,7 @@ def test_a_study_is_made_and_kept(study, tmp_path):
     assert told[-1] == ("measurements", 2, 2)
     assert ("widths", 8, 8) in told
     [moves, given] = json.loads((tmp_path / "results.json").read_text())["claims"]
-    assert moves["findings"][0]["values"] == [v for v in outcome.claims[0].findings[0].values]
+    assert moves["findings"][0]["values"] == list(outcome.claims[0].findings[0].values)
     assert all(v > 0 for v in moves["findings"][0]["values"])
     assert given["findings"][0]["values"] == [None, 11]  # JSON has no NaN
     page = (tmp_path / "results.md").read_text()

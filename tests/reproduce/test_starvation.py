@@ -15,7 +15,7 @@ def test_a_run_judges_what_its_files_hold(smallest, tmp_path):
     assert [len(claim.findings) for claim in outcome.claims] == [6, 3, 9]
     files = [tmp_path / "measured" / f"moons-seed={seed}.json" for seed in (0, 1)]
     stored = [json.loads(file.read_text())["values"]["cross-entropy"] for file in files]
-    suppressed, modes, decoupling = outcome.claims
+    suppressed, _, decoupling = outcome.claims
     lost = [1 - run[2]["response"] / run[0]["response"] for run in stored]
     assert suppressed.findings[0].values == pytest.approx(lost, rel=1e-12)
     assert suppressed.findings[1].values == pytest.approx([run[0]["accuracy"] - run[2]["accuracy"] for run in stored])

@@ -73,7 +73,7 @@ def test_trends_are_rank_correlations_by_seed():
     assert math.isnan(trend({0.0: [1.0], 1.0: [NAN]})[0])
     # 1, 3, 2 against 1, 2, 3: 1 − 6·(0 + 1 + 1)/(3·8)
     assert trend([(1.0, [1.0]), (2.0, [3.0]), (3.0, [2.0])]) == pytest.approx([0.5])
-    with pytest.raises(ValueError, match="the levels have \\[1, 2\\] seeds: expected the same number at each."):
+    with pytest.raises(ValueError, match=r"the levels have \[1, 2\] seeds: expected the same number at each\."):
         trend({0.0: [1.0], 1.0: [1.0, 2.0]})
 
 

@@ -68,8 +68,8 @@ def test_training_is_bit_identical_with_everything_measured(name):
 def test_the_probe_of_a_task_without_a_head_waits_for_its_task(name):
     _, run = assert_training_unchanged(lambda plugins: job(name, plugins), lambda: everything(name))
     first, second = (run.plugins[0].trajectories[p] for p in ("Exp000", "Exp001"))
-    assert [m.clock.experience for m in first][0] == 0
-    assert [m.clock.event for m in second][0] == "experience_start"
+    assert next(m.clock.experience for m in first) == 0
+    assert next(m.clock.event for m in second) == "experience_start"
     assert {m.clock.experience for m in second} == {1}
 
 

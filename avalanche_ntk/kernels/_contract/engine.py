@@ -283,7 +283,7 @@ def contract_groups(
     """Return the sum over groups of handles of their kernels; None where no signal arrives.
 
     With `apart`, those of all combinations of outputs, `(R, N, M)`.
-    """  # noqa: DOC201
+    """
     total: Any = None
     key = name if len(scales) == 1 else ""  # under which a Gram matrix may be kept
     for a, b, scale in zip(left, right, scales, strict=True):

@@ -122,7 +122,7 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
             f"memory_budget={budget} bytes is too small for a block of one sample: about {need.alone * copies * item}"
             f" bytes are needed for {name} with {r} outputs. Raise memory_budget to that."
         )
-    if block is None and most * need.passing * copies <= numbers or block is not None and block >= most:
+    if (block is None and most * need.passing * copies <= numbers) or (block is not None and block >= most):
         return Steps(most, 0, r)
     most_passing = block or int(max(1, _PASSING * numbers // max(1, need.passing * copies)))
     if block is None and need.profile.pages:  # of more than a tile, each signal is fetched page by page

@@ -92,7 +92,7 @@ def penultimate_features(
         >>> penultimate_features(model, torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
         tensor([[1., 2.],
                 [0., 3.]])
-    """  # noqa: DOC502
+    """
     return _features_of_model(model, [Batch.of(x, task_labels)], output_selector, dtype)[0]
 
 

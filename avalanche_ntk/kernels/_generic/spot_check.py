@@ -130,7 +130,7 @@ def spot_check_in_double(model: nn.Module, x: Any, kernel: Tensor, **arguments: 
 
     Raises:
         Exception: What `spot_check` raises in the model's own precision too.
-    """  # noqa: DOC502  (raised within)
+    """
     try:
         return spot_check(model, x, kernel, **arguments), "float64"
     except Exception:  # noqa: BLE001  (whatever it is: it is raised again below unless float64 was to blame)

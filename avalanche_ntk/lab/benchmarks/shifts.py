@@ -185,7 +185,7 @@ def class_overlap_shift(
     }
     return benchmark_of(
         data,
-        [pool.part({c: (0, n) for c in first}), pool.part({c: (start, start + n) for c in second})],
+        [pool.part(dict.fromkeys(first, (0, n))), pool.part(dict.fromkeys(second, (start, start + n)))],
         [pool.test_part(first), pool.test_part(second)],
         kind="class_overlap",
         sentence=sentence,
@@ -241,7 +241,7 @@ def no_shift(
     starts = [task * n if fresh else 0 for task in range(n_tasks)]
     return benchmark_of(
         data,
-        [pool.part({c: (a, a + n) for c in classes}) for a in starts],
+        [pool.part(dict.fromkeys(classes, (a, a + n))) for a in starts],
         [pool.test_part(classes)] * n_tasks,
         kind="no_shift",
         sentence=f"no shift: {n_tasks} tasks of the same {k} classes of {data.name}, "
@@ -424,7 +424,7 @@ def class_incremental(
     tasks = [pool.order[t * k : (t + 1) * k] for t in range(n_tasks)]
     return benchmark_of(
         data,
-        [pool.part({c: (0, n) for c in classes}) for classes in tasks],
+        [pool.part(dict.fromkeys(classes, (0, n))) for classes in tasks],
         [pool.test_part(classes) for classes in tasks],
         kind="class_incremental",
         sentence=f"class-incremental: {n_tasks} tasks of {k} classes of {data.name}, each class in one task.",
@@ -731,7 +731,7 @@ def _transformed(
     for task, transform in enumerate(transforms):
         start = task * n if fresh else 0
         mapping = None if labels is None else labels[task]
-        train.append(pool.part({c: (start, start + n) for c in classes}).changed(transform, mapping))
+        train.append(pool.part(dict.fromkeys(classes, (start, start + n))).changed(transform, mapping))
         test.append(pool.test_part(classes).changed(transform, mapping))
     return benchmark_of(
         data,

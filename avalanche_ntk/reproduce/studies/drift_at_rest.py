@@ -402,7 +402,7 @@ def draw(results: Results) -> dict[str, Figure]:
         for position, size in enumerate(measured[0]["batches"]):
             draw_points(axes[1], steps, by_lag("batches", size), position, f"minibatches of {size}")
         middle = list(measured[0]["temperatures"])[-2]
-        size = list(measured[0]["batches"])[0]
+        size = next(iter(measured[0]["batches"]))
         for position, (kind, level, told) in enumerate(
             [("temperatures", middle, f"T = {_short(middle)}"), ("batches", size, f"minibatches of {size}")]
         ):

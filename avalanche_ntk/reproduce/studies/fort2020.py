@@ -19,6 +19,7 @@ residual network has group in place of batch normalisation: weights between two 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> Mappin
         first, second = (empirical_ntk(child, x_probe).cpu() for child in children)
         apart.append(kernel_distance(first, second, centred=False))
     return {
-        "velocity": [kernel_distance(old, new, centred=False) for old, new in zip(kernels, kernels[1:], strict=False)],
+        "velocity": [kernel_distance(old, new, centred=False) for old, new in itertools.pairwise(kernels)],
         "regression_accuracy": [regression.accuracy for regression in regressions],
         "regression_loss": [regression.loss for regression in regressions],
         "network_accuracy": network,

@@ -199,15 +199,15 @@ def judge(results: Results) -> Sequence[Claim]:
                 reported(case, "test accuracy on the first task at the boundary", per_seed(shifted, learnt, seeds))
             )
     narrow, wide = widths(context)
-    for width in (narrow, wide):
-        compared.append(
-            found(
-                f"width {width}",
-                "error soon after the boundary, rich minus lazy",
-                minus(after["rich", width], after["lazy", width]),
-                0.0,
-            )
+    compared.extend(
+        found(
+            f"width {width}",
+            "error soon after the boundary, rich minus lazy",
+            minus(after["rich", width], after["lazy", width]),
+            0.0,
         )
+        for width in (narrow, wide)
+    )
     compared.append(
         found(
             "lazy",
