@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,3 +53,16 @@ def test_ci_runs_the_command_of_the_readme():
         'python -m pip install -e ".[test]" && python -m pytest'
     ]
     assert "sed -n '/^<!-- tests -->$/,/^<!-- end -->$/p' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_ci_takes_versions_that_setup_cfg_allows():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    texts = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    wanted = [Requirement(line) for text in texts for line in text.splitlines() if line and not line.startswith("#")]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in wanted:
+        if requirement.name != "avalanche-ntk":
+            assert pinned[requirement.name] in requirement.specifier, requirement
+    assert "PIP_CONSTRAINT=${PIP_CONSTRAINT-$root/constraints.txt}" in (ROOT / ".ci" / "run").read_text()
