@@ -161,7 +161,7 @@ def judge(results: Results) -> Sequence[Claim]:
     def error(run: DoneRun) -> float:
         return soon(run.trajectory(), interval)
 
-    both, jumps, anchored, compared = [], [], [], []
+    both, jumps, anchored = [], [], []
     after: dict[tuple[str, int], list[float]] = {}
     for regime in REGIMES:
         for width in widths(context):
@@ -199,7 +199,7 @@ def judge(results: Results) -> Sequence[Claim]:
                 reported(case, "test accuracy on the first task at the boundary", per_seed(shifted, learnt, seeds))
             )
     narrow, wide = widths(context)
-    compared.extend(
+    compared = [
         found(
             f"width {width}",
             "error soon after the boundary, rich minus lazy",
@@ -207,7 +207,7 @@ def judge(results: Results) -> Sequence[Claim]:
             0.0,
         )
         for width in (narrow, wide)
-    )
+    ]
     compared.append(
         found(
             "lazy",
