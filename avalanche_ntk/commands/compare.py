@@ -34,7 +34,6 @@ def compare(
     probe: Annotated[
         str | None, typer.Option("--probe", help="Name of the probe; each run's first by default.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the table as CSV.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
     latex: Annotated[Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs).")] = None,
@@ -43,7 +42,7 @@ def compare(
     from avalanche_ntk.experiments import tables
     from avalanche_ntk.experiments.comparison import compare as compare_runs
 
-    found = compare_runs(runs, by=by or [], probe=probe, seed=seed)
+    found = compare_runs(runs, by=by or [], probe=probe)
     for refusal in found.refusals:
         print(f"avalanche-ntk: {ended(refusal)}", file=sys.stderr)
     console = out_console()

@@ -134,10 +134,11 @@ def _show(path: Path) -> None:
     from math import isnan
 
     from avalanche_ntk.experiments.comparison import read_run
-    from avalanche_ntk.experiments.tables import HEADINGS, number
+    from avalanche_ntk.experiments.tables import HEADINGS
+    from avalanche_ntk.numerals import written
 
     row = read_run(path)
-    told = [f"{HEADINGS[name]} {number(value)}" for name, value in row.values.items() if not isnan(value)]
+    told = [f"{HEADINGS[name]} {written(value)}" for name, value in row.values.items() if not isnan(value)]
     print(", ".join(told))
     print(f"Run folder: {path}")
 

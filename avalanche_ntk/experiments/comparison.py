@@ -23,7 +23,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +31,13 @@ import numpy as np
 from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.experiments.config import content_hash
 from avalanche_ntk.experiments.schema import unknown_choice
-from avalanche_ntk.recorder.frames import COUNT, COUNT_OR_NONE, NUMBER, TEXT, make_frame
+from avalanche_ntk.measures.intervals import interval, rank_correlation
+from avalanche_ntk.recorder.frames import COUNT, COUNT_OR_NONE, NUMBER, TEXT, TRUTH_OR_NONE, make_frame
 from avalanche_ntk.recorder.runfolder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_EXACT = 8  # runs up to which the p of a rank correlation is counted out over all orders
 LEARNING = ("accuracy", "forgetting", "backward_transfer")
 KERNEL = (
     "moved",
@@ -54,8 +53,6 @@ COLUMNS = (*LEARNING, *KERNEL, "measuring_share")
 _SETTINGS = ("strategy", "optimizer", "model", "schedule", "reduction", "outputs", "params", "observables", "dtype")
 _AT_BOUNDARIES = ("moved", "spike", "ratio", "norm_dip", "norm_recovery", "alignment_drop")
 _ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/(?:Task\d+/)?Exp(?P<experience>\d+)")
-
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ class RunRow:
         failures: How many measurements of the probe failed, and why the first did; empty where none did.
         values: The columns; NaN where undefined.
         settings: What a run that has no configuration says of its model, optimizer and measurements.
+        control: Whether a sweep made it as a control, in which no task changes.
     """
 
     name: str
@@ -87,6 +85,7 @@ class RunRow:
     values: Mapping[str, float]
     failures: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    control: bool = False
 
     @property
     def group(self) -> str:
@@ -101,10 +100,10 @@ class Comparison:
     """Runs compared.
 
     Attributes:
-        runs: A row a run: `run`, `group`, `seed`, and the columns.
-        groups: A row a group: `group`, `runs`, and for each column its mean, `…_std` (of the sample) and the bounds of
-            its 95 % interval, `…_low` and `…_high`.
-        correlations: A row a kernel measure: `measure`, Spearman's `rho` with forgetting over the runs, `p`, `runs`.
+        runs: A row a run: `run`, `group`, `seed`, `control`, and the columns.
+        groups: A row a group: `group`, `runs`, `seeds`, and for each column its mean over the seeds, `…_std` (of the
+            sample) and the bounds of its 95 % interval (Student's t), `…_low` and `…_high`; NaN with one seed.
+        correlations: A row a kernel measure, as `correlations` returns them.
         refusals: What is left out, and why.
     """
 
@@ -119,7 +118,6 @@ def compare(
     *,
     by: Sequence[str] = (),
     probe: str | None = None,
-    seed: int = 0,
 ) -> Comparison:
     """Compare runs.
 
@@ -128,7 +126,6 @@ def compare(
         by: Dotted keys of the configuration whose values make the groups, such as `model.width`; runs that differ in
             the seed alone are a group when empty.
         probe: Name of the probe; each run's first when None.
-        seed: Seed of the bootstrap.
 
     Returns:
         The tables.
@@ -154,10 +151,13 @@ def compare(
             refusals.append(f"{row.name}: {row.failures}")
     labels = _labels(rows, by)
     table = make_frame(
-        [{"run": row.name, "group": labels[row.path], "seed": row.seed, **values[row.path]} for row in rows],
-        {"run": TEXT, "group": TEXT, "seed": COUNT_OR_NONE, **dict.fromkeys(COLUMNS, NUMBER)},
+        [
+            {"run": row.name, "group": labels[row.path], "seed": row.seed, "control": row.control} | values[row.path]
+            for row in rows
+        ],
+        {"run": TEXT, "group": TEXT, "seed": COUNT_OR_NONE, "control": TRUTH_OR_NONE, **dict.fromkeys(COLUMNS, NUMBER)},
     )
-    return Comparison(table, _grouped(table, seed), correlations(table), tuple(refusals))
+    return Comparison(table, _grouped(table), correlations(table), tuple(refusals))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -241,6 +241,7 @@ def _row(folder: RunFolder, probe: str | None) -> RunRow:
         values={c: float(values.get(c, math.nan)) for c in COLUMNS},
         failures=_failures([r for r in of_probe if r["kind"] == "measurement"]),
         settings={key: meta[key] for key in _SETTINGS if key in meta},
+        control=tags.get("control") is True,
     )
 
 
@@ -338,7 +339,8 @@ def _refusals(rows: Sequence[RunRow]) -> Iterable[str]:
 
 def _labels(rows: Sequence[RunRow], by: Sequence[str]) -> dict[Path, str]:
     if by:
-        return {row.path: ", ".join(f"{key}={_at(row, key, rows)}" for key in by) for row in rows}
+        told = {row.path: [f"{key}={_at(row, key, rows)}" for key in by] for row in rows}
+        return {row.path: ", ".join((["control"] if row.control else []) + told[row.path]) for row in rows}
     groups: dict[str, str] = {}
     taken: set[str] = set()
     for row in rows:
@@ -375,81 +377,61 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def _grouped(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _grouped(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for group, members in table.groupby("group", sort=False):
-        row: dict[str, Any] = {"group": group, "runs": len(members)}
+        # Runs of one seed are no further draws: they are averaged before the interval is taken.
+        by_seed = members.assign(seed=_seeds(members)).groupby("seed", sort=False)[list(COLUMNS)].mean()
+        row: dict[str, Any] = {"group": group, "runs": len(members), "seeds": len(by_seed)}
         for column in COLUMNS:
-            values = members[column].dropna().to_numpy(dtype=float)
-            low, high = bootstrap(values, seed)
+            values = by_seed[column].dropna().to_numpy(dtype=float)
+            mean, low, high = interval(values)
             row |= {
-                column: values.mean() if len(values) else math.nan,
+                column: mean,
                 f"{column}_std": values.std(ddof=1) if len(values) > 1 else math.nan,
                 f"{column}_low": low,
                 f"{column}_high": high,
             }
         rows.append(row)
     statistics = [f"{column}{what}" for column in COLUMNS for what in ("", "_std", "_low", "_high")]
-    return make_frame(rows, {"group": TEXT, "runs": COUNT, **dict.fromkeys(statistics, NUMBER)})
+    return make_frame(rows, {"group": TEXT, "runs": COUNT, "seeds": COUNT, **dict.fromkeys(statistics, NUMBER)})
 
 
-def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by the percentile bootstrap.
-
-    `resamples` times n values are drawn with replacement and averaged; the interval is between the 2.5th and the
-    97.5th percentile of these means.
-
-    Args:
-        values: n numbers.
-        seed: Seed of the draws.
-        resamples: Number of draws.
-
-    Returns:
-        Lower and upper bound; NaN for fewer than two values.
-
-    Source: Efron & Tibshirani 1993, chapter 13.
-
-    >>> bootstrap(np.array([1.0, 1.0, 1.0]))
-    (1.0, 1.0)
-    """
-    if len(values) < 2:
-        return math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+def _seeds(members: pd.DataFrame) -> list[str]:
+    """Return what tells the draws apart: the seed, and the run where it has none."""
+    return [
+        f"run {run}" if seed != seed or seed is None else f"seed {seed}"
+        for run, seed in zip(members["run"], members["seed"].astype(object), strict=True)
+    ]
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
-    """Return Spearman's rank correlation of forgetting with each kernel measure, over the runs.
+    """Return Spearman's rank correlation of forgetting with each kernel measure: within each seed, then over seeds.
+
+    Runs that share a seed share their data, and runs that share a setting do so at every seed: pooled, they would count
+    as more than they are. Controls, which forget for another reason, are left out.
 
     Args:
-        table: A row a run.
+        table: A row a run, with `seed` and `control`.
 
     Returns:
-        Columns `measure`, `rho`, `p` (two-sided; exact for up to eight runs, from the t distribution for more) and
-        `runs`; NaN where fewer than three runs have both numbers, or one of the two is the same for all.
+        Columns `measure`; `rho`, the mean over the seeds; `rho_low` and `rho_high`, its 95 % interval (Student's t, cut
+        off at ±1), NaN with one seed; `seeds`, in which it is defined; and `runs`, of these seeds. A seed counts where
+        three of its runs or more have both numbers, neither of which is the same for all.
     """
     rows = []
     for measure in KERNEL:
-        both = table[["forgetting", measure]].dropna()
-        rho = p = math.nan
-        if len(both) > 2 and both["forgetting"].nunique() > 1 and both[measure].nunique() > 1:
-            rho, p = _spearman(both["forgetting"].to_numpy(), both[measure].to_numpy())
-        rows.append({"measure": measure, "rho": rho, "p": p, "runs": len(both)})
-    return make_frame(rows, {"measure": TEXT, "rho": NUMBER, "p": NUMBER, "runs": COUNT})
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Return Spearman's rank correlation and its two-sided p.
-
-    For few runs p is the share of all orders of one side whose correlation is as large: the t distribution would call
-    three runs in the same order certain (p = 0), where one order in three is as extreme.
-    """
-    from scipy.stats import rankdata, spearmanr
-
-    rho, p = spearmanr(a, b)
-    if len(a) <= _EXACT:
-        orders = np.array(list(permutations(rankdata(b))))
-        found = np.abs(orders @ (rankdata(a) - (len(a) + 1) / 2))
-        p = np.mean(found >= found[0] - 1e-9)  # the first order is the one that was seen
-    return float(rho), float(p)
+        found: list[float] = []
+        runs = 0
+        shifted = table[~table["control"].astype(bool)]
+        for _, members in shifted.groupby("seed", sort=False, dropna=False):
+            both = members[["forgetting", measure]].dropna().to_numpy(dtype=float)
+            rho = rank_correlation(both[:, 0].tolist(), both[:, 1].tolist()) if len(both) > 2 else math.nan
+            if not math.isnan(rho):
+                found.append(rho)
+                runs += len(both)
+        rho, low, high = interval(found)
+        bounds = {"rho_low": max(low, -1.0), "rho_high": min(high, 1.0)} if len(found) > 1 else {}
+        rows.append({"measure": measure, "rho": rho, **bounds, "seeds": len(found), "runs": runs})
+    types = {"measure": TEXT, **dict.fromkeys(("rho", "rho_low", "rho_high"), NUMBER), "seeds": COUNT, "runs": COUNT}
+    return make_frame(rows, types)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avalanche_ntk.errors import RunFolderError, ended
 from avalanche_ntk.experiments.comparison import COLUMNS, KERNEL, LEARNING, Comparison
 from avalanche_ntk.files import write_whole
+from avalanche_ntk.numerals import latex, latex_text, written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,33 +29,12 @@ HEADINGS = {
     "linearisation_error": "linearisation error",
     "measuring_share": "measuring share",
 }
-_LATEX = {"λ_max dip": r"$\lambda_{\max}$ dip", "λ_max recovery": r"$\lambda_{\max}$ recovery"}
-_ESCAPES = {
-    "\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-}  # fmt: skip
-
-
 NO_CORRELATION = (
-    "No rank correlation with forgetting: it takes three runs whose forgetting, and whose measure, are defined and "
-    "not all the same."
+    "No rank correlation with forgetting: it takes three runs of one seed, none of them a control, whose forgetting, "
+    "and whose measure, are defined and not all the same."
 )
-
-
-def number(value: float) -> str:
-    """Return a number with three significant digits, as people read it.
-
-    >>> number(0.51234), number(1234.5), number(0.0000123), number(float("nan"))
-    ('0.512', '1230', '1.23e-05', '–')
-    """
-    if value is None or math.isnan(value):
-        return "–"
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 1e5:
-        digits = max(0, 2 - math.floor(math.log10(abs(value))))
-        return f"{float(f'{value:.3g}'):.{digits}f}"
-    return f"{value:.2e}"
+_SPREAD = "mean over the seeds ± half of its 95 % interval (Student's t)"
+_CORRELATION = "Rank correlation (Spearman) with forgetting, within each seed, then over seeds"
 
 
 def shown_columns(found: Comparison) -> list[str]:
@@ -92,11 +72,11 @@ def to_markdown(found: Comparison, *, each: bool = False) -> str:
     lines = [_markdown_row(heads), _markdown_row(["---"] + ["---:"] * (len(heads) - 1))]
     lines += [_markdown_row(row) for row in rows]
     if not each:
-        lines += ["", "Mean ± standard deviation over the runs of a group [95 % interval by bootstrap]."]
+        lines += ["", f"{_SPREAD[0].upper()}{_SPREAD[1:]}; no interval with one seed."]
     lines += ["", *[f"- {ended(refusal)}" for refusal in found.refusals]] if found.refusals else []
     if correlated := _correlation_cells(found):
-        lines += ["", "Rank correlation (Spearman) with forgetting over the runs:", ""]
-        lines += [_markdown_row(["measure", "ρ", "p", "runs"]), _markdown_row(["---", "---:", "---:", "---:"])]
+        lines += ["", f"{_CORRELATION}:", ""]
+        lines += [_markdown_row(_CORRELATION_HEADS), _markdown_row(["---", "---:", "---:", "---:"])]
         lines += [_markdown_row(row) for row in correlated]
     else:
         lines += ["", NO_CORRELATION]
@@ -114,13 +94,11 @@ def to_latex(found: Comparison, *, each: bool = False) -> str:
         LaTeX.
     """
     columns = shown_columns(found)
-    heads, rows = _cells(found, columns, each, interval=False)
+    heads, rows = _cells(found, columns, each, latex, latex_text)
     lines = [f"% {ended(refusal)}" for refusal in found.refusals]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(_LATEX.get(head, _escaped(head)) for head in heads) + r" \\", r"\midrule"]
-    for first, *others in rows:
-        cells = [_escaped(first), *[_latex_cell(cell) for cell in others]]
-        lines.append(" & ".join(cells) + r" \\")
+    lines += [" & ".join(map(latex_text, heads)) + r" \\", r"\midrule"]
+    lines += [" & ".join(row) + r" \\" for row in rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines) + "\n"
 
@@ -137,26 +115,22 @@ def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Itera
         Tables; a sentence in place of the rank correlations where none is defined.
     """
     columns = shown_columns(found)
-    note = "" if each else " (mean ± standard deviation over the runs; 95 % interval of the mean)"
+    note = "" if each else f" ({_SPREAD})"
     for title, wanted in (
         (f"What was learnt{note}", [*LEARNING, "measuring_share"]),
         ("What the kernel did", [*KERNEL]),
     ):
         heads, rows = _cells(found, [c for c in wanted if c in columns], each)
-        lines = [[cell.replace(" [", "\n[") for cell in row] for row in rows]
-        fitting = [
-            max(len(line) for cell in [h, *c] for line in cell.split("\n")) for h, *c in zip(heads, *lines, strict=True)
-        ]
+        fitting = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
         if len(heads) > 1:
             for number_, chosen in enumerate(_packed(fitting, width)):
                 yield _rich_table(
                     title if not number_ else f"{title.split(' (')[0]}, continued",
                     [heads[i] for i in chosen],
-                    [[row[i] for i in chosen] for row in lines],
+                    [[row[i] for i in chosen] for row in rows],
                 )
-    title = "Rank correlation (Spearman) with forgetting, over the runs"
     if rows := _correlation_cells(found):
-        yield _rich_table(title, ["measure", "ρ", "p", "runs"], rows)
+        yield _rich_table(_CORRELATION, _CORRELATION_HEADS, rows)
     else:
         yield NO_CORRELATION
 
@@ -208,43 +182,44 @@ def write(path: Path, text: str) -> None:
 
 
 def _cells(
-    found: Comparison, columns: Sequence[str], each: bool, interval: bool = True
+    found: Comparison,
+    columns: Sequence[str],
+    each: bool,
+    told: Callable[[float, float | None], str] = written,
+    name: Callable[[str], str] = str,
 ) -> tuple[list[str], list[list[str]]]:
     heads = [HEADINGS[c] for c in columns]
     if each:
-        rows = [[str(r["run"]), *[number(r[c]) for c in columns]] for r in found.runs.to_dict("records")]
+        rows = [[name(str(r["run"])), *[told(r[c], None) for c in columns]] for r in found.runs.to_dict("records")]
         return ["run", *heads], rows
     rows = [
-        [f"{r['group']} ({r['runs']} run{'s' if r['runs'] > 1 else ''})", *[_spread(r, c, interval) for c in columns]]
+        [name(f"{r['group']} ({_counted(r)})"), *[told(r[c], (r[f"{c}_high"] - r[f"{c}_low"]) / 2) for c in columns]]
         for r in found.groups.to_dict("records")
     ]
     return ["group", *heads], rows
 
 
-def _spread(row: dict[Any, Any], column: str, interval: bool) -> str:
-    text = number(row[column])
-    if not math.isnan(row[f"{column}_std"]):
-        text += f" ± {number(row[f'{column}_std'])}"
-        if interval:
-            text += f" [{number(row[f'{column}_low'])}, {number(row[f'{column}_high'])}]"
-    return text
+def _counted(row: dict[Any, Any]) -> str:
+    runs, seeds = row["runs"], row["seeds"]
+    told = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    return told if runs == seeds else f"{runs} runs, {told}"
+
+
+_CORRELATION_HEADS = ("measure", "ρ", "seeds", "runs")
 
 
 def _correlation_cells(found: Comparison) -> list[list[str]]:
     return [
-        [HEADINGS[r["measure"]], number(r["rho"]), number(r["p"]), str(r["runs"])]
+        [HEADINGS[r["measure"]], _rho(r), str(r["seeds"]), str(r["runs"])]
         for r in found.correlations.to_dict("records")
         if not math.isnan(r["rho"])
     ]
 
 
+def _rho(row: dict[Any, Any]) -> str:
+    text = f"{row['rho']:.2f}"
+    return text if math.isnan(row["rho_low"]) else f"{text} [{row['rho_low']:.2f}, {row['rho_high']:.2f}]"
+
+
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _latex_cell(cell: str) -> str:
-    return "--" if cell == "–" else "$" + cell.replace(" ± ", r" \pm ") + "$"
-
-
-def _escaped(text: str) -> str:
-    return "".join(_ESCAPES.get(character, character) for character in text)

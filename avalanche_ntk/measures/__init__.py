@@ -10,6 +10,7 @@ from avalanche_ntk.measures.alignment import eigenvector_alignment, kernel_align
 from avalanche_ntk.measures.blocks import ClassBlocks, class_block_means
 from avalanche_ntk.measures.forecast import forecast_error, forgetting_forecast, mode_share, rank_correlation
 from avalanche_ntk.measures.full import as_matrix, reduce_full
+from avalanche_ntk.measures.intervals import interval, log_intervals
 from avalanche_ntk.measures.linearisation import linearisation_error
 from avalanche_ntk.measures.neurons import (
     NeuronPeriodicity,
@@ -88,6 +89,7 @@ __all__ = [
     "forecast_error",
     "forgetting_forecast",
     "gradient_cosine",
+    "interval",
     "kernel_alignment",
     "kernel_distance",
     "kernel_norm",
@@ -99,6 +101,7 @@ __all__ = [
     "label_signed_kernel",
     "linearisation_error",
     "loss_gradient_products",
+    "log_intervals",
     "mode_response",
     "mode_share",
     "neuron_periodicity",

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from avalanche_ntk.measures.intervals import interval, log_intervals
 from avalanche_ntk.report.style import MARKERS, look
-from avalanche_ntk.reproduce.verdicts import interval, log_intervals
 
 
 def draw_curve(

@@ -7,11 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-from scipy import stats
-from scipy.special import stdtrit
+from avalanche_ntk.measures.intervals import interval, rank_correlation
 
-CONFIDENCE = 0.95
 FEWEST = 3  # seeds with a defined number, below which nothing is said
 
 
@@ -87,48 +84,6 @@ class Claim:
         if held == len(found) or len(found) < 2:
             return str(self.verdict)
         return f"{self.verdict} ({held} of {len(found)} cases hold)"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of n numbers and Student's 95 % interval of it.
-
-    `mean ± t_{n−1}(0.975) · s/√n`, with s the sample's standard deviation. A percentile bootstrap of five numbers
-    covers its mean in about 83 of 100 cases only; this one in 95 where they are normal.
-
-    Args:
-        values: n numbers, all finite.
-
-    Returns:
-        Mean, lower and upper end; NaN where n is too small (0 for the mean, 1 for the interval).
-
-    Source: Student 1908.
-
-    >>> [round(number, 3) for number in interval([1.0, 2.0, 3.0])]
-    [2.0, -0.484, 4.484]
-    """
-    n = len(values)
-    if n == 0:
-        return math.nan, math.nan, math.nan
-    mean = float(np.mean(values))
-    if n == 1:
-        return mean, math.nan, math.nan
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / math.sqrt(n))
-    return mean, mean - half, mean + half
-
-
-def log_intervals(by_seed: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
-    """Return the geometric means over seeds and the 95 % intervals of the logarithm's mean.
-
-    Args:
-        by_seed: For each seed n numbers; what is undefined or not positive is left out.
-
-    Returns:
-        n means, n lower and n upper ends; NaN where there are too few numbers.
-    """
-    columns = [[math.log(v) for v in column if math.isfinite(v) and v > 0] for column in zip(*by_seed, strict=True)]
-    told = [[math.exp(v) for v in interval(column)] for column in columns]
-    mean, low, high = (list(one) for one in zip(*told, strict=True))
-    return mean, low, high
 
 
 def found(
@@ -235,26 +190,6 @@ def trend_by_seed(levels: Iterable[float], by_seed: Iterable[Sequence[float]]) -
     [1.0, -1.0]
     """
     return trend(list(zip(levels, zip(*by_seed, strict=True), strict=True)))
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return Spearman's rank correlation of two series.
-
-    Args:
-        a: n numbers.
-        b: n numbers.
-
-    Returns:
-        The correlation; NaN where a number is undefined or all of one series are equal.
-
-    Source: Spearman 1904.
-
-    >>> rank_correlation([1.0, 2.0, 5.0], [9.0, 3.0, 1.0])
-    -1.0
-    """
-    if not (np.all(np.isfinite(a)) and np.all(np.isfinite(b))) or min(len(set(a)), len(set(b))) < 2:
-        return math.nan
-    return float(stats.spearmanr(a, b).statistic)
 
 
 def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:

@@ -1,6 +1,5 @@
 """The comparison of runs, on folders written by hand whose numbers can be worked out on paper."""
 
-import itertools
 import json
 import math
 import subprocess
@@ -8,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata
+from scipy import stats
 
 from avalanche_ntk.errors import ArgumentError, RunFolderError
 from avalanche_ntk.experiments import compare, load_config, tables
-from avalanche_ntk.experiments.comparison import bootstrap, find_runs, read_run
+from avalanche_ntk.experiments.comparison import find_runs, read_run
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.runfolder import RunFolder
 
@@ -26,7 +25,16 @@ BOUNDARIES = {
 
 
 def make_run(
-    path, *, config=None, label=None, seed=0, accuracy=ACCURACY, cadence="every_iterations:5", probe=None, **values
+    path,
+    *,
+    config=None,
+    label=None,
+    seed=0,
+    accuracy=ACCURACY,
+    cadence="every_iterations:5",
+    probe=None,
+    tags=None,
+    **values,
 ):
     """Write a run folder by hand; `values` are added to each boundary."""
     resolved = load_config({**(config or {}), "seed": seed})
@@ -39,7 +47,7 @@ def make_run(
         "status": "complete",
         "cadence": cadence,
         "strategy": "Naive",
-        "tags": {"label": label} if label else {},
+        "tags": ({"label": label} if label else {}) | (tags or {}),
     }
     with RunFolder.create(path, meta) as folder:
         for experience, row in accuracy.items():
@@ -103,9 +111,10 @@ def test_runs_that_differ_in_the_seed_alone_are_a_group(tmp_path):
     narrow, wide = found.groups.to_dict("records")
     assert narrow["moved"] == pytest.approx(0.3)
     assert narrow["moved_std"] == pytest.approx(np.std([0.1, 0.2, 0.6], ddof=1))
-    # All 27 samples with replacement have a mean of at least 0.1 and at most 0.6, with 1 in 27 at each end.
-    assert narrow["moved_low"] == pytest.approx(0.1)
-    assert narrow["moved_high"] == pytest.approx(0.6)
+    half = stats.t.ppf(0.975, 2) * narrow["moved_std"] / math.sqrt(3)
+    assert narrow["moved_low"] == pytest.approx(0.3 - half)
+    assert narrow["moved_high"] == pytest.approx(0.3 + half)
+    assert narrow["seeds"] == 3
     assert wide["moved"] == pytest.approx(0.3)
     assert math.isnan(wide["moved_std"])
     assert math.isnan(wide["moved_low"])
@@ -152,40 +161,60 @@ def test_runs_of_scripts_are_grouped_by_their_settings(tmp_path):
     )
 
 
-def test_the_bootstrap_is_seeded_and_has_its_quantiles():
-    values = np.random.default_rng(0).normal(3.0, 2.0, size=400)
-    low, high = bootstrap(values, seed=1)
-    assert (low, high) == bootstrap(values, seed=1)
-    assert (low, high) != bootstrap(values, seed=2)
-    # Large samples: mean ± 1.96 standard errors, to the noise of 10,000 resamples.
-    error = values.std() / 20
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.05 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.05 * error)
+def test_runs_of_one_seed_are_averaged_before_the_interval_is_taken(tmp_path):
+    """Two settings at two seeds are two draws, not four."""
+    for name, seed, width, moved in (("a", 0, 8, 0.1), ("b", 0, 9, 0.3), ("c", 1, 8, 0.5), ("d", 1, 9, 0.9)):
+        make_run(tmp_path / name, seed=seed, config={"model": {"width": width}}, moved=moved)
+    row = compare([tmp_path], by=["strategy.name"]).groups.iloc[0]
+    assert (row["runs"], row["seeds"], row["moved"]) == (4, 2, pytest.approx(0.45))
+    half = stats.t.ppf(0.975, 1) * abs(0.2 - 0.7) / 2  # means 0.2 and 0.7: s/√2 is half their distance
+    assert (row["moved_low"], row["moved_high"]) == pytest.approx((0.45 - half, 0.45 + half))
 
 
-def test_rank_correlation_with_forgetting(tmp_path):
-    final, moved = [0.1, 0.6, 0.3, 0.5, 0.2], [0.9, 0.2, 0.8, 0.1, 0.5]
-    for seed, (last, m) in enumerate(zip(final, moved, strict=True)):
-        accuracy = {0: {0: 0.9}, 1: {0: last, 1: 1.0}}
-        make_run(tmp_path / f"r{seed}", seed=seed, accuracy=accuracy, moved=m, spike=0.5, ratio=None)
+def test_controls_are_apart_whatever_the_groups(tmp_path):
+    make_run(tmp_path / "a", moved=0.5)
+    make_run(tmp_path / "b", moved=0.1, tags={"control": True})
+    assert compare([tmp_path], by=["model.width"]).groups[["group", "moved"]].values.tolist() == [
+        ["model.width=None", 0.5],
+        ["control, model.width=None", 0.1],
+    ]
+
+
+def with_forgetting(path, last, **arguments):
+    return make_run(path, accuracy={0: {0: 0.9}, 1: {0: last, 1: 1.0}}, **arguments)
+
+
+def test_rank_correlation_with_forgetting_is_within_seeds_then_over_seeds(tmp_path):
+    """Seed 0: order kept; seed 1: 1, 3, 2 against 1, 2, 3. Over all six runs pooled it would be another number."""
+    # Final accuracy falls as forgetting rises.
+    series = {0: [(0.6, 0.1), (0.4, 0.2), (0.2, 0.3)], 1: [(0.5, 5.0), (0.3, 7.0), (0.1, 6.0)]}
+    for seed, runs in series.items():
+        for width, (last, moved) in enumerate(runs, start=8):
+            config = {"model": {"width": width}}
+            with_forgetting(tmp_path / f"{seed}-{width}", last, seed=seed, config=config, moved=moved, ratio=None)
+    with_forgetting(tmp_path / "control", 0.9, seed=0, moved=9.0, tags={"control": True})
     found = compare([tmp_path]).correlations.set_index("measure")
-    difference = rankdata([0.9 - a for a in final]) - rankdata(moved)
-    by_hand = 1 - 6 * np.sum(difference**2) / (5 * 24)
-    assert found.loc["moved", "rho"] == pytest.approx(by_hand)
-    assert found.loc["moved", "runs"] == 5
-    # By hand: of the 120 orders of five, those at least as far from no correlation.
-    far = abs(by_hand)
-    orders = [1 - 6 * sum((i - j) ** 2 for i, j in enumerate(o)) / 120 for o in itertools.permutations(range(5))]
-    assert found.loc["moved", "p"] == pytest.approx(sum(abs(r) > far - 1e-9 for r in orders) / 120)
+    half = stats.t.ppf(0.975, 1) * abs(1.0 - 0.5) / 2
+    assert found.loc["moved", "rho"] == pytest.approx(0.75)
+    assert found.loc["moved", ["seeds", "runs"]].tolist() == [2, 6]
+    assert 0.75 + half > 1 and found.loc["moved", "rho_high"] == 1.0
+    assert 0.75 - half < -1 and found.loc["moved", "rho_low"] == -1.0
+    assert found.loc["ratio", ["seeds", "runs"]].tolist() == [0, 0]
+    assert math.isnan(found.loc["ratio", "rho"])
     assert math.isnan(found.loc["spike", "rho"])  # the same for all
-    assert found.loc["ratio", "runs"] == 0
 
 
-def test_three_runs_in_the_same_order_are_no_proof(tmp_path):
+def test_seeds_of_one_setting_have_no_rank_correlation(tmp_path):
     for seed, (last, m) in enumerate([(0.5, 0.1), (0.3, 0.2), (0.1, 0.3)]):
-        make_run(tmp_path / f"r{seed}", seed=seed, accuracy={0: {0: 0.9}, 1: {0: last, 1: 1.0}}, moved=m)
+        with_forgetting(tmp_path / f"r{seed}", last, seed=seed, moved=m)
+    assert compare([tmp_path]).correlations["rho"].isna().all()
+
+
+def test_one_seed_has_a_rank_correlation_without_an_interval(tmp_path):
+    for width, (last, m) in enumerate([(0.5, 0.1), (0.3, 0.2), (0.1, 0.3)], start=8):
+        with_forgetting(tmp_path / f"r{width}", last, config={"model": {"width": width}}, moved=m)
     found = compare([tmp_path]).correlations.set_index("measure").loc["moved"]
-    assert found["rho"] == pytest.approx(1) and found["p"] == pytest.approx(1 / 3)  # two of six orders
+    assert found["rho"] == pytest.approx(1) and math.isnan(found["rho_low"]) and math.isnan(found["rho_high"])
 
 
 def test_a_run_that_never_began_is_left_out(tmp_path):

@@ -33,20 +33,22 @@ def test_markdown(found):
         "effective rank | linearisation error | measuring share |"
     )
     assert lines[1] == "| --- |" + " ---: |" * 10
-    assert lines[2].startswith("| strategy=EWC_online (2 runs) | 0.633 ± 0 [0.633, 0.633] |")
-    assert "| 0.200 ± 0.141 [0.100, 0.300] |" in lines[2]
-    assert lines[3].startswith("| a\\|b (1 run) | 0.633 |")
+    assert lines[2].startswith("| strategy=EWC_online (2 seeds) | 0.633 ± 0.000 |")
+    # 12.706 · |0.3 − 0.1|/2, half of Student's interval of two numbers
+    assert "| 0.2 ± 1.3 |" in lines[2]
+    assert lines[3].startswith("| a\\|b (1 seed) | 0.633 |")
     assert "| 12300 |" in lines[3]
     assert lines[-1] == tables.NO_CORRELATION  # all three runs forgot the same
-    assert "| measure | ρ | p | runs |" not in lines
+    assert "| measure | ρ | seeds | runs |" not in lines
 
 
 def test_rank_correlations_stand_below_where_they_are_defined(tmp_path):
-    for seed, (last, moved) in enumerate([(0.7, 2.0), (0.5, 1.0), (0.3, 4.0)]):  # ranks 1, 2, 3 and 2, 1, 3
-        make_run(tmp_path / f"r{seed}", seed=seed, accuracy={0: {0: 0.9}, 1: {0: last, 1: 1.0}}, moved=moved)
+    for width, (last, moved) in enumerate([(0.7, 2.0), (0.5, 1.0), (0.3, 4.0)], start=8):  # ranks 1, 2, 3 and 2, 1, 3
+        config, accuracy = {"model": {"width": width}}, {0: {0: 0.9}, 1: {0: last, 1: 1.0}}
+        make_run(tmp_path / f"r{width}", config=config, accuracy=accuracy, moved=moved)
     lines = tables.to_markdown(compare([tmp_path])).splitlines()
-    start = lines.index("| measure | ρ | p | runs |")
-    assert lines[start + 2].startswith("| moved | 0.500 | ")
+    start = lines.index("| measure | ρ | seeds | runs |")
+    assert lines[start + 2] == "| moved | 0.50 | 1 | 3 |"
     assert tables.NO_CORRELATION not in lines
 
 
@@ -54,7 +56,8 @@ def test_latex(found):
     lines = tables.to_latex(found).splitlines()
     assert lines[0] == r"\begin{tabular}{lrrrrrrrrrr}"
     assert r"& $\lambda_{\max}$ recovery &" in lines[2]
-    assert lines[4].startswith(r"strategy=EWC\_online (2 runs) & $0.633 \pm 0$ & ")
+    assert lines[4].startswith(r"strategy=EWC\_online (2 seeds) & $0.633 \pm 0.000$ & ")
+    assert r"& $0.2 \pm 1.3$ &" in lines[4]
     assert lines[4].endswith(r"\\")
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
     assert all(line.count("&") == 10 for line in lines[2:6] if "rule" not in line)
@@ -72,7 +75,7 @@ def test_the_terminal_holds_every_column_without_breaking_a_number(found, width)
         console.print(table)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
-    for wanted in ("strategy=EWC_online (2 runs)", "a|b (1 run)", "0.200 ± 0.141", "[0.100, 0.300]",
+    for wanted in ("strategy=EWC_online (2 seeds)", "a|b (1 seed)", "0.2 ± 1.3",
                    "linearisation error", "λ_max recovery", "measuring share"):  # fmt: skip
         assert wanted in text
     assert "λ_max dip" not in text  # nothing was measured

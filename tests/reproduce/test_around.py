@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from avalanche_ntk.measures.intervals import log_intervals
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 from avalanche_ntk.reproduce import around
-from avalanche_ntk.reproduce.verdicts import log_intervals
 
 
 def made(rows):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from avalanche_ntk.measures.intervals import interval
 from avalanche_ntk.report.style import new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
-from avalanche_ntk.reproduce.verdicts import interval
 
 
 def test_a_curve_is_the_mean_with_its_interval():

@@ -31,12 +31,13 @@ from torch import Tensor, nn
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import KernelView, kernel_alignment
+from avalanche_ntk.measures.intervals import rank_correlation
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import class_labels, samples, sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, rank_correlation, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -37,6 +37,7 @@ from avalanche_ntk import measures
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.benchmarks.shifts import Permute, Rotate
 from avalanche_ntk.lab.models import build_model
+from avalanche_ntk.measures.intervals import rank_correlation
 from avalanche_ntk.recorder.probes import Probe
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import MARKERS, PAGE_INCHES, drawing, look, new_figure, put_legend
@@ -44,7 +45,7 @@ from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import accuracy, minibatches, samples
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, rank_correlation, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported
 from avalanche_ntk.strategies.directions import orthonormal, outside
 from avalanche_ntk.strategies.orthogonal import PCAOGDPlugin, logit_gradients
 

@@ -32,12 +32,13 @@ from torch.nn.functional import cross_entropy
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import kernel_distance, kernel_regression
+from avalanche_ntk.measures.intervals import rank_correlation
 from avalanche_ntk.report.style import PAGE_INCHES, drawing, legend_above, new_figure
 from avalanche_ntk.reproduce.drawing import draw_curve, draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import accuracy, class_labels, minibatches, samples, sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, rank_correlation, reported, trend_by_seed
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, reported, trend_by_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

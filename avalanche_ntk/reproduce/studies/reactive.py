@@ -23,11 +23,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from avalanche_ntk.measures.intervals import interval
 from avalanche_ntk.reproduce.around import above_control
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import run_settings, stream, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, interval, minus, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

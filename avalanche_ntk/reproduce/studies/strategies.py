@@ -31,12 +31,13 @@ from avalanche.models.packnet import PackNetModel
 from matplotlib.lines import Line2D
 
 from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.measures.intervals import rank_correlation
 from avalanche_ntk.report.style import COLOURS, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import run_settings, stream, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, rank_correlation, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
