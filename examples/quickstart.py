@@ -13,7 +13,7 @@ from avalanche_ntk.lab.models import MLP
 benchmark = split_digits(n_experiences=5)
 model = MLP(in_features=64, n_classes=10)
 
-ntk = NTKPlugin(ProbeSpec(size=64, from_experience=0), Schedule.around_boundaries(), run_folder="runs/naive")
+ntk = NTKPlugin(ProbeSpec(size=64, from_experience=0), Schedule.every_iterations(5), run_folder="runs/naive")
 evaluator = EvaluationPlugin(
     accuracy_metrics(experience=True, stream=True),
     forgetting_metrics(experience=True),
@@ -24,7 +24,8 @@ strategy = Naive(
     model=model,
     optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
     train_mb_size=16,
-    train_epochs=2,
+    train_epochs=10,  # until a task is learnt: the boundary is told from the pace of a kernel at rest
+    eval_mb_size=256,
     plugins=[ntk],
     evaluator=evaluator,
 )
@@ -32,5 +33,6 @@ for experience in benchmark.train_stream:
     strategy.train(experience)
     strategy.eval(benchmark.test_stream)
 
-columns = ["event", "iteration", "spectral_norm", "distance_init", "alignment", "velocity_per_iteration"]
-print(ntk.trajectory.to_pandas()[columns].to_string(index=False))
+columns = ["experience", "base", "peak", "spike", "ratio", "norm_dip", "alignment_drop", "moved"]
+print("What the kernel of task 1 did at each boundary, velocities per iteration:")
+print(ntk.trajectory.summary()[columns].iloc[1:].to_string(index=False))

@@ -47,7 +47,8 @@ def velocity(s, t):
 def test_constant_cadence_is_taken_as_it_is():
     found = trajectory(range(110, 200, 10)).reactivations[1]
     assert found.cadence == (10, 10)
-    assert found.base == pytest.approx(np.median([velocity(t, t + 10) for t in range(0, 100, 10)]))
+    assert found.base == pytest.approx(np.median([velocity(t, t + 10) for t in range(50, 100, 10)]))  # at rest
+    assert found.base_in_onset is False
     assert found.peak == pytest.approx(max(velocity(100, 110), velocity(110, 120), velocity(120, 130)))
 
 
@@ -84,6 +85,15 @@ def test_without_kernels_the_mixture_is_flagged():
     found = trajectory([101, 102, 103, *range(110, 200, 10)], keep_kernels=False).reactivations[1]
     assert found.mixed_cadence is True
     assert found.peak == pytest.approx(max(velocity(100, 101), velocity(101, 102), velocity(102, 103)))
+
+
+def test_a_boundary_that_was_measured_in_the_onset_only_is_flagged():
+    found = trajectory(range(110, 200, 10), before=[10, 20, 30, 40]).reactivations[1]
+    assert found.base_in_onset is True
+    assert found.ratio is None
+    assert found.peak == pytest.approx(max(velocity(100, 110), velocity(110, 120), velocity(120, 130)))
+    row = trajectory(range(110, 200, 10), before=[10, 20, 30, 40]).summary().iloc[1]
+    assert row["base_in_onset"] and np.isnan(row["ratio"])
 
 
 def test_sparser_after_the_boundary_is_left_and_flagged():

@@ -32,6 +32,18 @@ def test_example_runs(path, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stdout.splitlines()) >= 2
+    if path.stem == QUICKSTART:
+        shows_a_spike(done.stdout)
+
+
+def shows_a_spike(printed):
+    """The first boundary that the quickstart prints: experience, base, peak, spike, ratio, …"""
+    lines = printed.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.split()[:3] == ["experience", "base", "peak"])
+    row = dict(zip(lines[head].split(), map(float, lines[head + 1].split()), strict=True))
+    assert row["experience"] == 1
+    assert row["spike"] == pytest.approx(row["peak"] - row["base"], rel=1e-3)
+    assert row["spike"] > 0 and row["ratio"] > 3 and row["norm_dip"] < 0.9 and row["alignment_drop"] > 0
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

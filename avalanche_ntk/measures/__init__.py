@@ -30,7 +30,7 @@ from avalanche_ntk.measures.plasticity import (
     zero_gradient_share,
 )
 from avalanche_ntk.measures.ranks import FeatureRanks, KernelRanks, feature_ranks, kernel_ranks
-from avalanche_ntk.measures.reactivation import Reactivation, Verdict, compare_ratios, reactivation, verdict
+from avalanche_ntk.measures.reactivation import Reactivation, reactivation
 from avalanche_ntk.measures.regression import KernelRegression, kernel_regression, kernel_ridge
 from avalanche_ntk.measures.similarity import (
     centre,
@@ -55,6 +55,7 @@ from avalanche_ntk.measures.spectrum import (
 )
 from avalanche_ntk.measures.summary import Summary, summary
 from avalanche_ntk.measures.threads import few_threads
+from avalanche_ntk.measures.verdicts import Verdict, compare_ratios, verdict
 from avalanche_ntk.measures.view import KernelView
 
 __all__ = [

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from avalanche_ntk.errors import ArgumentError, unknown_name
 from avalanche_ntk.frozen import frozen
 from avalanche_ntk.measures._arrays import Array, as_float64
-from avalanche_ntk.measures._undefined import warn_undefined
 from avalanche_ntk.measures.similarity import distance_floor
 
 #: Floor of S where none is given: float32 kernels of many samples.
@@ -31,7 +30,10 @@ class Reactivation:
         boundary: Iteration `b`.
         end: Iteration of the last measurement taken into account.
         onset: Peak velocity of the first experience's start.
-        base: Median of the last m velocities before b.
+        base: Median of the last m velocities before b, of those in the second half of the task before.
+        base_in_onset: True when fewer than 2 velocities lie in that half though more were measured: what is left is the
+            onset of the task before, which is no base, and nothing that needs one has a value. None where it is not
+            known when that task began.
         peak: Largest of the first w velocities after b, of fewer where there are not yet w.
         spike: `peak − base`.
         ratio: `peak / max(base, floor)`; a lower bound where `at_floor`.
@@ -57,6 +59,7 @@ class Reactivation:
     end: float
     onset: float | None = None
     base: float | None = None
+    base_in_onset: bool | None = None
     peak: float | None = None
     spike: float | None = None
     ratio: float | None = None
@@ -179,7 +182,10 @@ def reactivation(
 
         spike = peak − base,   ratio = peak / max(base, floor),   z = (peak − base) / max(1.4826·MAD, floor),
 
-    and the others as in `Reactivation`. An interval belongs to one side only: there must be a measurement exactly at b.
+    The base is the pace at which the kernel has come to rest, so it never holds the onset of the task before: only
+    velocities count whose interval lies in the second half of that task, where its `start` is given. Where fewer than 2
+    are left there is no base, `base_in_onset` says so, and no ratio is given. The other numbers are as in
+    `Reactivation`. An interval belongs to one side only: there must be a measurement exactly at b.
     Of several measurements at the same iteration b (after the old experience, before the new one) the last counts.
     No threshold on these numbers is valid in itself; see `verdict`.
 
@@ -189,8 +195,8 @@ def reactivation(
             undefined, as the first is.
         boundary: Iteration b: the number of iterations made when the new task begins.
         end: Last iteration of the experience that begins at b; the last time unless given.
-        start: Iteration at which the experience before b began: velocities before it are not part of the base. The
-            first time unless given.
+        start: Iteration at which the experience before b began: velocities before the middle between it and b are not
+            part of the base. None where it is not known; then nothing is left out.
         lambda_max: `λ_max` at each measurement.
         alignment: Kernel alignment at each measurement.
         moved: `S(Θ_b, Θ_end)`, which no series holds.
@@ -248,8 +254,10 @@ def reactivation(
     ends, spans, v = ends[proper], spans[proper], v[proper]
     after = (ends - spans >= boundary) & (ends <= last)
     before = ends <= boundary
+    rest = before.copy()
     if start is not None:
         before &= ends - spans >= start
+        rest &= ends - spans >= (start + boundary) / 2
 
     if first:
         window = v[after][:w]
@@ -265,7 +273,9 @@ def reactivation(
         build.missing(_NO_ONSET, "onset")
         return Reactivation(boundary=float(boundary), end=last, **build.values, reasons=build.reasons)
 
-    _velocity_numbers(build, ends, spans, v, before, after, float(boundary), last, m, w, floor)
+    known = np.flatnonzero(rest & np.isfinite(v))[-m:]
+    _base(build, v, known, int(np.count_nonzero(before & np.isfinite(v))), start)
+    _velocity_numbers(build, ends, spans, v, known, after, float(boundary), last, w, floor)
     _series_numbers(build, t, series, float(boundary), last)
     build.values["moved"] = _number(moved)
     build.missing("the distance from the boundary to the end was not given or is undefined", "moved")
@@ -277,39 +287,53 @@ def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+def _base(build: _Builder, v: Array, known: NDArray[np.intp], before: int, start: float | None) -> None:
+    """Take the median of the velocities at rest, or say why there is none."""
+    if start is None:
+        build.missing("it was not given when the experience before the boundary began", "base_in_onset")
+    else:
+        build.values["base_in_onset"] = known.size < 2 <= before
+    if known.size >= 2:
+        build.values["base"] = float(np.median(v[known]))
+    elif build.values.get("base_in_onset"):
+        build.missing(
+            f"of {before} velocities before the boundary {known.size} lie in the second half of the task before, and "
+            "the others in its onset, which is no base: measure more often before the boundary, or train that task "
+            "longer",
+            "base",
+        )
+    else:
+        build.missing(f"fewer than 2 velocities are defined before the boundary, found {before}", "base")
+
+
 def _velocity_numbers(
     build: _Builder,
     ends: Array,
     spans: Array,
     v: Array,
-    before: NDArray[np.bool_],
+    known: NDArray[np.intp],
     after: NDArray[np.bool_],
     boundary: float,
     last: float,
-    m: int,
     w: int,
     floor: float,
 ) -> None:
     values = build.values
-    known = np.flatnonzero(before & np.isfinite(v))[-m:]
     later = np.flatnonzero(after)
     window = later[:w][np.isfinite(v[later[:w]])]
-    base = peak = None
-    if known.size >= 2:
-        base = values["base"] = float(np.median(v[known]))
+    base, peak = values.get("base"), None
     if window.size:
         best = window[np.argmax(v[window])]
         peak = values["peak"] = float(v[best])
         values["time_to_peak"] = float(ends[best]) - boundary
     _path(build, spans, v, later)
 
-    few = f"fewer than 2 velocities are defined before the boundary, found {known.size}"
+    few = build.reasons.get("base", "")
     none = (
         f"none of the first {w} velocities after the boundary is defined"
         if later.size
         else "no velocity was measured after the boundary"
     )
-    build.missing(few, "base")
     build.missing(none, "peak", "time_to_peak")
     if peak is not None:
         first_peak = values["onset"]
@@ -389,131 +413,3 @@ def _series_numbers(build: _Builder, t: Array, series: dict[str, Array | None], 
         else:
             build.values["norm_dip"] = float(later.min()) / reference
             build.values["norm_recovery"] = float(later[-1]) / reference
-
-
-def require_same_cadence(a: Reactivation, b: Reactivation) -> None:
-    """Check that two reactivations were measured equally densely, before and after the boundary.
-
-    Raises:
-        ArgumentError: They were not.
-    """
-    if a.cadence != b.cadence:
-        raise ArgumentError(
-            "velocities of different cadences are not comparable: expected equal iterations between measurements "
-            f"(before, after the boundary), found {a.cadence} and {b.cadence}. Measure both runs on the same schedule."
-        )
-
-
-def compare_ratios(a: Reactivation, b: Reactivation) -> float:
-    """Return `a.ratio / b.ratio`, how many times stronger the reactivation a is.
-
-    Args:
-        a: One reactivation.
-        b: The other, measured at the same cadence.
-
-    Returns:
-        The quotient; NaN with a warning when a ratio is None or zero, or is only a lower bound.
-
-    Raises:
-        ArgumentError: The cadences differ.
-
-    >>> a = Reactivation(30, 60, ratio=8.0, at_floor=False, cadence=(10.0, 10.0))
-    >>> b = Reactivation(30, 60, ratio=2.0, at_floor=False, cadence=(10.0, 10.0))
-    >>> compare_ratios(a, b)
-    4.0
-    """
-    for which, found in (("first", a), ("second", b)):
-        if found.ratio is None:
-            warn_undefined("compare_ratios", f"the {which} ratio is: {found.reasons.get('ratio', 'not given')}")
-            return math.nan
-    require_same_cadence(a, b)
-    for which, found in (("first", a), ("second", b)):
-        if found.at_floor:
-            warn_undefined("compare_ratios", f"the {which} ratio is only a lower bound (at_floor)")
-            return math.nan
-    if not b.ratio:
-        warn_undefined("compare_ratios", "the second ratio is zero")
-        return math.nan
-    assert a.ratio is not None
-    return a.ratio / b.ratio
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether a boundary differs from what fresh samples of the same classes do.
-
-    Attributes:
-        verdict: "reactivated", "above the controls", "not distinguishable" or "undefined".
-        reason: The numbers it rests on, in a sentence.
-        spike: Spike at the boundary.
-        ratio: Ratio at the boundary.
-        control_spike: The largest spike among the controls.
-        control_ratio: The largest ratio among the controls.
-        rank: Share of the controls whose spike and ratio are both below; None where undefined.
-        controls: Number of controls taken into account.
-    """
-
-    verdict: str
-    reason: str
-    spike: float | None = None
-    ratio: float | None = None
-    control_spike: float | None = None
-    control_ratio: float | None = None
-    rank: float | None = None
-    controls: int = 0
-
-
-def verdict(
-    found: Reactivation, control: Reactivation | Sequence[Reactivation] | None, *, alpha: float = 0.05
-) -> Verdict:
-    """Compare a boundary with no-shift controls: same classes, fresh samples, everything else equal.
-
-    A redraw of samples alone makes the velocity jump, so no fixed threshold is valid. The verdict is "reactivated" when
-    both spike and ratio exceed those of every control and the controls are enough: without a shift, one number exceeds
-    those of n controls with probability 1/(n + 1), so that `alpha = 0.05` takes 19. With fewer it is "above the
-    controls"; "not distinguishable" when one is not exceeded, "undefined" without a control or where a number is
-    missing.
-
-    Args:
-        found: The reactivation at the boundary.
-        control: That of a control run at the same boundary, or of several such runs (other seeds); None without any.
-        alpha: Largest probability, without a shift, of the verdict "reactivated".
-
-    Returns:
-        A `Verdict`.
-
-    Raises:
-        ArgumentError: A control was measured at another cadence.
-
-    >>> a = Reactivation(30, 60, spike=7.0, ratio=8.0, at_floor=False, cadence=(10.0, 10.0))
-    >>> b = Reactivation(30, 60, spike=4.0, ratio=5.0, at_floor=False, cadence=(10.0, 10.0))
-    >>> verdict(a, b).verdict, verdict(b, a).verdict, verdict(a, None).verdict
-    ('above the controls', 'not distinguishable', 'undefined')
-    """
-    controls = [] if control is None else [control] if isinstance(control, Reactivation) else list(control)
-    if not controls:
-        return Verdict("undefined", "there is no no-shift control to compare with", found.spike, found.ratio)
-    if found.spike is None or found.ratio is None:
-        return Verdict("undefined", f"the boundary has no spike: {found.reasons.get('spike', 'not given')}")
-    pairs = []
-    for one in controls:
-        if one.spike is None or one.ratio is None:
-            reason = f"a control has no spike: {one.reasons.get('spike', 'not given')}"
-            return Verdict("undefined", reason, found.spike, found.ratio, controls=len(controls))
-        require_same_cadence(found, one)
-        pairs.append((one.spike, one.ratio))
-    top_spike, top_ratio = (max(column) for column in zip(*pairs, strict=True))
-    rank = sum(s < found.spike and r < found.ratio for s, r in pairs) / len(pairs)
-    exceeds = found.spike > top_spike and found.ratio > top_ratio
-    enough = 1 / (len(pairs) + 1) <= alpha
-    word = "not distinguishable" if not exceeds else "reactivated" if enough else "above the controls"
-    count = "the control" if len(pairs) == 1 else f"the largest of {len(pairs)} controls"
-    reason = (
-        f"spike {found.spike:.3g} and ratio {found.ratio:.3g} against {top_spike:.3g} and {top_ratio:.3g} of {count}"
-    )
-    if exceeds and not found.at_floor and any(one.at_floor for one in controls):
-        word = "undefined"
-        reason += "; a control's ratio is only a lower bound, its base being below the noise"
-    elif exceeds:
-        reason += f"; without a shift this happens with probability at most 1/{len(pairs) + 1}"
-    return Verdict(word, reason, found.spike, found.ratio, top_spike, top_ratio, rank, len(pairs))

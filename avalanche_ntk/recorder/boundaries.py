@@ -20,7 +20,20 @@ _NEW = "nothing was measured before it since the model was exchanged or reinitia
 _TOLERANCE = 1.5
 # What depends on the interval that a velocity is taken over.
 _FROM_VELOCITIES = (
-    *("base", "peak", "spike", "ratio", "at_floor", "z", "rank", "windows", "onset", "onset_ratio", "time_to_peak"),
+    *(
+        "base",
+        "base_in_onset",
+        "peak",
+        "spike",
+        "ratio",
+        "at_floor",
+        "z",
+        "rank",
+        "windows",
+        "onset",
+        "onset_ratio",
+        "time_to_peak",
+    ),
     *("half_life", "half_life_censored", "cadence", "floor"),
 )
 

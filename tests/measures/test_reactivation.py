@@ -44,6 +44,7 @@ def test_velocity_numbers_by_hand():
     assert found.mixed_cadence is False
     assert (found.boundary, found.end) == (100.0, 160.0)
     assert found.reasons == {
+        "base_in_onset": "it was not given when the experience before the boundary began",
         "norm_dip": "no lambda_max series was given",
         "norm_recovery": "no lambda_max series was given",
         "alignment_drop": "no alignment series was given",
@@ -77,11 +78,42 @@ def test_end_cuts_what_belongs_to_the_next_experience():
     assert found.end == 120.0
 
 
+def test_the_base_is_at_rest_and_never_in_the_onset():
+    """The task before began at 0: its velocities from iteration 50 on count, and none of the onset's."""
+    found = reactivation(TIMES, VELOCITIES, B, start=0)
+    assert found.base == pytest.approx(np.median(BEFORE[-5:]))
+    assert found.base_in_onset is False
+    # A task that began earlier has more of them, up to m.
+    assert reactivation(TIMES, VELOCITIES, B, start=-100).base == pytest.approx(np.median(BEFORE[-10:]))
+    # An interval that reaches over the middle has a part in the onset.
+    assert reactivation([0, 4, 6, 8, 10, 12], [None, 9.0, 8.0, 1.0, 3.0, 5.0], 10, start=0).base == 2.0
+
+
+@pytest.mark.parametrize(
+    ("times", "at_rest"),
+    [([0, 10, 34, 44], 0), ([0, 10, 20, 34, 44], 1)],  # the middle is at 17
+)
+def test_where_only_the_onset_was_measured_there_is_no_ratio(times, at_rest):
+    velocities = [None, 9e-3, 4e-3, *[1e-3] * (len(times) - 4), 5e-3]
+    found = reactivation(times, velocities, 34, start=0, lambda_max=[1.0] * len(times))
+    assert found.base_in_onset is True
+    reason = (
+        f"of {len(times) - 2} velocities before the boundary {at_rest} lie in the second half of the task before, and "
+        "the others in its onset, which is no base: measure more often before the boundary, or train that task longer"
+    )
+    for name in ("base", "spike", "ratio", "at_floor", "z", "rank", "half_life", "cadence", "floor"):
+        assert getattr(found, name) is None
+        assert found.reasons[name] == reason
+    assert found.peak == 5e-3 and found.norm_dip == 1.0  # what needs no base is there
+    judged = verdict(found, replace(found, spike=1.0, ratio=1.0))
+    assert (judged.verdict, judged.reason) == ("undefined", f"the boundary has no spike: {reason}")
+
+
 def test_start_keeps_the_experience_before_the_last_out_of_the_base():
-    found = reactivation(TIMES, VELOCITIES, B, start=80)
-    assert found.base == pytest.approx(1.5e-3)
-    assert found.rank is None and found.windows is None
-    assert found.reasons["rank"] == "fewer than 3 velocities before the boundary make no window of that width"
+    times = [0, 10, 20, 30, 40, 50, 60, 70]
+    velocities = [None, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 5.0]
+    assert reactivation(times, velocities, 60, start=20).base == pytest.approx(2.5)  # the middle is at 40
+    assert reactivation(times, velocities, 60).base == pytest.approx(6.0)
 
 
 def test_a_censored_half_life_is_never_zero():
@@ -152,7 +184,7 @@ def test_first_experience_has_an_onset_and_nothing_else():
     assert found.onset == 7e-3
     reason = "the first experience has no boundary before it; its onset velocity is reported instead"
     undefined = (
-        "base peak spike ratio at_floor z rank onset_ratio moved path time_to_peak half_life norm_dip "
+        "base base_in_onset peak spike ratio at_floor z rank onset_ratio moved path time_to_peak half_life norm_dip "
         "norm_recovery alignment_drop cadence"
     ).split()
     assert found.reasons == dict.fromkeys(undefined, reason)
