@@ -1,11 +1,17 @@
 """What the documentation names exists, and what it shows runs."""
 
+import ast
 import configparser
+import json
+import os
 import pkgutil
 import re
 import shlex
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +26,10 @@ from avalanche_ntk import NTKPlugin, ntk_metrics
 from avalanche_ntk.adapters.evaluation import EvaluationRecorder
 from avalanche_ntk.cli import app
 from avalanche_ntk.kernels import reference_ntk
+from avalanche_ntk.kernels._structure import nodes
 from avalanche_ntk.lab.models import MLP
-from avalanche_ntk.reproduce.registry import STUDIES
+from avalanche_ntk.reproduce.registry import STUDIES, Scale
+from avalanche_ntk.reproduce.study import Context, Study
 from tests.lines import tiny_stream
 
 ROOT = Path(__file__).parents[1]
@@ -153,3 +161,75 @@ def test_the_version_stands_in_one_place():
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert version not in (ROOT / "pyproject.toml").read_text()
+
+
+def messages() -> list[str]:
+    """Return every text in the sources, with `…` where an f-string has a value."""
+    found = []
+    for path in [*(ROOT / "avalanche_ntk").rglob("*.py"), *(ROOT / "strategies").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_every_message_that_troubleshooting_explains_is_in_the_sources():
+    headings = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(headings) > 15
+    texts = messages()
+    for heading in headings:
+        wanted = re.compile(".*?".join(map(re.escape, heading.split("…"))), re.DOTALL)
+        assert any(wanted.search(text) for text in texts), heading
+
+
+@pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning")
+def test_the_examples_of_extending_run(tmp_path, monkeypatch):
+    """A measure, an observable, a strategy, a rule and a study; the study's parts are measured in this process."""
+    monkeypatch.setattr(nodes, "NODES", dict(nodes.NODES))
+    names = run_blocks(DOCS / "extending.md", {"__name__": "extending"})
+    study: Study = names["STUDY"]
+    context = Context(Scale.TINY, seeds=(0, 1, 2))
+    parts = study.parts(context)
+    measured = {
+        name: [study.measure(context, arguments, seed) for seed in context.seeds] for name, arguments in parts.items()
+    }
+    results = SimpleNamespace(context=context, measured=measured.__getitem__)
+    [claim] = study.judge(results)
+    assert claim.findings[0].values == pytest.approx(
+        [wide["rank"] - narrow["rank"] for narrow, wide in zip(measured["width-8"], measured["width-64"], strict=True)]
+    )
+    assert list(study.draw(results)) == ["rank"]
+
+
+def test_the_tutorials_page_and_notebook_are_of_its_script():
+    """`python docs/render.py` makes both."""
+    cells = [part.partition("\n") for part in f"\n{(DOCS / 'tutorial.py').read_text()}".split("\n# %%")[1:]]
+    code = [body.strip() for head, _, body in cells if head.strip() != "[markdown]"]
+    assert [block.strip() for block in blocks(DOCS / "tutorial.md", "python")] == code
+    notebook = json.loads((DOCS / "tutorial.ipynb").read_text())
+    assert ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"] == code
+    assert len(notebook["cells"]) == len(cells)
+
+
+def test_every_figure_of_the_page_on_reading_has_its_command():
+    shown = set(re.findall(r"\]\(assets/([\w-]+)\.svg\)", (DOCS / "reading.md").read_text()))
+    made = set(re.findall(r'^    "([\w-]+)": \w+,$', (DOCS / "figures.py").read_text(), re.MULTILINE))
+    assert shown == made
+    for name in shown:
+        assert (DOCS / "assets" / f"{name}.svg").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["tutorial.py", "figures.py growing-heads --out ."])
+def test_the_documentations_scripts_run(line, tmp_path):
+    program, *arguments = line.split()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, DOCS / program, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    if program == "tutorial.py":
+        assert "the same weights, bit for bit: True" in done.stdout
+    else:
+        assert (tmp_path / "growing-heads.svg").is_file()
