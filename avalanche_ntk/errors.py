@@ -49,6 +49,10 @@ class KernelError(NTKError):
     """A kernel was computed and cannot be used (non-finite entries)."""
 
 
+class ProcessError(NTKError):
+    """A measurement shared by several processes failed: another one raised, is gone, or has other inputs."""
+
+
 class ProbeError(NTKError):
     """A probe set cannot be chosen, or is not the one it should be."""
 

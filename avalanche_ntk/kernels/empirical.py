@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.kernels._device.memory import as_fits
-from avalanche_ntk.kernels._function.subject import Subject, names_of, select_parameters
-from avalanche_ntk.kernels._function.wrappers import wrapper_prefix
-from avalanche_ntk.kernels._guard import known
-from avalanche_ntk.kernels._guard.hooks import hooks_as
-from avalanche_ntk.kernels._guard.isolation import measuring
 from avalanche_ntk.kernels._guard.policy import Checks
-from avalanche_ntk.kernels.diagnostics import finished
 from avalanche_ntk.kernels.info import KernelInfo, Method
-from avalanche_ntk.kernels.measurement import Measurement
+from avalanche_ntk.kernels.measured import measured
 from avalanche_ntk.kernels.request import GroupOptions, KernelOptions, Request
 
 if TYPE_CHECKING:
@@ -66,6 +58,7 @@ def empirical_ntk(
     preconditioner: Mapping[str, Tensor] | None = None,
     checks: str | Checks = "auto",
     hooks: str | None = None,
+    process_group: Any = None,
     return_info: bool = False,
 ) -> Any:
     """Empirical neural tangent kernel `Θ[n,m,c,d] = <∂f_c(x_n)/∂θ, ∂f_d(x_m)/∂θ>` of a model, in eval mode.
@@ -103,6 +96,10 @@ def empirical_ntk(
         checks: How often it is asked whether samples are independent, see `Checks`.
         hooks: "auto" (the default) does not call hooks of the model's modules that only look, see `kernels.hooks`;
             "keep" calls them all.
+        process_group: A `torch.distributed` group (`torch.distributed.group.WORLD`) whose processes share the
+            measurement: every one calls with the same arguments, has the same parameters, and gets the same kernel.
+            Buffers are the first process's. Combinations of outputs are shared out, or rows of the kernel where there
+            are fewer combinations than processes.
         return_info: Also return a `KernelInfo`.
 
     Returns:
@@ -113,6 +110,7 @@ def empirical_ntk(
         ModelError: The model has no per-sample kernel.
         KernelError: The kernel has entries that are not finite.
         MemoryBudgetError: The budget is too small for one block.
+        ProcessError: Another process of the group failed, is gone, or has other parameters or inputs.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -121,7 +119,7 @@ def empirical_ntk(
         tensor([[5., 6.],
                 [6., 9.]])
     """
-    kernels, info = _measure(
+    kernels, info = measured(
         Request(
             model=model,
             x1=x1,
@@ -143,6 +141,7 @@ def empirical_ntk(
             preconditioner=preconditioner,
             checks=checks,
             hooks=hooks,
+            process_group=process_group,
             report=return_info,
         )
     )
@@ -206,6 +205,7 @@ def empirical_ntk_by_group(
     preconditioner: Mapping[str, Tensor] | None = None,
     checks: str | Checks = "auto",
     hooks: str | None = None,
+    process_group: Any = None,
     return_info: bool = False,
 ) -> Any:
     """Kernels of several groups of parameters in one pass; the sum over disjoint groups is their joint kernel.
@@ -230,6 +230,7 @@ def empirical_ntk_by_group(
         preconditioner: See `empirical_ntk`.
         checks: See `empirical_ntk`.
         hooks: See `empirical_ntk`.
+        process_group: See `empirical_ntk`.
         return_info: Also return a `KernelInfo`; its asymmetry and eigenvalues are those of the whole where it was asked
             for, else the worst of all groups.
 
@@ -257,7 +258,7 @@ def empirical_ntk_by_group(
         )
     if whole and "" in groups:
         raise ArgumentError("a group is called '', which is the name of the whole kernel. Give it another name.")
-    kernels, info = _measure(
+    kernels, info = measured(
         Request(
             model=model,
             x1=x1,
@@ -278,86 +279,8 @@ def empirical_ntk_by_group(
             preconditioner=preconditioner,
             checks=checks,
             hooks=hooks,
+            process_group=process_group,
             report=return_info,
         )
     )
     return (kernels, info) if return_info else kernels
-
-
-def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str) -> dict[str, list[str]]:
-    """Return each group's parameters; `prefix` is what wrappers of the model put before every name.
-
-    Raises:
-        ArgumentError: A group names nothing.
-    """
-    members: dict[str, list[str]] = {}
-    everything = dict(subject.model.named_parameters(remove_duplicate=False))
-    for name, patterns in groups.items():
-        chosen: set[str] = set()
-        for given in names_of(patterns, f"group {name!r}"):
-            pattern = given.removeprefix(prefix)
-            if pattern in subject.leaves:
-                chosen.add(pattern)
-                continue
-            as_parameter = pattern in everything or any(fnmatchcase(n, pattern) for n in everything)
-            kind = {"params": pattern} if as_parameter else {"layers": pattern}
-            chosen |= set(select_parameters(subject.model, **kind))
-        members[name] = [n for n in subject.leaves if n in chosen]
-        if not members[name]:
-            raise ArgumentError(
-                f"group {name!r} ({', '.join(sorted(chosen))}) has no parameter in common with the whole"
-                f" ({', '.join(subject.leaves)}). Leave the group out, or let params cover it."
-            )
-    return members
-
-
-def _measure(request: Request) -> tuple[dict[str, Tensor], KernelInfo]:
-    info = KernelInfo()
-    r = request
-    with hooks_as(r.hooks), measuring(r.model, r.b1):
-        subject = Subject.of(r.model, r.params, r.layers, r.dtype, r.output_selector)
-        members = {"": list(subject.leaves)} if r.whole else {}
-        members |= _members(subject, r.groups or {}, wrapper_prefix(r.model))
-        if not r.whole:
-            subject = subject.restricted({n for names in members.values() for n in names})
-        apart = r.averaged and r.report
-
-        def attempt(budget: int) -> tuple[dict[str, Tensor], int]:
-            r.budget = budget
-            run = Measurement(subject, members, r, info)
-            rows, most = r.combinations(run.out)
-            return run.kernels(rows, apart), most
-
-        with subject.standing_in():
-            result, most = as_fits(attempt, r.budget, subject.model, r.b1.device)
-        if r.checks is not Checks.NEVER:
-            for b in (r.b1, *([] if r.b2 is None else [r.b2])):
-                known.note(subject.model, b)
-    if apart:
-        if "" in result:
-            info.standard_error = _standard_error(result[""], most)
-        result = {name: kernel.sum(0) for name, kernel in result.items()}
-    others = KernelInfo()  # of the groups, where the report is about the whole
-    for name, kernel in result.items():
-        about = others if r.whole and name else info
-        result[name] = finished(kernel, name, r.b2 is None, about, r.report and about is info)
-    return result, info
-
-
-def _standard_error(parts: Tensor, most: int) -> Tensor:
-    """Standard error of a mean over combinations of outputs, from its parts `(R, N, M)`, each `1/R` of one kernel.
-
-    Args:
-        parts: They are.
-        most: How many different combinations there are; 0 for any number. The mean over all of them has no error.
-
-    Returns:
-        `(N, M)`; NaN where one combination tells nothing of the others.
-    """
-    r = parts.shape[0]
-    if r == most:
-        return torch.zeros_like(parts[0])
-    if r == 1:
-        return torch.full_like(parts[0], torch.nan)
-    error = parts.double().mul(r).std(0) / r**0.5
-    return (error * (1 - r / most) ** 0.5 if most else error).to(parts.dtype)

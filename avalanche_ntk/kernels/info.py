@@ -50,6 +50,7 @@ class KernelInfo:
         block: Samples in one block.
         checks: What was compared: `all samples` by themselves, `some samples`, or the plan was `trusted`.
         plan_not_kept: Why the plan is made anew in every measurement; empty where it is kept.
+        processes: How many processes shared the measurement; forms, work and bytes are those of this one.
         standard_error: `(N, M)` standard error of an estimated kernel; None for an exact one.
     """
 
@@ -63,4 +64,5 @@ class KernelInfo:
     block: int = 0
     checks: str = "trusted"
     plan_not_kept: str = ""
+    processes: int = 1
     standard_error: Tensor | None = None

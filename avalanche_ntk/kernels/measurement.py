@@ -37,11 +37,21 @@ class Measurement:
         members: Group → its parameters.
         request: What is asked for.
         info: Where it is told how it went.
+        b1: First batch.
+        b2: Second batch; None for a self-kernel.
     """
 
-    def __init__(self, subject: Subject, members: dict[str, list[str]], request: Request, info: KernelInfo) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        members: dict[str, list[str]],
+        request: Request,
+        info: KernelInfo,
+        b1: Batch,
+        b2: Batch | None,
+    ) -> None:
         self.subject, self.members, self.info = subject, members, info
-        self.b1, self.b2 = request.b1, request.b2
+        self.b1, self.b2 = b1, b2
         self.full, self.budget, self.block = request.reduction == "full", request.budget, request.block
         self.method, self.checks = Method(request.method), Checks(request.checks)
         self.weighted = subject if not request.preconditioner else subject.preconditioned(request.preconditioner)
@@ -49,7 +59,6 @@ class Measurement:
         self.tally = Tally()
         self.looks: dict[int, Look] = {}  # by plan
         self.looked: set[tuple[int, int]] = set()  # blocks (which batch, its first sample) that were looked at
-        b1, b2 = self.b1, self.b2
         batches = [b1] if b2 is None else [b1, b2]
         self.new = any(known.is_new(subject.model, b) for b in batches)
         self.whole: Pass | None = None  # of the first batch, where it is used at once

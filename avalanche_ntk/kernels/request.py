@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, checked_seed, positive, unknown_name
+from avalanche_ntk.kernels._device.processes import Alone, Group
 from avalanche_ntk.kernels._device.profile import default_budget
 from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
 from avalanche_ntk.kernels._function.projections import (
@@ -44,6 +45,7 @@ class CommonOptions(TypedDict, total=False):
     preconditioner: Mapping[str, Tensor] | None
     checks: str | Checks
     hooks: str | None
+    process_group: Any
 
 
 class KernelOptions(CommonOptions, total=False):
@@ -87,6 +89,7 @@ class Request:
     preconditioner: Mapping[str, Tensor] | None
     checks: str | Checks
     hooks: str | None
+    process_group: Any
     report: bool
     layers: Any = None
     groups: Mapping[str, Sequence[str]] | None = None
@@ -105,6 +108,8 @@ class Request:
                 "preconditioner must map names of parameters to tensors of their shapes, found"
                 f" {type(self.preconditioner).__name__}. Give for example {{'fc.weight': 1 / (v.sqrt() + eps)}}."
             )
+        self.processes = Alone() if self.process_group is None else Group(self.process_group)
+        self.budget = positive("memory_budget", self.memory_budget, "bytes") or DEFAULT_BUDGET
         budget = positive("memory_budget", self.memory_budget, "bytes")
         self.block = positive("block", self.block, "samples")
         self.b1 = Batch.of(self.x1, self.task_labels)

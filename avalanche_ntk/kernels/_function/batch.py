@@ -102,6 +102,11 @@ class Batch:
         labels = self.task_labels[index] if isinstance(self.task_labels, Tensor) else self.task_labels
         return Batch(_map(self.x, lambda t: t[index]), labels)
 
+    def part(self, some: slice) -> Batch:
+        """A range of samples, known again by the caller's tensors and its bounds."""
+        batch = self.take(some)
+        return Batch(batch.x, batch.task_labels, (*self.given, some.start, some.stop))
+
     def cast(self, dtype: torch.dtype | None) -> Batch:
         """Floating inputs in `dtype`, complex ones in numbers as exact; integer and boolean inputs as they are."""
         if dtype is None:

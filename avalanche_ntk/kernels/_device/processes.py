@@ -1,0 +1,163 @@
+"""The processes of a `torch.distributed` group that share a measurement, or the one process that does it all.
+
+Every process calls the same functions in the same order. What fails in one of them fails in all: nobody waits in a
+collective that another process never enters. A process that is gone is noticed by the group's own means (a closed
+connection, or the timeout that the group was made with).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from avalanche_ntk.errors import ArgumentError, ProcessError
+
+
+class Alone:
+    """One process does everything."""
+
+    rank, size = 0, 1
+
+    @contextmanager
+    def together(self) -> Generator[None, None, None]:
+        """What happens inside fails in all processes where it fails in one."""
+        yield
+
+    def require_equal(self, what: str, tensors: dict[str, Tensor]) -> None:
+        """Refuse tensors that are not the same in all processes."""
+
+    def of_the_first(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies of the first process's tensors; none where they are at hand."""
+        return {}
+
+    def sum(self, t: Tensor) -> Tensor:
+        """Return the sum over processes."""
+        return t
+
+
+class Group(Alone):
+    """The processes of a group.
+
+    Args:
+        group: A `torch.distributed` group that this process belongs to.
+
+    Raises:
+        ArgumentError: It is no group, or not one of this process.
+    """
+
+    def __init__(self, group: Any) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise ArgumentError(
+                "process_group was given, found no initialised torch.distributed. Call"
+                " torch.distributed.init_process_group first, or leave process_group out."
+            )
+        if not isinstance(group, dist.ProcessGroup):
+            raise ArgumentError(
+                f"process_group must be a torch.distributed process group, found {type(group).__name__}. Give"
+                " torch.distributed.group.WORLD for all processes, or one made by torch.distributed.new_group."
+            )
+        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ArgumentError(
+                f"process_group has {self.size} processes, and this one (rank {dist.get_rank()} of all) is none of"
+                " them. Only processes of the group may call."
+            )
+
+    @contextmanager
+    def together(self) -> Generator[None, None, None]:
+        """What happens inside fails in all processes where it fails in one.
+
+        Raises:
+            ProcessError: It failed in another one.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as exc:  # noqa: BLE001 - told to the others, then raised
+            error = exc
+        told: list[str | None] = [None] * self.size
+        own = None if error is None else f"{type(error).__name__}: {error}"
+        try:
+            with _answered():
+                dist.all_gather_object(told, own, group=self.group)
+        except ProcessError:
+            if error is None:
+                raise
+        if error is not None:
+            raise error
+        failed = {rank: text for rank, text in enumerate(told) if text is not None}
+        if failed:
+            rank, text = next(iter(failed.items()))
+            raise ProcessError(
+                f"process {rank} of the {self.size} that share this measurement failed ({text}). Mend it there; the"
+                " others have nothing to add up without it."
+            )
+
+    def require_equal(self, what: str, tensors: dict[str, Tensor]) -> None:
+        """Refuse tensors that are not the same in all processes, by their sums and sums of squares.
+
+        Raises:
+            ProcessError: They differ.
+        """
+        if not tensors:
+            return
+        numbers = [
+            t.detach().double() if not t.is_complex() else torch.view_as_real(t.detach()).double()
+            for t in tensors.values()
+        ]
+        own = torch.stack([part for t in numbers for part in (t.sum(), t.square().sum())])
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        with _answered():
+            dist.all_gather(every, own, group=self.group)
+        apart = [(one - every[0]).abs() > 1e-9 * every[0].abs() for one in every]
+        for rank, differs in enumerate(torch.stack(apart).tolist()):
+            if any(differs):
+                name = list(tensors)[differs.index(True) // 2]
+                raise ProcessError(
+                    f"{what} {name!r} of process {rank} is not that of process 0: expected the same in all"
+                    f" {self.size} processes that share a measurement. Give every process the same model and inputs, or"
+                    " leave process_group out."
+                )
+
+    def of_the_first(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return copies of the first process's tensors.
+
+        Raises:
+            ProcessError: Another process did not answer.
+        """
+        found = {}
+        first = dist.get_global_rank(self.group, 0)
+        for name, t in tensors.items():
+            copy = t.detach().clone(memory_format=torch.contiguous_format)
+            with _answered():
+                dist.broadcast(copy, src=first, group=self.group)
+            found[name] = copy
+        return found
+
+    def sum(self, t: Tensor) -> Tensor:
+        """Return the sum over processes, the same bits in all.
+
+        Raises:
+            ProcessError: Another process did not answer.
+        """
+        with _answered():
+            dist.all_reduce(t, group=self.group)
+        return t
+
+
+@contextmanager
+def _answered() -> Generator[None, None, None]:
+    """Turn what a collective raises when a process is gone into an error that says so."""
+    try:
+        yield
+    except RuntimeError as exc:
+        raise ProcessError(
+            "another process of the group did not answer while a measurement was shared"
+            f" ({str(exc).splitlines()[0]}). Expected every process to call with the same arguments; look in"
+            " the output of the others for what stopped them."
+        ) from exc
