@@ -6,6 +6,7 @@ from avalanche_ntk.kernels._generic.operator import NTKOperator, ntk_operator
 from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
 from avalanche_ntk.kernels._generic.spot_check import spot_check
 from avalanche_ntk.kernels._guard.policy import Checks
+from avalanche_ntk.kernels.disk import top_eigenvalues
 from avalanche_ntk.kernels.empirical import empirical_ntk, empirical_ntk_by_group
 from avalanche_ntk.kernels.info import KernelInfo, Method
 from avalanche_ntk.kernels.preconditioners import adam_preconditioner
@@ -25,4 +26,5 @@ __all__ = [
     "reference_jacobian",
     "reference_ntk",
     "spot_check",
+    "top_eigenvalues",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels._guard.policy import Checks
+from avalanche_ntk.kernels.disk import on_disk
 from avalanche_ntk.kernels.info import KernelInfo, Method
 from avalanche_ntk.kernels.measured import measured
 from avalanche_ntk.kernels.request import GroupOptions, KernelOptions, Request
@@ -59,6 +61,7 @@ def empirical_ntk(
     checks: str | Checks = "auto",
     hooks: str | None = None,
     process_group: Any = None,
+    out: str | os.PathLike[str] | None = None,
     return_info: bool = False,
 ) -> Any:
     """Empirical neural tangent kernel `Θ[n,m,c,d] = <∂f_c(x_n)/∂θ, ∂f_d(x_m)/∂θ>` of a model, in eval mode.
@@ -100,10 +103,14 @@ def empirical_ntk(
             measurement: every one calls with the same arguments, has the same parameters, and gets the same kernel.
             Buffers are the first process's. Combinations of outputs are shared out, or rows of the kernel where there
             are fewer combinations than processes.
+        out: A `.npy` file that the kernel is written to, band by band, for kernels too large for memory. A call that
+            was broken off goes on where it was; one whose kernel is there reads it; one with another model, batch or
+            option is refused. See `top_eigenvalues`.
         return_info: Also return a `KernelInfo`.
 
     Returns:
-        The kernel, a tensor in the working precision; with `return_info` a pair of it and a `KernelInfo`.
+        The kernel, a tensor in the working precision (with `out` on the CPU, read from the file as it is used); with
+        `return_info` a pair of it and a `KernelInfo`.
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
@@ -119,33 +126,36 @@ def empirical_ntk(
         tensor([[5., 6.],
                 [6., 9.]])
     """
-    kernels, info = measured(
-        Request(
-            model=model,
-            x1=x1,
-            x2=x2,
-            task_labels=task_labels,
-            task_labels2=task_labels2,
-            reduction=reduction,
-            params=params,
-            layers=layers,
-            outputs=outputs,
-            output_selector=output_selector,
-            memory_budget=memory_budget,
-            dtype=dtype,
-            method=method,
-            estimator=estimator,
-            n_projections=n_projections,
-            seed=seed,
-            block=block,
-            preconditioner=preconditioner,
-            checks=checks,
-            hooks=hooks,
-            process_group=process_group,
-            report=return_info,
-        )
+    request = Request(
+        model=model,
+        x1=x1,
+        x2=x2,
+        task_labels=task_labels,
+        task_labels2=task_labels2,
+        reduction=reduction,
+        params=params,
+        layers=layers,
+        outputs=outputs,
+        output_selector=output_selector,
+        memory_budget=memory_budget,
+        dtype=dtype,
+        method=method,
+        estimator=estimator,
+        n_projections=n_projections,
+        seed=seed,
+        block=block,
+        preconditioner=preconditioner,
+        checks=checks,
+        hooks=hooks,
+        process_group=process_group,
+        report=return_info,
     )
-    return (kernels[""], info) if return_info else kernels[""]
+    if out is not None:
+        kernel, info = on_disk(request, out)
+    else:
+        kernels, info = measured(request)
+        kernel = kernels[""]
+    return (kernel, info) if return_info else kernel
 
 
 @overload

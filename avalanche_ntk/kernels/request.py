@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -54,6 +55,7 @@ class KernelOptions(CommonOptions, total=False):
     layers: str | Sequence[str] | None
     estimator: str | None
     block: int | None
+    out: str | os.PathLike[str] | None
 
 
 class GroupOptions(CommonOptions, total=False):

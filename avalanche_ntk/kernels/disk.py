@@ -1,0 +1,257 @@
+"""Kernels too large for memory: computed in bands of rows, written to a `.npy` file, and gone on with after a kill.
+
+Beside the file stands `<name>.json`, which says of what it is the kernel (digests of the model's tensors and of the
+inputs, the options) and which bands are written. Until the last one is, the kernel is in `<name>.partial`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from avalanche_ntk.errors import ArgumentError, KernelError, is_whole
+from avalanche_ntk.files import write_whole
+from avalanche_ntk.kernels._function.batch import Batch
+from avalanche_ntk.kernels._function.wrappers import unwrap
+from avalanche_ntk.kernels.info import KernelInfo
+from avalanche_ntk.kernels.measured import measured
+from avalanche_ntk.kernels.request import Request
+from avalanche_ntk.kernels.sharing import Part, parts
+
+_BANDS = 8  # at least so many, each of which a kill costs at most
+
+
+def on_disk(request: Request, path: str | os.PathLike[str]) -> tuple[Tensor, KernelInfo]:
+    """Compute a kernel into a file, from where it was left.
+
+    Args:
+        request: What is asked for.
+        path: The file, `*.npy`.
+
+    Returns:
+        The kernel, its entries read from the file when they are looked at (writing to it changes no file), and how
+        the last band was computed.
+
+    Raises:
+        ArgumentError: The file is none of this kernel, or what was left is of another model, batch or option.
+    """
+    path = _checked(Path(path), request)
+    description = _description(request)
+    progress = path.with_name(path.name + ".json")
+    found = json.loads(progress.read_text("utf-8")) if progress.exists() else None
+    if found is None and path.exists():
+        raise ArgumentError(
+            f"{path} is there already, and {progress.name}, which says of what it is the kernel, is not beside it."
+            " Give another name, or move the file away."
+        )
+    if found is not None:
+        _require_same(found, description, path)
+    info = KernelInfo()
+    if found is None or not path.exists():
+        info = _Bands(request, path, progress, description, found).compute()
+    return torch.from_numpy(np.load(path, mmap_mode="c")), info
+
+
+def _checked(path: Path, r: Request) -> Path:
+    if path.suffix != ".npy":
+        raise ArgumentError(f"out must name a .npy file, found {str(path)!r}. Give for example 'kernel.npy'.")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"out names a file in {path.parent}, found no such folder. Make it first.")
+    if r.processes.size > 1:
+        raise ArgumentError("out and process_group were given, found no way to do both. Leave one of them out.")
+    if r.reduction == "full":
+        raise ArgumentError(
+            "out was given with reduction='full', found no use for (N, N, C, C) numbers that do not fit into memory."
+            " Use 'trace', 'projected' or 'sum_logits', or outputs= for one output after the other."
+        )
+    if r.estimator is not None:
+        raise ArgumentError(
+            "out was given with estimator='rademacher', whose standard error is as large as the kernel. Use"
+            " reduction='projected'."
+        )
+    return path
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
+        for piece in t.detach().contiguous().flatten().split(2**22):
+            digest.update(piece.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _inputs(batch: Batch | None) -> str:
+    if batch is None:
+        return ""
+    whole = "" if isinstance(batch.task_labels, Tensor) else repr(batch.task_labels)
+    return _digest({f"{k} {whole}": t for k, t in enumerate(batch.tensors())})
+
+
+def _description(r: Request) -> dict[str, Any]:
+    """Return what tells one kernel from another."""
+    model: nn.Module = unwrap(r.model)
+    return {
+        "model": type(model).__name__,
+        "parameters and buffers": _digest(dict(model.named_parameters()) | dict(model.named_buffers())),
+        "inputs": _inputs(r.b1),
+        "second inputs": _inputs(r.b2),
+        "reduction": r.reduction,
+        "n_projections": None if r.n_projections is None else int(r.n_projections),
+        "seed": int(r.seed) if r.reduction == "projected" else 0,
+        "params": repr(r.params),
+        "layers": repr(r.layers),
+        "outputs": repr(r.outputs),
+        "output_selector": getattr(r.output_selector, "__qualname__", repr(type(r.output_selector).__name__)),
+        "dtype": str(r.dtype),
+        "preconditioner": _digest(dict(r.preconditioner)) if r.preconditioner else "",
+    }
+
+
+def _require_same(found: dict[str, Any], description: dict[str, Any], path: Path) -> None:
+    before = found["kernel"]
+    other = [name for name, value in description.items() if before.get(name) != value]
+    if other:
+        raise ArgumentError(
+            f"{path} is the kernel of something else: {', '.join(other)} changed since it was begun. Give another name,"
+            f" or delete it with {path.name}.json to begin anew."
+        )
+
+
+class _Bands:
+    """The computation of a kernel, band by band.
+
+    Args:
+        request: What is asked for.
+        path: The file.
+        progress: The file beside it.
+        description: What the kernel is of.
+        found: What stands in the file beside it; None at the beginning.
+    """
+
+    def __init__(
+        self, request: Request, path: Path, progress: Path, description: dict[str, Any], found: dict[str, Any] | None
+    ) -> None:
+        self.request, self.path, self.progress = request, path, progress
+        self.partial = path.with_name(path.name + ".partial")
+        self.n, self.m = len(request.b1), None if request.b2 is None else len(request.b2)
+        if found is None or not self.partial.exists():
+            found = {"kernel": description, "rows": None, "done": []}
+        self.state = found
+
+    def compute(self) -> KernelInfo:
+        """Compute what is missing and put the file in its place."""
+        info, r = KernelInfo(), self.request
+        budget, r.budget, r.report = r.budget, r.budget * 3 // 4, False
+        try:
+            bands = parts(self.n, self.m, self.state["rows"] or self._rows(budget))
+            for k, band in enumerate(tqdm(bands, desc=self.path.name, unit="band", disable=None)):
+                if k in self.state["done"]:
+                    continue
+                kernels, info = measured(r, band)
+                self._write(band, kernels.pop(""))
+                self.state["done"].append(k)
+                write_whole(self.progress, json.dumps(self.state, indent=1))
+        finally:
+            r.budget = budget
+        os.replace(self.partial, self.path)
+        return info
+
+    def _rows(self, budget: int) -> int:
+        """Return the rows of a band: a few bands, each of which fits into a quarter of the budget."""
+        columns = self.m or self.n
+        entry = 3 * 8  # a band is copied while it is checked, made symmetric and written
+        return max(1, min(ceil(self.n / _BANDS), budget // (4 * entry * columns)))
+
+    def _write(self, band: Part, kernel: Tensor) -> None:
+        """Write a band and, of a self-kernel, its mirror image, piece by piece."""
+        if self.m is None:
+            kernel = band.own(kernel)
+        columns = self.m or self.n
+        if not self.partial.exists():
+            self.state["rows"] = band.rows.stop - band.rows.start
+            self._allocate((self.n, columns), kernel)
+        entry = kernel.element_size()
+        with self.partial.open("r+b") as file:
+            shape, _, _ = _header(file)
+            first = file.tell()
+            for i, row in enumerate(kernel.cpu(), band.rows.start):
+                file.seek(first + (i * shape[1] + band.columns.start) * entry)
+                file.write(row.contiguous().numpy().data)
+            if self.m is None:
+                size = band.rows.stop - band.rows.start
+                for i, row in enumerate(kernel.T[size:].cpu(), band.rows.stop):
+                    file.seek(first + (i * shape[1] + band.rows.start) * entry)
+                    file.write(row.contiguous().numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _allocate(self, shape: tuple[int, ...], like: Tensor) -> None:
+        kind = np.dtype(str(like.dtype).removeprefix("torch."))
+        with self.partial.open("wb") as file:
+            npy.write_array_header_2_0(
+                file, {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+            )
+            file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    npy.read_magic(file)
+    return npy.read_array_header_2_0(file)
+
+
+def top_eigenvalues(path: str | os.PathLike[str], k: int = 10, memory_budget: int = 2**26) -> np.ndarray:
+    """Largest eigenvalues of a self-kernel in a file, by Lanczos' method: it is read row by row, and never whole.
+
+    Args:
+        path: A file that `empirical_ntk(..., out=path)` wrote, `(N, N)`.
+        k: How many, fewer than N.
+        memory_budget: Bytes of rows that are read at a time.
+
+    Returns:
+        `(k,)` in float64, the largest first.
+
+    Raises:
+        ArgumentError: It is no such file, or there are not so many.
+        KernelError: The file is shorter than it says.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        try:
+            shape, _, kind = _header(file)
+        except ValueError as exc:
+            raise ArgumentError(f"{path} is no kernel that empirical_ntk(..., out=...) wrote ({exc}).") from exc
+        first = file.tell()
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ArgumentError(f"{path} has shape {shape}: expected a self-kernel (N, N).")
+        n = shape[0]
+        if not is_whole(k) or not 1 <= k < n:
+            raise ArgumentError(f"k must be between 1 and {n - 1}, one less than the samples, found {k!r}.")
+        rows = max(1, memory_budget // (n * 8))
+
+        def times(v: np.ndarray) -> np.ndarray:
+            file.seek(first)
+            found = np.empty(n)
+            for i in range(0, n, rows):
+                some = np.fromfile(file, kind, min(rows, n - i) * n)
+                if some.size < min(rows, n - i) * n:
+                    raise KernelError(
+                        f"{path} ends in row {i + some.size // n} of {n}. Delete it and compute it again."
+                    )
+                found[i : i + rows] = some.reshape(-1, n).astype(np.float64) @ v.ravel()
+            return found
+
+        start = np.random.default_rng(0).standard_normal(n)
+        operator = LinearOperator((n, n), matvec=times, dtype=np.float64)  # type: ignore[call-arg, misc]
+        return np.sort(eigsh(operator, k=k, which="LA", v0=start, return_eigenvectors=False))[::-1]
