@@ -111,7 +111,6 @@ class Request:
                 f" {type(self.preconditioner).__name__}. Give for example {{'fc.weight': 1 / (v.sqrt() + eps)}}."
             )
         self.processes = Alone() if self.process_group is None else Group(self.process_group)
-        self.budget = positive("memory_budget", self.memory_budget, "bytes") or DEFAULT_BUDGET
         budget = positive("memory_budget", self.memory_budget, "bytes")
         self.block = positive("block", self.block, "samples")
         self.b1 = Batch.of(self.x1, self.task_labels)
