@@ -68,7 +68,7 @@ def _with_others(
     batches: tuple[Batch, Batch | None],
 ) -> tuple[dict[str, Tensor], int]:
     """Return the kernels, each process having computed its share of them, and how many combinations there could be."""
-    b1, b2 = batches
+    b1 = batches[0]
     processes = r.processes
     inputs = {f"{k} of batch {i}": t for i, b in enumerate(batches, 1) if b for k, t in enumerate(b.tensors())}
     processes.require_equal("parameter", dict(subject.model.named_parameters()))
