@@ -83,7 +83,7 @@ def as_page(cells: list[Cell]) -> str:
             parts.append(f"![The figure that this draws](assets/tutorial-{number}.svg)")
     notebook = "it is also a [notebook](tutorial.ipynb)"
     note = f"This page is [`tutorial.py`](tutorial.py), run by `python docs/render.py`; {notebook}."
-    return "\n\n".join([parts[0], note, *parts[1:]]) + "\n"
+    return "\n\n".join(parts).replace("\n\n## ", f"\n\n{note}\n\n## ", 1) + "\n"
 
 
 def as_notebook(cells: list[Cell]) -> str:

@@ -71,6 +71,12 @@ def test_the_quickstart_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert str(names["first"].spike) in capsys.readouterr().out
 
 
+def test_the_page_on_plain_pytorch_runs(capsys):
+    names = run_blocks(DOCS / "pytorch.md", {})
+    assert list(names["kernels"]) == ["step-0000", "step-0100", "step-0200"]
+    assert "step-0200" in capsys.readouterr().out
+
+
 def commands() -> list[tuple[str, str]]:
     """Return every command line of the documentation, with its page."""
     found = []
