@@ -30,6 +30,7 @@ from avalanche_ntk.kernels.request import Request
 from avalanche_ntk.kernels.sharing import Part, parts
 
 _BANDS = 8  # at least so many, each of which a kill costs at most
+_PASSING = 64  # samples whose passes run at a time, so that these do not grow with N
 
 
 def on_disk(request: Request, path: str | os.PathLike[str]) -> tuple[Tensor, KernelInfo]:
@@ -154,6 +155,7 @@ class _Bands:
         """Compute what is missing and put the file in its place."""
         info, r = KernelInfo(), self.request
         budget, r.budget, r.report = r.budget, r.budget * 3 // 4, False
+        r.block = r.block or _PASSING
         try:
             bands = parts(self.n, self.m, self.state["rows"] or self._rows(budget))
             for k, band in enumerate(tqdm(bands, desc=self.path.name, unit="band", disable=None)):
