@@ -16,7 +16,16 @@ DOCS = ROOT / "docs"
 
 
 def test_every_metric_is_documented_and_every_documented_metric_exists():
-    flags = ["spectrum", "linearisation", "forecast", "per_layer", "features", "class_blocks", "task_overlap"]
+    flags = [
+        "spectrum",
+        "linearisation",
+        "forecast",
+        "forgetting_forecast",
+        "per_layer",
+        "features",
+        "class_blocks",
+        "task_overlap",
+    ]
     every = ntk_metrics(
         NTKPlugin(), **dict.fromkeys([*flags, "regression", "neurons", "buffer_share", "kernel_image"], True)
     )

@@ -32,6 +32,7 @@ from avalanche_ntk.observables import (
     BufferShare,
     ClassBlocks,
     FeatureKernel,
+    ForgettingForecast,
     KernelRegression,
     Linearisation,
     Neurons,
@@ -317,6 +318,7 @@ def ntk_metrics(
     reactivation: bool = True,
     linearisation: bool = False,
     forecast: bool = False,
+    forgetting_forecast: bool = False,
     per_layer: bool = False,
     features: bool = False,
     class_blocks: bool = False,
@@ -346,6 +348,11 @@ def ntk_metrics(
             second on, and `NTK_OnsetVelocity` at the end of the first.
         linearisation: `NTK_LinearisationErrorBoundary`, `NTK_LinearisationErrorInit`.
         forecast: `NTK_ForecastError`, `NTK_ForecastAccuracy`: what the kernel frozen at the boundary predicts.
+        forgetting_forecast: `NTK_ForgettingForecastDrop`, `NTK_ForgettingForecastChange` (each also as `…Error`) and
+            `NTK_ForgettingForecastShare/…/K` at the start of each experience from the second on, before any step;
+            `NTK_ForgettingDrop`, `NTK_ForgettingChange`, `NTK_ForgettingShare/…/K`, `NTK_ForgettingLimitError`,
+            `NTK_ForgettingLimitRank`, `NTK_ForgettingStepsError`, `NTK_ForgettingStepsRank`, `NTK_ForgettingStepsDrop`
+            at its end.
         per_layer: `NTK_LayerVelocity/…/LAYER`, `NTK_LayerDistanceInit/…`, `NTK_LayerTraceShare/…`.
         features: `NTK_FeatureVelocity`, `NTK_FeatureDistanceInit`, `NTK_FeatureAlignment`: of the feature kernel.
         class_blocks: `NTK_ClassBlock/…/A,B`, `NTK_ClassBlockWithin`, `NTK_ClassBlockBetween`.
@@ -379,6 +386,7 @@ def ntk_metrics(
         "spectrum": spectrum,
         "linearisation": linearisation,
         "forecast": forecast,
+        "forgetting_forecast": forgetting_forecast,
         "per_layer": per_layer,
         "features": features,
         "class_blocks": class_blocks,
@@ -432,6 +440,19 @@ _COLUMNS = {
         "NTK_LinearisationErrorInit": "linearisation_error_init",
     },
     "forecast": {"NTK_ForecastError": "forecast_error", "NTK_ForecastAccuracy": "forecast_accuracy"},
+    "forgetting_forecast": {
+        "NTK_ForgettingForecastDrop": "forgetting_forecast_drop",
+        "NTK_ForgettingForecastDropError": "forgetting_forecast_drop_error",
+        "NTK_ForgettingForecastChange": "forgetting_forecast_change",
+        "NTK_ForgettingForecastChangeError": "forgetting_forecast_change_error",
+        "NTK_ForgettingDrop": "forgetting_drop",
+        "NTK_ForgettingChange": "forgetting_change",
+        "NTK_ForgettingLimitError": "forgetting_limit_error",
+        "NTK_ForgettingLimitRank": "forgetting_limit_rank",
+        "NTK_ForgettingStepsError": "forgetting_steps_error",
+        "NTK_ForgettingStepsRank": "forgetting_steps_rank",
+        "NTK_ForgettingStepsDrop": "forgetting_steps_drop",
+    },
     "features": {
         "NTK_FeatureVelocity": "features.velocity_per_iteration",
         "NTK_FeatureDistanceInit": "features.distance_init",
@@ -462,6 +483,10 @@ _COLUMNS = {
 }
 _PATTERNS = {
     "spectrum": {"NTK_EigenvectorAlignment": r"eigenvector_alignment_(?P<part>\d+)"},
+    "forgetting_forecast": {
+        "NTK_ForgettingForecastShare": r"forgetting_forecast_share_(?P<part>\d+)",
+        "NTK_ForgettingShare": r"forgetting_share_(?P<part>\d+)",
+    },
     "per_layer": {
         "NTK_LayerVelocity": r"layer\[(?P<part>.+)\]\.velocity_per_iteration",
         "NTK_LayerDistanceInit": r"layer\[(?P<part>.+)\]\.distance_init",
@@ -486,6 +511,7 @@ _REACTIVATION = {
 _OBSERVABLES: dict[str, type[Observable]] = {
     "linearisation": Linearisation,
     "forecast": StaticKernelForecast,
+    "forgetting_forecast": ForgettingForecast,
     "per_layer": PerLayer,
     "features": FeatureKernel,
     "class_blocks": ClassBlocks,

@@ -71,7 +71,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Undefined numbers that are worth a warning, and the reasons that belong to the ordinary course of a run.
-_MISSED = ("alignment", "distance", "spectral_norm", "kernel_", "effective_rank", "forecast_error", "task_overlap")
+_MISSED = (
+    "alignment",
+    "distance",
+    "spectral_norm",
+    "kernel_",
+    "effective_rank",
+    "forecast_error",
+    "forgetting_forecast",
+    "task_overlap",
+)
 _ORDINARY = frozenset({"the outputs have not moved since the boundary"})
 
 REDUCTIONS = ("trace", "sum_logits")

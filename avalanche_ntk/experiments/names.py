@@ -88,6 +88,7 @@ OBSERVABLES = (
     "spectrum",
     "linearisation",
     "forecast",
+    "forgetting_forecast",
     "per_layer",
     "features",
     "class_blocks",

@@ -9,16 +9,19 @@ from avalanche_ntk.observables.blocks import ClassBlocks
 from avalanche_ntk.observables.buffers import BufferShare
 from avalanche_ntk.observables.features import FeatureKernel
 from avalanche_ntk.observables.forecast import StaticKernelForecast
+from avalanche_ntk.observables.forgetting import ForgettingForecast
 from avalanche_ntk.observables.layers import PerLayer
 from avalanche_ntk.observables.linearisation import Linearisation
 from avalanche_ntk.observables.neurons import Neurons
 from avalanche_ntk.observables.overlap import TaskOverlap
+from avalanche_ntk.observables.plasticity import Plasticity
 from avalanche_ntk.observables.regression import KernelRegression
 
 __all__ = [
     "BufferShare",
     "ClassBlocks",
     "FeatureKernel",
+    "ForgettingForecast",
     "KernelRegression",
     "Linearisation",
     "Moment",
@@ -26,6 +29,7 @@ __all__ = [
     "Observable",
     "Observation",
     "PerLayer",
+    "Plasticity",
     "StaticKernelForecast",
     "TaskOverlap",
 ]

@@ -2,39 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.static import StaticKernel, frozen_kernel
 from avalanche_ntk.recorder.labels import NO_CLASSES
-from avalanche_ntk.recorder.probes import ProbeSpec
-
-
-@dataclass
-class _Forecast:
-    """The frozen kernel of one boundary and the outputs that it drives."""
-
-    learning_rate: float
-    labels: Tensor
-    new_on_new: Tensor  # (M·C, M·C)
-    old_on_new: Tensor  # (N·C, M·C)
-    new: Tensor
-    old: Tensor
-    old_at_boundary: Tensor
-    steps: int
-
-    def advance(self, steps: int) -> None:
-        """Take full-batch gradient steps on the cross-entropy in function space: `f ← f − η Θ ∂L/∂f`."""
-        while self.steps < steps:
-            gradient = self.new.softmax(dim=1)
-            gradient[torch.arange(len(self.labels), device=self.labels.device), self.labels] -= 1
-            gradient /= len(self.labels)
-            gradient = gradient.flatten()
-            self.old = self.old - self.learning_rate * (self.old_on_new @ gradient).view_as(self.old)
-            self.new = self.new - self.learning_rate * (self.new_on_new @ gradient).view_as(self.new)
-            self.steps += 1
 
 
 class StaticKernelForecast(Observable):
@@ -58,7 +28,7 @@ class StaticKernelForecast(Observable):
     def __init__(self, size: int = 64, seed: int = 0) -> None:
         self.size = size
         self.seed = seed
-        self._forecasts: dict[str, _Forecast | str] = {}
+        self._forecasts: dict[str, StaticKernel | str] = {}
 
     def describe(self) -> dict[str, object]:
         """Return its name and arguments."""
@@ -75,7 +45,7 @@ class StaticKernelForecast(Observable):
             first = moment.clock.experience == 0 or moment.dataset is None
             self._forecasts.pop(moment.probe.name, None)
             if not first:
-                self._forecasts[moment.probe.name] = self._freeze(moment)
+                self._forecasts[moment.probe.name] = frozen_kernel(moment, self.size, self.seed)
             return found
         forecast = self._forecasts.get(moment.probe.name)
         if forecast is None:
@@ -100,53 +70,3 @@ class StaticKernelForecast(Observable):
         found.values["forecast_accuracy"] = float((forecast.old.argmax(dim=1) == y).double().mean())
         found.values["network_accuracy_probe"] = float((now.argmax(dim=1) == y).double().mean())
         return found
-
-    def _freeze(self, moment: Moment) -> _Forecast | str:
-        rate = _step_size(moment.optimizer)
-        if isinstance(rate, str):
-            return rate
-        size = min(self.size, len(moment.dataset))
-        balance = "class" if moment.probe.has_classes else "none"
-        spec = ProbeSpec(size=size, balance=balance, seed=self.seed, name="new_task")
-        new = spec.choose(moment.dataset, moment.read)
-        if not new.has_classes:
-            return f"{NO_CLASSES}, and the forecast is one of training with the cross-entropy"
-        new = new.to(next(moment.model.parameters()).device)
-        kept = moment.options.get("outputs")
-        f_new = moment.kept_outputs(moment.outputs(new)).double()
-        labels = new.y.to(f_new.device)
-        if kept is not None:
-            place = {c: i for i, c in enumerate(kept)}
-            if any(int(c) not in place for c in labels):
-                return (
-                    "the new task's classes are not among the outputs that the kernel is made of "
-                    "(NTKPlugin(outputs='all') measures them)"
-                )
-            labels = torch.tensor([place[int(c)] for c in labels], device=f_new.device)
-        f_old = moment.kept_outputs(moment.outputs(moment.probe)).double()
-        return _Forecast(
-            learning_rate=rate,
-            labels=labels,
-            new_on_new=_as_matrix(moment.ntk(new, reduction="full")),
-            old_on_new=_as_matrix(moment.ntk(moment.probe, new, reduction="full")),
-            new=f_new,
-            old=f_old.clone(),
-            old_at_boundary=f_old,
-            steps=0,
-        )
-
-
-def _as_matrix(theta: Tensor) -> Tensor:
-    """Return a full kernel `(N, M, C, C)` as the matrix `(N·C, M·C)` in float64: a step is one product with it."""
-    return theta.double().transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _step_size(optimizer: object) -> float | str:
-    """Return the step size that SGD settles to; heavy-ball momentum μ multiplies it by 1/(1 − μ)."""
-    if not isinstance(optimizer, torch.optim.SGD):
-        return f"the forecast knows the steps of torch.optim.SGD only; the strategy has {type(optimizer).__name__}"
-    rates = {(float(g["lr"]), float(g["momentum"])) for g in optimizer.param_groups}
-    if len(rates) != 1:
-        return "the forecast knows one step size only; the optimizer has groups with different ones"
-    ((rate, momentum),) = rates
-    return rate / (1 - momentum)
