@@ -50,6 +50,10 @@ def reproduce(
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Number of seeds; 5, and 2 at the scale tiny, when left out.")
     ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", min=1, help="Most seeds: --seeds more at a time while a statement is undecided."),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Device, such as cpu or cuda.")] = "cpu",
     list_: Annotated[bool, typer.Option("--list", help="Print what can be reproduced, and end.")] = False,
 ) -> None:
@@ -84,6 +88,7 @@ def reproduce(
             data=data,
             data_root=data_root,
             seeds=seeds,
+            budget=budget,
             jobs=jobs,
             device=device,
             on_progress=on_progress,

@@ -17,10 +17,11 @@ from avalanche_ntk.experiments.launch import Workers
 from avalanche_ntk.experiments.sweep import Outcome as RunOutcome
 from avalanche_ntk.experiments.sweep import Sweep, load_sweep, run_sweep
 from avalanche_ntk.files import write_whole
+from avalanche_ntk.reproduce.deciding import decided
 from avalanche_ntk.reproduce.registry import Scale, load_study
 from avalanche_ntk.reproduce.results import Results, read_measured
 from avalanche_ntk.reproduce.study import Context, Place, Plan
-from avalanche_ntk.reproduce.verdicts import Claim
+from avalanche_ntk.reproduce.verdicts import Claim, Verdict
 from avalanche_ntk.reproduce.writing import Setting, write_results
 
 FORMAT = 1  # of the files of `measured/`: another number makes them anew
@@ -56,6 +57,7 @@ def reproduce(
     data: str = "digits",
     data_root: str | None = None,
     seeds: int | None = None,
+    budget: int | None = None,
     jobs: int = 1,
     device: str = "cpu",
     on_progress: Progress = lambda what, done, total: None,
@@ -73,6 +75,8 @@ def reproduce(
         data: What `benchmarks.load_data` takes; the digits, which need no download, by default.
         data_root: Folder of torchvision's datasets.
         seeds: Number of seeds; 5, or 2 at the scale "tiny", when None.
+        budget: Most seeds: where a statement is undecided, as many as `seeds` are added at a time until none is, or the
+            budget is spent. `seeds`, that is a single look, when None.
         jobs: Runs and measurements at the same time, each on one core.
         device: Where to train and measure.
         on_progress: Called with what is made, how many of it are done, and how many there are.
@@ -89,18 +93,31 @@ def reproduce(
         raise ArgumentError(f"scale must be one of {', '.join(repr(s.value) for s in Scale)}, found {scale!r}.")
     at = Scale(scale)
     count = (TINY_SEEDS if at is Scale.TINY else SEEDS) if seeds is None else seeds
+    most = count if budget is None else budget
     for what, number in (("seeds", count), ("jobs", jobs)):
         if number < 1:
             raise ArgumentError(f"{what} must be 1 or more, found {number}.")
-    context = Context(at, data, data_root, tuple(range(count)), device)
+    if most < count or most % count:
+        raise ArgumentError(
+            f"budget must be a multiple of the {count} seeds that are added at a time, found {most}. "
+            f"Give {max(1, most // count) * count}, for example."
+        )
     place = Place(Path(out) if out is not None else Path("reproduced") / f"{name}-{scale}")
     begin = time.perf_counter()
-    sweeps = _run_plans(study.plans(context), context, place, jobs, on_progress)
-    parts = study.parts(context)
-    _measure_parts(name, parts, context, place, jobs, on_progress)
-    results = Results(context, place, sweeps)
-    claims = tuple(study.judge(results))
-    setting = Setting(name, context, jobs, time.perf_counter() - begin, results.seconds(parts))
+    looks: list[int] = []
+    planned = most // count
+    while True:
+        looks.append(count * (len(looks) + 1))
+        context = Context(at, data, data_root, tuple(range(looks[-1])), device)
+        sweeps = _run_plans(study.plans(context), context, place, jobs, on_progress)
+        parts = study.parts(context)
+        _measure_parts(name, parts, context, place, jobs, on_progress)
+        results = Results(context, place, sweeps)
+        claims = tuple(decided(claim, looks, planned) for claim in study.judge(results))
+        if len(looks) == planned or not any(f.verdict is Verdict.OPEN for c in claims for f in c.findings):
+            break
+    seconds = time.perf_counter() - begin
+    setting = Setting(name, context, jobs, seconds, results.seconds(parts), count, budget)
     files = write_results(place.out, setting, claims, study.draw(results))
     return Outcome(claims, place.out, tuple(files))
 

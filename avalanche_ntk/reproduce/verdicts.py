@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from enum import Enum
 
 from avalanche_ntk.measures.intervals import interval, rank_correlation
+from avalanche_ntk.reproduce.dependence import Dependence, dependence
 
 FEWEST = 3  # seeds with a defined number, below which nothing is said
 
 
 class Verdict(str, Enum):
-    """What a claim comes to at the scale at which it was tried."""
+    """What a case, or a claim with its cases, comes to at the scale at which it was tried."""
 
     HOLDS = "holds"
     FAILS = "does not hold"
-    OPEN = "cannot be told at this scale"
+    SAME = "no difference that matters"  # a case: the interval lies within the margin of practical equivalence
+    MOST = "holds in most"  # a claim: in more than half of its cases
+    DEPENDS = "depends"  # a claim: on a word of its cases
+    OPEN = "undecided"
 
     def __str__(self) -> str:
         return self.value
@@ -38,6 +42,7 @@ class Finding:
         high: Its upper end.
         verdict: What it comes to; None where it is only reported.
         note: What else must be known about it.
+        margin: Differences from the threshold that are smaller do not matter; NaN where every difference does.
     """
 
     case: str
@@ -50,6 +55,7 @@ class Finding:
     high: float
     verdict: Verdict | None
     note: str = ""
+    margin: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -69,30 +75,74 @@ class Claim:
     remark: str = ""
 
     @property
+    def judged(self) -> list[Finding]:
+        """The findings about which something was claimed."""
+        return [finding for finding in self.findings if finding.verdict is not None]
+
+    @property
+    def dependence(self) -> Dependence | None:
+        """What its decided cases depend on; None where nothing tells those that hold from the others."""
+        closed = [f for f in self.judged if f.verdict is not Verdict.OPEN]
+        return dependence([f.case for f in closed], [f.verdict is Verdict.HOLDS for f in closed])
+
+    @property
     def verdict(self) -> Verdict:
-        """Holds where every finding does, does not hold where one does not, else cannot be told."""
-        found = [finding.verdict for finding in self.findings if finding.verdict is not None]
-        if Verdict.FAILS in found:
-            return Verdict.FAILS
-        return Verdict.HOLDS if found and all(v is Verdict.HOLDS for v in found) else Verdict.OPEN
+        """Holds where every case does; in most, where more than half do; depends, where a word tells which do.
+
+        Without any of these it does not hold where a case does not (or shows no difference that matters), and is
+        undecided where none does not.
+        """
+        found = [finding.verdict for finding in self.judged]
+        held, against = found.count(Verdict.HOLDS), found.count(Verdict.FAILS) + found.count(Verdict.SAME)
+        if found and held == len(found):
+            return Verdict.HOLDS
+        if held and against and self.dependence is not None:
+            return Verdict.DEPENDS
+        if 2 * held > len(found):
+            return Verdict.MOST
+        return Verdict.FAILS if against else Verdict.OPEN
 
     @property
     def told(self) -> str:
-        """The verdict, with how many cases it holds in where they differ."""
-        found = [finding.verdict for finding in self.findings if finding.verdict is not None]
-        held = found.count(Verdict.HOLDS)
-        if held == len(found) or len(found) < 2:
-            return str(self.verdict)
-        return f"{self.verdict} ({held} of {len(found)} cases hold)"
+        """The verdict in words, with how many cases hold, do not, show no difference, or are open."""
+        found = [finding.verdict for finding in self.judged]
+        verdict = self.verdict
+        if len(found) < 2:
+            return str(found[0]) if found else str(verdict)
+        if verdict is Verdict.HOLDS:
+            return f"holds throughout ({len(found)} cases)"
+        counts = [(found.count(v), word) for v, word in _COUNTED]
+        parts = ", ".join(f"{n} {word}" for n, word in counts if n)
+        if verdict is Verdict.DEPENDS:
+            return f"depends on {self.dependence}; {parts}"
+        if verdict is Verdict.MOST:
+            return f"holds in most ({found.count(Verdict.HOLDS)} of {len(found)}); {parts}"
+        return f"{verdict} ({parts})"
+
+
+_COUNTED = (
+    (Verdict.HOLDS, "hold"),
+    (Verdict.FAILS, "do not"),
+    (Verdict.SAME, "without a difference that matters"),
+    (Verdict.OPEN, "undecided"),
+)
 
 
 def found(
-    case: str, statistic: str, values: Sequence[float], threshold: float, *, above: bool = True, note: str = ""
+    case: str,
+    statistic: str,
+    values: Sequence[float],
+    threshold: float,
+    *,
+    above: bool = True,
+    note: str = "",
+    margin: float = math.nan,
 ) -> Finding:
     """Compare the mean over seeds with what was claimed.
 
     It holds where the whole interval lies on the claimed side of the threshold, does not hold where it lies on the
-    other, and cannot be told where the threshold is inside, or where fewer than three seeds have a number.
+    other, and is undecided where the threshold is inside, or where fewer than three seeds have a number. In a study the
+    rule of `deciding` takes the place of this single interval.
 
     Args:
         case: The case.
@@ -101,6 +151,7 @@ def found(
         threshold: What is to be exceeded, or not reached.
         above: Whether the claim is that the mean is above the threshold (else below).
         note: What else must be known.
+        margin: Differences from the threshold that are smaller do not matter; NaN where every difference does.
 
     Returns:
         The finding.
@@ -119,7 +170,17 @@ def found(
     else:
         verdict = Verdict.OPEN
     return Finding(
-        case, statistic, tuple(map(float, values)), threshold, above, mean, low, high, verdict, _noted(values, note)
+        case,
+        statistic,
+        tuple(map(float, values)),
+        threshold,
+        above,
+        mean,
+        low,
+        high,
+        verdict,
+        _noted(values, note),
+        margin,
     )
 
 

@@ -34,6 +34,8 @@ class Setting:
         jobs: How many processes.
         wall_seconds: How long this call took; what was there already took no time.
         core_seconds: How long all runs and measurements took, one after the other.
+        batch: Seeds added at a time; None for all at once.
+        budget: Most seeds that were allowed; None for those of the context.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Setting:
     jobs: int
     wall_seconds: float
     core_seconds: float
+    batch: int | None = None
+    budget: int | None = None
 
     @property
     def command(self) -> str:
@@ -48,7 +52,9 @@ class Setting:
         c = self.context
         words = ["avalanche-ntk", "reproduce", self.name, "--scale", str(c.scale), "--data", c.data]
         words += ["--data-root", c.data_root] if c.data_root else []
-        words += ["--seeds", str(len(c.seeds)), "--jobs", str(self.jobs)]
+        words += ["--seeds", str(self.batch or len(c.seeds))]
+        words += ["--budget", str(self.budget)] if self.budget is not None else []
+        words += ["--jobs", str(self.jobs)]
         return shlex.join([*words, *(["--device", c.device] if c.device != "cpu" else [])])
 
 

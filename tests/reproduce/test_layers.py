@@ -14,7 +14,7 @@ def test_the_study_at_its_smallest(smallest, tmp_path):
 
     every, _, trace = outcome.claims
     assert [len(claim.findings) for claim in outcome.claims] == [2 * 5, 2 * 2 + 2 * 5, 2 + 2 * 8]
-    assert {finding.verdict.value for finding in every.findings if finding.verdict} == {"cannot be told at this scale"}
+    assert {finding.verdict.value for finding in every.findings if finding.verdict} == {"undecided"}
     plan = tmp_path / "sweeps" / "boundary"
     column = "layer[features.1].velocity_per_iteration"
     expected = [

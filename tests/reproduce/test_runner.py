@@ -74,7 +74,7 @@ def study(monkeypatch):
 def test_a_study_is_made_and_kept(study, tmp_path):
     told = []
     outcome = reproduce("a-test", tmp_path, scale="tiny", on_progress=lambda *what: told.append(what))
-    assert [c.told for c in outcome.claims] == ["cannot be told at this scale", "cannot be told at this scale"]
+    assert [c.told for c in outcome.claims] == ["undecided", "undecided"]
     assert {str(f.relative_to(tmp_path)) for f in outcome.files} == {
         "results.json", "results.md", "figures/line.svg", "figures/line.png", "figures/line.pdf",
     }  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_study_is_made_and_kept(study, tmp_path):
     assert given["findings"][0]["values"] == [None, 11]  # JSON has no NaN
     page = (tmp_path / "results.md").read_text()
     assert "avalanche-ntk reproduce a-test --scale tiny --data digits --seeds 2 --jobs 1\n" in page
-    assert "| Numbers \\| come back. | cannot be told at this scale |" in page
+    assert "| Numbers \\| come back. | undecided |" in page
     assert "| part | x | 11 |  |  |" in page
     assert "Part, x: undefined for 1 of 2 seeds." in page
     assert "![line](figures/line.svg)" in page

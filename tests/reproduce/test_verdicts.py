@@ -40,14 +40,24 @@ def test_undefined_seeds_are_told():
     assert reported("case", "number", [1.0]).note == ""
 
 
-def test_a_claim_is_as_good_as_its_worst_finding():
+def test_a_claim_counts_its_cases():
     good, bad, open_ = (found("c", "s", v, 0.0) for v in ([1.0, 1.1, 1.2], [-1.0, -1.1, -1.2], [-1.0, 1.0, 0.1]))
     told = reported("c", "s", [5.0, 5.0, 5.0])
-    assert Claim("a", "A.", (good, told, good)).told == "holds"
-    assert Claim("a", "A.", (good, open_)).told == "cannot be told at this scale (1 of 2 cases hold)"
-    assert Claim("a", "A.", (good, open_, bad)).told == "does not hold (1 of 3 cases hold)"
-    assert Claim("a", "A.", (bad, bad)).told == "does not hold (0 of 2 cases hold)"
+    assert Claim("a", "A.", (good,)).told == "holds"
+    assert Claim("a", "A.", (good, told, good)).told == "holds throughout (2 cases)"
+    assert Claim("a", "A.", (good, open_)).told == "undecided (1 hold, 1 undecided)"
+    assert Claim("a", "A.", (good, good, open_)).told == "holds in most (2 of 3); 2 hold, 1 undecided"
+    assert Claim("a", "A.", (good, open_, bad)).told == "does not hold (1 hold, 1 do not, 1 undecided)"
+    assert Claim("a", "A.", (bad, bad)).told == "does not hold (2 do not)"
     assert Claim("a", "A.", (told,)).verdict is Verdict.OPEN
+
+
+def test_a_claim_says_what_it_depends_on():
+    cases = [f"{regime}, width {width}" for width in (8, 16, 32, 64, 128) for regime in ("lazy", "rich")]
+    findings = tuple(found(c, "s", [1.0, 1.1, 1.2] if "rich" in c else [-1.0, -1.1, -1.2], 0.0) for c in cases)
+    claim = Claim("a", "A.", findings)
+    assert claim.verdict is Verdict.DEPENDS
+    assert claim.told == "depends on rich (holds in 5 of 5 with it, 0 of 5 without); 5 hold, 5 do not"
 
 
 def test_trends_are_rank_correlations_by_seed():

@@ -1,0 +1,166 @@
+"""The rule by which statements are decided: batches of seeds, many cases, and differences too small to matter.
+
+One rule, one promise: a statement gets a wrong verdict in any of its cases in at most 5 of 100 studies. A case is
+decided as soon as an interval of its mean, wide enough for everything that is asked of it, lies on one side of the
+threshold, or within the margin of practical equivalence around it (two one-sided tests). Wide enough means:
+
+- **repeated looks**: with K planned looks each has the level α/K (Bonferroni's share; what is decided stays decided);
+- **many cases**: within a look the cases share the level by Holm's steps, the clearest first;
+- **both sides**: every wrong verdict, of whatever kind, needs an interval that misses the mean.
+
+Sources: Student 1908; Holm 1979; Schuirmann 1987 (two one-sided tests); Pocock 1977 (group-sequential designs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from avalanche_ntk.reproduce.verdicts import FEWEST, Claim, Finding, Verdict
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What n seeds say about a mean.
+
+    Attributes:
+        mean: Mean of the defined numbers.
+        error: Its standard error, `s/√n`.
+        n: How many numbers are defined.
+    """
+
+    mean: float
+    error: float
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Evidence:
+        """Return what some numbers say; those that are not finite are left out."""
+        finite = [v for v in values if math.isfinite(v)]
+        n = len(finite)
+        if n < 2:
+            return Evidence(finite[0] if finite else math.nan, math.nan, n)
+        return Evidence(float(np.mean(finite)), float(np.std(finite, ddof=1) / math.sqrt(n)), n)
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Return Student's interval that misses the mean with probability `level`."""
+        half = float(stdtrit(self.n - 1, 1 - level / 2)) * self.error
+        return self.mean - half, self.mean + half
+
+    def level_that_decides(self, threshold: float, margin: float) -> float:
+        """Return the largest level at which the interval decides: the smaller, the clearer the case.
+
+        Args:
+            threshold: What the mean is compared with.
+            margin: Half-width of practical equivalence; NaN for none.
+
+        Returns:
+            Two-sided p-value of a difference, or of two one-sided tests for its absence, whichever is smaller.
+        """
+        if self.n < FEWEST:
+            return 1.0
+        distance = abs(self.mean - threshold)
+        p = self._tail(distance)
+        if math.isfinite(margin) and distance < margin:
+            p = min(p, self._tail(margin - distance))
+        return p
+
+    def _tail(self, distance: float) -> float:
+        if self.error == 0:
+            return 0.0
+        return 2 * float(stdtr(self.n - 1, -distance / self.error))
+
+    def verdict(self, threshold: float, margin: float, above: bool, level: float) -> Verdict:
+        """Return what the interval at a level says of the claim that the mean is above (or below) a threshold."""
+        if self.n < FEWEST:
+            return Verdict.OPEN
+        low, high = self.interval(level)
+        if (low > threshold) if above else (high < threshold):
+            return Verdict.HOLDS
+        if (high <= threshold) if above else (low >= threshold):
+            return Verdict.FAILS
+        if math.isfinite(margin) and threshold - margin < low and high < threshold + margin:
+            return Verdict.SAME
+        return Verdict.OPEN
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one case.
+
+    Attributes:
+        threshold: What the mean is compared with.
+        above: Whether it is claimed to be above (else below).
+        margin: Differences smaller than this do not matter; NaN where every difference does.
+    """
+
+    threshold: float
+    above: bool = True
+    margin: float = math.nan
+
+
+def decide(
+    questions: Sequence[Question], looks: Sequence[Sequence[Evidence]], planned: int, alpha: float = ALPHA
+) -> list[tuple[Verdict, int]]:
+    """Decide the m cases of one statement after some of the planned looks.
+
+    Args:
+        questions: One a case.
+        looks: For each look made so far, the evidence in each case.
+        planned: How many looks there may be in all; each has the level `alpha / planned`.
+        alpha: Largest probability of a wrong verdict in any of the cases.
+
+    Returns:
+        For each case its verdict and the number of the look (from 1 on) at which it was decided; 0 where it is open.
+
+    Raises:
+        ValueError: There are more looks than were planned.
+    """
+    if len(looks) > planned:
+        raise ValueError(f"{len(looks)} looks were made, of {planned} planned: the level of each is a share of all.")
+    found = [(Verdict.OPEN, 0)] * len(questions)
+    for number, evidence in enumerate(looks, 1):
+        open_ = [i for i, (verdict, _) in enumerate(found) if verdict is Verdict.OPEN]
+        clearness = {i: evidence[i].level_that_decides(questions[i].threshold, questions[i].margin) for i in open_}
+        remaining = len(open_)
+        for i in sorted(open_, key=clearness.__getitem__):
+            q = questions[i]
+            verdict = evidence[i].verdict(q.threshold, q.margin, q.above, alpha / planned / remaining)
+            if verdict is Verdict.OPEN:
+                break
+            found[i] = verdict, number
+            remaining -= 1
+    return found
+
+
+def decided(claim: Claim, looks: Sequence[int], planned: int) -> Claim:
+    """Return a statement with the verdicts of the rule in place of each case's own interval.
+
+    Args:
+        claim: The statement; its findings have one number a seed.
+        looks: Numbers of seeds at the looks made so far, such as (5, 10).
+        planned: How many looks there may be in all.
+
+    Returns:
+        The statement; a finding that was decided after fewer seeds than there are says so.
+    """
+    judged = [f for f in claim.findings if f.verdict is not None]
+    evidence = [[Evidence.of(f.values[:n]) for f in judged] for n in looks]
+    verdicts = decide([Question(f.threshold, f.above, f.margin) for f in judged], evidence, planned)
+    made = {id(f): _with(f, verdict, look, looks) for f, (verdict, look) in zip(judged, verdicts, strict=True)}
+    return replace(claim, findings=tuple(made.get(id(f), f) for f in claim.findings))
+
+
+def _with(finding: Finding, verdict: Verdict, look: int, looks: Sequence[int]) -> Finding:
+    notes = [finding.note] if finding.note else []
+    if verdict is Verdict.SAME:
+        notes.append(f"no difference larger than {finding.margin:.3g}")
+    if 0 < look < len(looks):
+        notes.append(f"decided after {looks[look - 1]} seeds")
+    return replace(finding, verdict=verdict, note="; ".join(notes))
