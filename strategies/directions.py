@@ -29,7 +29,8 @@ def orthonormal(columns: Tensor, tolerance: float = TOLERANCE) -> Tensor:
                 [0.]], dtype=torch.float64)
     """
     u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
-    return u[:, s > tolerance * s.max()] if s.numel() and s.max() > 0 else u[:, :0]
+    basis: Tensor = u[:, s > tolerance * s.max()] if s.numel() and s.max() > 0 else u[:, :0]
+    return basis
 
 
 def outside(columns: Tensor, basis: Tensor) -> Tensor:

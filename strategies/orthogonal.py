@@ -223,7 +223,8 @@ class PCAOGDPlugin(OGDPlugin):
         leading = vectors.flip(1)[:, : self.n_components]
         kept = values.flip(0)[: self.n_components]
         keep = kept > 1e-13 * kept[0].clamp(min=0)
-        return columns @ leading[:, keep] / kept[keep].sqrt()
+        directions: Tensor = columns @ leading[:, keep] / kept[keep].sqrt()
+        return directions
 
 
 class OGD(SupervisedTemplate):

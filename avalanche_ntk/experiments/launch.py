@@ -287,6 +287,7 @@ def _tail(path: Path | None, size: int = 20_000) -> list[str]:
         with open(path, "rb") as file:  # type: ignore[arg-type]
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - size))
-            return file.read().decode("utf-8", "replace").splitlines()
+            tail: str = file.read().decode("utf-8", "replace")
+        return tail.splitlines()
     except (OSError, TypeError):
         return []

@@ -386,7 +386,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         def split(t: Tensor) -> Tensor:
-            return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            by_head: Tensor = t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return by_head
 
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         mixed = F.scaled_dot_product_attention(q, k, v)

@@ -82,7 +82,8 @@ def _centred_labels(labels: ArrayLike, n: int) -> Array:
         undefined(f"the labels have {bad} non-finite entries of {y.size}")
     if (y == y[0]).all():
         undefined("all samples have the same label")
-    return y - y.mean(axis=0)
+    centred: Array = y - y.mean(axis=0)
+    return centred
 
 
 @nan_when_undefined

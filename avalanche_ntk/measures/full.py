@@ -35,7 +35,8 @@ def as_matrix(theta: ArrayLike) -> Array:
     """
     full = _full(theta)
     n, m, c, d = full.shape
-    return full.transpose(0, 2, 1, 3).reshape(n * c, m * d)
+    matrix: Array = full.transpose(0, 2, 1, 3).reshape(n * c, m * d)
+    return matrix
 
 
 def reduce_full(theta: ArrayLike, reduction: str) -> Array:
@@ -59,7 +60,9 @@ def reduce_full(theta: ArrayLike, reduction: str) -> Array:
     """  # noqa: DOC501
     full = _full(theta)
     if reduction == "trace":
-        return np.einsum("nmcc->nm", full)
+        trace: Array = np.einsum("nmcc->nm", full)
+        return trace
     if reduction == "sum_logits":
-        return full.sum(axis=(2, 3))
+        total: Array = full.sum(axis=(2, 3))
+        return total
     raise unknown_name("reduction", reduction, ["trace", "sum_logits"])

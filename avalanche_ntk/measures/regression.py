@@ -61,7 +61,8 @@ def kernel_ridge(
     except Undefined as reason:
         warn_undefined("kernel_ridge", reason)
         return np.full((test.shape[0], *y.shape[1:]), np.nan)
-    return test.matrix @ _dual(train, y, ridge)
+    predicted: Array = test.matrix @ _dual(train, y, ridge)
+    return predicted
 
 
 def _dual(train: KernelView, y: Array, ridge: float) -> Array:
@@ -70,7 +71,8 @@ def _dual(train: KernelView, y: Array, ridge: float) -> Array:
     keep = shifted > len(values) * np.finfo(float).eps * shifted.max()
     inverse = np.divide(1.0, shifted, out=np.zeros_like(shifted), where=keep)
     projected = vectors.T @ y
-    return vectors @ (inverse.reshape(-1, *([1] * (y.ndim - 1))) * projected)
+    dual: Array = vectors @ (inverse.reshape(-1, *([1] * (y.ndim - 1))) * projected)
+    return dual
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ def _targets(labels: ArrayLike, labels_test: ArrayLike, n: int) -> tuple[NDArray
 
 def _predict(train: KernelView, targets: Array, k_test: Array, ridge: float) -> Array:
     mean = targets.mean(axis=0)
-    return k_test @ _dual(train, targets - mean, ridge) + mean
+    predicted: Array = k_test @ _dual(train, targets - mean, ridge) + mean
+    return predicted
 
 
 def _loss(predicted: Array, targets: Array) -> float:

@@ -30,7 +30,8 @@ def eigenvalues(k: ArrayLike | KernelView) -> Array:
     view = view_of(k)
     n = view.require_square("eigenvalues")
     try:
-        return view.eigenvalues.copy()
+        values: Array = view.eigenvalues.copy()
+        return values
     except Undefined as reason:
         warn_undefined("eigenvalues", reason)
         return np.full(n, np.nan)
@@ -334,4 +335,5 @@ def label_signed_kernel(k: ArrayLike | KernelView, labels: ArrayLike) -> Array:
         warn_undefined("label_signed_kernel", "all samples have the same label")
         return np.full((n, n), np.nan)
     sign = np.where(y == classes[1], 1.0, -1.0)
-    return sign[:, None] * view.matrix * sign[None, :]
+    signed: Array = sign[:, None] * view.matrix * sign[None, :]
+    return signed

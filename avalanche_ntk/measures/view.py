@@ -38,7 +38,8 @@ def centre(k: ArrayLike) -> Array:
 def _centre(matrix: Array) -> Array:
     # Two passes instead of `K − r − c + m`: the second mean is taken of numbers that are already small.
     matrix = matrix - matrix.mean(axis=0, keepdims=True)
-    return matrix - matrix.mean(axis=1, keepdims=True)
+    centred: Array = matrix - matrix.mean(axis=1, keepdims=True)
+    return centred
 
 
 class KernelView:

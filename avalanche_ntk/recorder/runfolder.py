@@ -263,12 +263,14 @@ class RunFolder:
     @property
     def meta(self) -> dict[str, Any]:
         """What the run's maker stored about it (a fresh copy)."""
-        return _decode(json.dumps(self._info()["meta"]))
+        meta: dict[str, Any] = _decode(json.dumps(self._info()["meta"]))
+        return meta
 
     @property
     def created(self) -> str:
         """When the folder was made: ISO 8601, UTC."""
-        return self._info()["created"]
+        created: str = self._info()["created"]
+        return created
 
     @property
     def versions(self) -> dict[str, str]:
@@ -539,7 +541,8 @@ class RunFolder:
                 raise _Invalid(f"expected versions to hold strings, found {_short(versions)}")
             _check_meta(_require(run, "meta", dict))
         # Kept as written; `meta` is decoded at each look, so that no caller changes what another sees.
-        return json.loads(content.decode("utf-8"))
+        written: dict[str, Any] = json.loads(content.decode("utf-8"))
+        return written
 
     def _scan(self) -> Iterator[tuple[dict[str, Any], int]]:
         # Yields each record with the offset of the byte behind its line, and stops before a torn last line.
@@ -893,14 +896,14 @@ def _require(found: Mapping[str, Any], key: str, kind: type | tuple[type, ...], 
 
 
 def _require_natural(found: Mapping[str, Any], key: str) -> int:
-    value = _require(found, key, int)
+    value: int = _require(found, key, int)
     if value < 0:
         raise _Invalid(f"expected {key!r} to be at least 0, found {value}")
     return value
 
 
 def _require_probe_name(found: Mapping[str, Any], key: str) -> str:
-    name = _require(found, key, str)
+    name: str = _require(found, key, str)
     if not is_name(name):
         raise _Invalid(
             f"expected {key!r} to be at most 100 letters, digits, '.', '_' and '-', beginning with a letter or digit, "

@@ -153,7 +153,8 @@ class Trajectory:
     @property
     def labels(self) -> np.ndarray:
         """The labels of the samples, a copy: classes, int64 `(N,)`, or numeric targets, float64 `(N, K)`."""
-        return self._labels.copy()
+        labels: np.ndarray = self._labels.copy()
+        return labels
 
     def __len__(self) -> int:
         return len(self.measurements)

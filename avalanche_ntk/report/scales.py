@@ -60,14 +60,18 @@ class LogTicks(LogLocator):
             gaps = np.diff(np.log10(inside)) / np.log10(high / low) * sizes
             needed = _widths(inside) if beside and len(inside) < sizes else _LINE
             if (gaps >= needed).all():
-                return inside.tolist()
-        return inside[:1].tolist()
+                break
+        else:
+            inside = inside[:1]
+        found: list[float] = inside.tolist()
+        return found
 
 
 def _widths(ticks: np.ndarray) -> np.ndarray:
     """Return how far apart each two neighbours must be to stand side by side, in sizes of their font."""
     widths = np.array([_width(label) for label in LogLabels().format_ticks(ticks.tolist())])
-    return (widths[1:] + widths[:-1]) / 2 + _SPACE
+    apart: np.ndarray = (widths[1:] + widths[:-1]) / 2 + _SPACE
+    return apart
 
 
 def _width(label: str) -> float:

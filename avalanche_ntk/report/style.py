@@ -126,7 +126,8 @@ def legend_columns(names: Sequence[str], width: float, *, math: bool = False) ->
     widths = [text_width(name, _LEGEND_SIZE, math=math) + _HANDLE for name in names]
 
     def taken(columns: int) -> float:
-        return sum(max(column) for column in np.array_split(widths, columns)) + _COLUMN_SPACE * (columns - 1)
+        widest = sum(float(max(column)) for column in np.array_split(widths, columns))
+        return widest + _COLUMN_SPACE * (columns - 1)
 
     return next((n for n in range(len(names), 1, -1) if taken(n) <= _room(width)), 1)
 

@@ -209,4 +209,5 @@ def _is_there(path: Path, arguments: Mapping[str, Any], context: Context) -> boo
     except (OSError, ValueError):
         return False
     expected = json.loads(json.dumps(_identity(arguments, context)))
-    return {key: found.get(key) for key in expected} == expected
+    same: bool = {key: found.get(key) for key in expected} == expected
+    return same

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -284,7 +283,7 @@ def contract_groups(
 
     With `apart`, those of all combinations of outputs, `(R, N, M)`.
     """
-    total: Any = None
+    total: Tensor | None = None
     key = name if len(scales) == 1 else ""  # under which a Gram matrix may be kept
     for a, b, scale in zip(left, right, scales, strict=True):
         if a is None or b is None:

@@ -414,7 +414,7 @@ class Subject:
         copies = [t if t.requires_grad else t.clone() for t in batch.tensors()]
         args, kwargs = batch.with_tensors(copies).arguments(self.model)
         with _new_tensors_in(self.dtype):
-            out = self.model(*args, **kwargs)
+            out: Tensor = self.model(*args, **kwargs)
         if self.selector is not None:
             out = self.selector(out)
         if self.dtype is not None and isinstance(out, Tensor) and out.is_floating_point():
@@ -461,7 +461,8 @@ class Subject:
                 f"the output of {name} has shape {tuple(out.shape)} and dtype {out.dtype}: expected real numbers (N, C)"
                 " with C ≥ 1. Give output_selector=, a function from the model's output to the logits."
             )
-        return out
+        checked: Tensor = out
+        return checked
 
 
 def require_graph(out: Tensor, subject: Subject) -> None:

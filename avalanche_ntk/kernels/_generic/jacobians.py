@@ -43,7 +43,8 @@ def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
             return (out if subject.selector is None else subject.selector(out))[0]
 
         pull = vjp(f, leaves)[1]
-        return vmap(lambda v: pull(v)[0])(cotangents)
+        rows: dict[str, Tensor] = vmap(lambda v: pull(v)[0])(cotangents)
+        return rows
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vmap announces operators it has no batching rule for; they are still exact

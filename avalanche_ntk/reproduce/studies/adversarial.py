@@ -189,7 +189,8 @@ def kernel_machine(model: nn.Module, x: Tensor, y: Tensor) -> Predictor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch's own, when it first loads forward mode
             linear: Tensor = jvp(lambda theta: functional_call(model, theta, (inputs,)), (weights,), (omega,))[1]
-        return linear + shift
+        predicted: Tensor = linear + shift
+        return predicted
 
     return predict
 

@@ -131,7 +131,8 @@ class Descent:
 
     def fit(self, x: Tensor, targets: Tensor) -> Tensor:
         """Return L, `½ mean ‖f − y‖²`."""
-        return 0.5 * (self.model(x) - targets).square().sum(1).mean()
+        loss: Tensor = 0.5 * (self.model(x) - targets).square().sum(1).mean()
+        return loss
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Return `L + ½ λ ‖θ‖²`."""
