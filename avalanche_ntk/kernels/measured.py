@@ -181,5 +181,5 @@ def _standard_error(parts: Tensor, most: int) -> Tensor:
         return torch.zeros_like(parts[0])
     if r == 1:
         return torch.full_like(parts[0], torch.nan)
-    error = parts.double().mul(r).std(0) / r**0.5
-    return (error * (1 - r / most) ** 0.5 if most else error).to(parts.dtype)
+    error: Tensor = parts.double().mul(r).std(0) / r**0.5
+    return (error * float((1 - r / most) ** 0.5) if most else error).to(parts.dtype)
