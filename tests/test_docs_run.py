@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics
@@ -166,3 +167,21 @@ def test_a_kernel_and_its_numbers_need_few_packages():
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=alone())
     assert done.returncode == 0, done.stderr
     assert -1 <= float(done.stdout) <= 1
+
+
+@pytest.mark.slow
+def test_the_readmes_table_is_what_the_demonstration_finds(tmp_path):
+    """Training differs a little from processor to processor, so numbers agree in size."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What one learns in a minute")[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| task" in line]
+    assert len(rows) == 3
+    command = [sys.executable, "-c", "from avalanche_ntk.cli import main; main()", "demo", "--out", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=alone())
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(tmp_path / "demo" / "boundaries.csv").set_index(["run", "experience"])
+    for run, boundary, accuracy, forgetting, *numbers, _ in rows:
+        row = found.loc[run, int(boundary[-1]) - 1]
+        assert float(accuracy) == pytest.approx(row["accuracy_first_task"], abs=0.05), (run, boundary)
+        assert float(forgetting) == pytest.approx(row["forgetting_first_task"], abs=0.05), (run, boundary)
+        sizes = list(row[["moved", "spike", "ratio", "norm_dip"]])
+        assert [float(number) for number in numbers] == pytest.approx(sizes, rel=0.5), (run, boundary)
