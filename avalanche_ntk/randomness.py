@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,32 @@ import torch
 
 @contextmanager
 def preserved_rng_state() -> Generator[None]:
-    """Restore the states of `random`, numpy and torch (CPU, and CUDA where in use) on exit, also after an error."""
+    """Restore the states of `random`, numpy and torch on exit, also after an error.
+
+    torch's are those of the CPU and of all accelerators in use (CUDA, XPU, MPS, a backend of its own).
+    """
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    accelerators = accelerator_states()
     try:
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        for states, put_back in accelerators:
+            put_back(states)
+
+
+def accelerator_states() -> list[tuple[Any, Callable[[Any], object]]]:
+    """Return the states of the generators of accelerators in use, each with what puts it back.
+
+    Reading them draws nothing, and starts no device that was not in use.
+    """
+    found: list[tuple[Any, Callable[[Any], object]]] = []
+    for kind in ("cuda", "xpu", torch._C._get_privateuse1_backend_name()):
+        module: Any = getattr(torch, kind, None)
+        if hasattr(module, "get_rng_state_all") and module.is_initialized():
+            found.append((module.get_rng_state_all(), module.set_rng_state_all))
+    if torch.backends.mps.is_available():
+        found.append((torch.mps.get_rng_state(), torch.mps.set_rng_state))
+    return found

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from matplotlib.figure import Figure
 
+from tests import standin
 from tests.texts import Drawn
 
 torch.set_num_threads(1)
@@ -20,9 +22,74 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import avalanche.training  # noqa: F401
 
+    from tests import lines
+
 
 def pytest_addoption(parser):
     parser.addoption("--write-table", action="store_true", help="write docs/compatibility.md from the whole matrix")
+    parser.addoption("--device", default="cpu", help="where kernels and the plugin are tested, such as cuda or standin")
+
+
+# Modules whose tests run where `--device` says: what they make, they make there
+ON_DEVICE = frozenset(
+    {
+        "kernels/test_exact.py",
+        "kernels/test_refusals.py",
+        "kernels/test_leaves_no_trace.py",
+        "kernels/test_same_bits.py",
+        "kernels/test_projected.py",
+        "kernels/test_preconditioned.py",
+        "test_plugin.py",
+        "test_does_not_disturb.py",
+    }
+)
+# Those whose strategies are moved there while the data stay, as in anyone's training
+MOVED = frozenset({"test_plugin.py", "test_does_not_disturb.py"})
+
+
+def _module(path):
+    return path.relative_to(Path(__file__).parent).as_posix()
+
+
+def missing(name):
+    """Return why a device cannot be had; empty where it can."""
+    if name.partition(":")[0] == standin.NAME:
+        standin.register()
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        return f"--device {name}: torch {torch.__version__} has no such device here ({str(exc).partition(chr(10))[0]})"
+    return ""
+
+
+def pytest_collection_modifyitems(config, items):
+    reason = missing(config.getoption("--device"))
+    for item in items:
+        if reason and _module(item.path) in ON_DEVICE:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def made_there(request, device):
+    """Let a test's tensors and models be made on the device that was asked for, or its strategies be moved there."""
+    module = _module(request.path)
+    if device.type == "cpu" or module not in ON_DEVICE:
+        yield
+    elif module in MOVED:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lines, "DEVICE", device)
+            yield
+    else:
+        torch.set_default_device(device)
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -21,6 +21,8 @@ from torch.utils.data import TensorDataset
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.lab.models import MLP
 
+DEVICE = torch.device("cpu")  # where strategies train; `--device` says another one
+
 
 class Models(SupervisedPlugin):
     """Keeps the model at the end of each iteration."""
@@ -99,6 +101,8 @@ def make_strategy(
     **arguments: Any,
 ):
     model = model if model is not None else MLP(6, 4, width=8, depth=1)
+    device = arguments.pop("device", DEVICE)
+    model = model.to(device)
     evaluator = EvaluationPlugin(
         accuracy_metrics(experience=True, stream=True),
         forgetting_metrics(experience=True),
@@ -114,6 +118,7 @@ def make_strategy(
         eval_mb_size=64,
         plugins=list(plugins),
         evaluator=evaluator,
+        device=device,
         **arguments,
     )
 

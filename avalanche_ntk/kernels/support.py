@@ -1,5 +1,6 @@
 """For this package's own modules: what they share with the kernels beside kernels. Users need nothing of it."""
 
+from avalanche_ntk.kernels._device.profile import fast_double, in_double, synchronise
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject, checked_precision, select_parameters, swapped
 from avalanche_ntk.kernels._function.wrappers import unwrap
@@ -12,11 +13,14 @@ __all__ = [
     "Batch",
     "Subject",
     "checked_precision",
+    "fast_double",
     "hooks_as",
+    "in_double",
     "jacobian",
     "measuring",
     "select_parameters",
     "spot_check_in_double",
     "swapped",
+    "synchronise",
     "unwrap",
 ]

@@ -271,7 +271,8 @@ def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
         `(N, M)`.
     """
     key = (g.data_ptr(), h.data_ptr(), tuple(g.shape), g.stride(), tuple(h.shape), h.stride())
-    if tally.last is not None and tally.last[0] == key:
+    told = all(key[:2])  # devices that give no addresses give 0 for all
+    if told and tally.last is not None and tally.last[0] == key:
         return tally.last[2]
     r, n, _, b = g.shape
     m = h.shape[1]

@@ -3,6 +3,9 @@
 torch has two interfaces to the same setting. The older one (`set_float32_matmul_precision`, `cudnn.allow_tf32`) writes
 into the newer one (`torch.backends.….fp32_precision`, since 2.9), and raises when it is asked after the newer one was
 set to something else. So both are read, set to full precision, and given back what each held by itself.
+
+cuDNN does not search for its fastest algorithm either: a search takes as long as many measurements, for each size of a
+block, and may find another algorithm, with other rounding, the next time.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ _KEYS = (
 @contextmanager
 def full_precision() -> Generator[None, None, None]:
     """No TF32 and no bfloat16 in float32 products of any backend; both interfaces hold afterwards what they held."""
+    searches = torch._C._get_cudnn_benchmark()
     get = getattr(torch._C, "_get_fp32_precision_getter", None)
     put = getattr(torch._C, "_set_fp32_precision_setter", None)
     held: dict[tuple[str, str], str] = {}
@@ -34,12 +38,14 @@ def full_precision() -> Generator[None, None, None]:
     convolution = _cudnn_allows_tf32(put)
     torch.set_float32_matmul_precision("highest")
     torch._C._set_cudnn_allow_tf32(False)
+    torch._C._set_cudnn_benchmark(False)
     if put is not None:
         for key in held:
             put(*key, "ieee")
     try:
         yield
     finally:
+        torch._C._set_cudnn_benchmark(searches)
         torch.set_float32_matmul_precision(matmul)
         torch._C._set_cudnn_allow_tf32(convolution)
         if put is not None:

@@ -119,6 +119,12 @@ def empty_cache(device: torch.device) -> None:
         empty()
 
 
+def autocasting() -> list[str]:
+    """Return the kinds of devices at hand on which autocast may be on."""
+    kinds = {"cpu", *(k for k in ("cuda", "xpu", "mps") if getattr(torch, k).is_available())}
+    return sorted(k for k in kinds if torch.amp.is_autocast_available(k))
+
+
 def has_double(device: torch.device) -> bool:
     """Return whether float64 exists on a device."""
     return device.type != "mps"

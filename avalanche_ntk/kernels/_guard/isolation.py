@@ -24,12 +24,13 @@ from torch.utils import checkpoint
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels._device.precision import full_precision
+from avalanche_ntk.kernels._device.profile import autocasting
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.wrappers import unwrap
 from avalanche_ntk.kernels._guard.attributes import copied, noted
 from avalanche_ntk.kernels._guard.hooks import quiet_hooks
 from avalanche_ntk.kernels._guard.written import is_watched, watch, written
-from avalanche_ntk.randomness import preserved_rng_state
+from avalanche_ntk.randomness import accelerator_states, preserved_rng_state
 
 # Modes of torch belong to the process: two threads that measure at once would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
@@ -111,9 +112,8 @@ def exact_arithmetic() -> Generator[None, None, None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
+        for kind in autocasting():
+            stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(full_precision())
         enter = autocast_mode.autocast.__enter__
         autocast_mode.autocast.__enter__ = _enter_disabled(enter)  # type: ignore[method-assign]
@@ -232,10 +232,10 @@ def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
 
 
 def rng_fingerprint() -> tuple[Any, ...]:
-    """A value that changes when any generator on the host (or a CUDA device in use) was drawn from."""
+    """A value that changes when any generator on the host (or an accelerator in use) was drawn from."""
     npy = np.random.get_state(legacy=False)
     parts: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate()]
     parts.append((str(npy["state"]["pos"]), npy["state"]["key"].tobytes()) if "key" in npy["state"] else repr(npy))
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        parts += [s.numpy().tobytes() for s in torch.cuda.get_rng_state_all()]
+    for states, _ in accelerator_states():
+        parts += [s.numpy().tobytes() for s in (states if isinstance(states, list) else [states])]
     return tuple(parts)

@@ -24,14 +24,21 @@ def kept(node: Node, *names: str) -> Any:
     """Return what a node keeps for its backward pass under the first of these names that it has.
 
     Raises:
-        NotKept: It has none of them.
+        NotKept: It has none of them, or an empty one: another device does not fill what its own backward does without.
     """
     for name in names:
         try:
-            return getattr(node, f"_saved_{name}")
+            found = _field(node, f"_saved_{name}")
         except AttributeError:
             continue
+        if isinstance(found, Tensor) and not found.numel():
+            break
+        return found
     raise NotKept(f"{node.name()} keeps none of {', '.join(names)}")
+
+
+def _field(node: Node, name: str) -> Any:
+    return getattr(node, name)
 
 
 @dataclass(frozen=True)
