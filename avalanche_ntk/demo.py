@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from avalanche_ntk.adapters.plugin import NTKPlugin
 from avalanche_ntk.adapters.tensorboard import add_dashboard
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
+from avalanche_ntk.files import write_whole
 from avalanche_ntk.lab.benchmarks import split_digits
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.recorder.probes import ProbeSpec
@@ -29,7 +31,17 @@ from avalanche_ntk.report import four_panels
 STRATEGIES: dict[str, tuple[type, dict[str, Any]]] = {"naive": (Naive, {}), "replay": (Replay, {"mem_size": 200})}
 EXPERIENCES = 5
 EPOCHS = 10
-CONTENTS = frozenset({"runs", "tensorboard", "csv", "text", "reactivation.png", "boundaries.csv"})
+MARK = "demo.json"  # says that the folder is a demonstration's
+CONTENTS = {
+    MARK: None,
+    "reactivation.png": None,
+    "boundaries.csv": None,
+    "runs": frozenset(STRATEGIES),
+    "tensorboard": frozenset(STRATEGIES),
+    "csv": frozenset(STRATEGIES),
+    "text": frozenset(f"{name}.txt" for name in STRATEGIES),
+}
+"""What a demonstration writes, and what is in its folders."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,15 @@ class DemoFolders:
             )
         found = sorted(p.name for p in self.out.iterdir()) if self.out.exists() else []
         strange = [name for name in found if name not in CONTENTS]
+        strange += [
+            f"{name}/{path.name}"
+            for name in found
+            if CONTENTS.get(name) is not None and (self.out / name).is_dir()
+            for path in sorted((self.out / name).iterdir())
+            if path.name not in (CONTENTS[name] or ())
+        ]
+        if found and MARK not in found:
+            strange = found
         if strange:
             raise RunFolderError(
                 f"{self.out} holds files that no demonstration wrote ({', '.join(strange[:3])}); "
@@ -88,6 +109,7 @@ class DemoFolders:
             path = self.out / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.out.mkdir(parents=True, exist_ok=True)
+        write_whole(self.out / MARK, json.dumps({"made by": "avalanche-ntk demo"}) + "\n")
 
 
 def run_demo(

@@ -35,7 +35,13 @@ def parts(mean: float, half: float | None = None) -> tuple[str, str | None, int]
     power = 0 if -4 < power < 5 else power
     scale = 10.0**power
     told, spread = mean / scale, None if half is None else half / scale
-    first = math.floor(math.log10(spread)) if spread else math.floor(math.log10(abs(told))) - 1 if told else 1
+    own = math.floor(math.log10(abs(told))) if told else None
+    # What is left of equal numbers after rounding is no interval: no more than five digits of the mean are shown.
+    if spread:
+        first = math.floor(math.log10(spread))
+        first = first if own is None else max(first, own - 3)
+    else:
+        first = 1 if own is None else own - 1
     decimals = 1 - first
     return _digits(told, decimals), None if spread is None else _digits(spread, decimals), power
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from avalanche_ntk.demo import DemoFolders, draw_demo
+from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.recorder.trajectory import Trajectory
 
 COMMAND = [str(Path(sys.executable).parent / "avalanche-ntk")]
@@ -102,13 +103,29 @@ def test_a_strangers_files_are_never_removed(tmp_path):
 
 
 def test_overwrite_starts_afresh(tmp_path):
-    from avalanche_ntk.demo import DemoFolders
-
     folders = DemoFolders(tmp_path / "out")
+    folders.prepare(overwrite=False)
     (tmp_path / "out" / "runs" / "naive").mkdir(parents=True)
     folders.figure.write_bytes(b"old")
     folders.prepare(overwrite=True)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["demo.json"]
+
+
+@pytest.mark.parametrize("theirs", ["boundaries.csv", "text/notes.txt"])
+def test_a_strangers_files_of_a_demonstrations_names_stay(tmp_path, theirs):
+    folders = DemoFolders(tmp_path / "out")
+    if "/" in theirs:
+        folders.prepare(overwrite=False)
+    path = tmp_path / "out" / theirs
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("years of work")
+    with pytest.raises(RunFolderError) as error:
+        folders.prepare(overwrite=True)
+    assert str(error.value) == (
+        f"{tmp_path / 'out'} holds files that no demonstration wrote ({theirs}); expected an empty folder or one that "
+        "does not exist. Give another --out."
+    )
+    assert path.read_text() == "years of work"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])

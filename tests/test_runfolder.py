@@ -371,9 +371,8 @@ def test_a_strangers_folder_is_never_touched(path, overwrite):
     before = snapshot(path)
     found = "'a.txt', 'b.txt', 'c.txt', 'd.txt', 'e.txt' and 2 more"
     expected = {
-        False: f"run folder {path} exists already and is not empty: found a folder with {found}. Choose another "
-        "folder, go on with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True "
-        "(--overwrite); only a run is ever replaced, no other files.",
+        False: f"{path} holds files of another kind ({found}) and no run: expected an empty folder or one that does "
+        "not exist. Choose another folder; only a run is ever replaced.",
         True: f"overwrite: {path} is not replaced, since it is not recognised as a run folder ({path} is no run "
         f"folder: expected run.json in it, found {found}. Give the folder that RunFolder.create made.) Choose "
         "another folder, or remove this one by hand.",

@@ -34,7 +34,9 @@ def demo(
     console = Console()
     console.print("Split-Digits: 5 tasks of 2 classes; the kernel of 64 training images of task 1 is watched.")
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
+        console=console,
+        disable=not console.is_terminal,  # in a pipe a bar is a line that says nothing
     ) as progress:
         bar = progress.add_task("loading torch and Avalanche", total=None)
         import torch

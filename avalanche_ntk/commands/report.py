@@ -36,6 +36,10 @@ def report(
         typer.Option("--control", help="Run in which no task changed, for the verdicts; may be given several times."),
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="Title of the page.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", help="Column of the table over seeds, such as spike; may be given several times."),
+    ] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option("--format", help="File type of the figures: pdf, svg or png; all three by default."),
@@ -43,6 +47,7 @@ def report(
 ) -> None:
     """Write one HTML page on some runs, with figures for a paper and tables."""
     from avalanche_ntk.report import write_report
+    from avalanche_ntk.report.seeds import COLUMNS
     from avalanche_ntk.report.writing import FORMATS
 
     with error_console().status("reading the runs") as status:
@@ -53,6 +58,7 @@ def report(
             control=control or None,
             title=title,
             formats=formats or FORMATS,
+            columns=column or COLUMNS,
             on_progress=status.update,
         )
     for sentence in written.unreadable:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from avalanche_ntk.commands.shared import complete_from, error_console, names_of, out_console, parse_settings
+from avalanche_ntk.errors import ended
 
 # The most common keys of the configuration as flags: the flag, and the key that it sets.
 FLAGS = {
@@ -117,7 +118,8 @@ def _train(resolved: Any, out: Path, overwrite: bool) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=error_console()) as progress:
+    console = error_console()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("loading torch and Avalanche", total=None)
         from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
 
@@ -140,6 +142,8 @@ def _show(path: Path) -> None:
     row = read_run(path)
     told = [f"{HEADINGS[name]} {written(value)}" for name, value in row.values.items() if not isnan(value)]
     print(", ".join(told))
+    if row.failures:
+        print(f"avalanche-ntk: {ended(row.failures)}", file=sys.stderr)
     print(f"Run folder: {path}")
 
 

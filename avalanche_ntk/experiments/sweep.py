@@ -334,6 +334,7 @@ def _job(sweep: Sweep, outcome: Outcome, overwrite: bool) -> dict[str, Any]:
 
 
 def _write_plan(sweep: Sweep, folder: Path) -> None:
+    _refuse_a_strangers_plan(folder / "sweep.json")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         plan = {
@@ -357,3 +358,18 @@ def _write_plan(sweep: Sweep, folder: Path) -> None:
             f"{folder} cannot hold a sweep ({error.strerror or error}): expected a folder that can be written. "
             "Give another --out."
         ) from None
+
+
+def _refuse_a_strangers_plan(path: Path) -> None:
+    """Refuse a file of the plan's name that no sweep wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"sweep", "runs"} <= found.keys():
+        raise RunFolderError(
+            f"{path} exists and was not written by a sweep: it is not replaced. Choose another --out, or move the file "
+            "away."
+        )

@@ -55,7 +55,7 @@ from avalanche_ntk.measures.spectrum import (
 )
 from avalanche_ntk.measures.summary import Summary, summary
 from avalanche_ntk.measures.threads import few_threads
-from avalanche_ntk.measures.verdicts import Verdict, compare_ratios, verdict
+from avalanche_ntk.measures.verdicts import SeedVerdict, Verdict, compare_ratios, verdict, verdict_over_seeds
 from avalanche_ntk.measures.view import KernelView
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "NeuronPeriodicity",
     "NeuronSimilarity",
     "Reactivation",
+    "SeedVerdict",
     "Summary",
     "Verdict",
     "as_matrix",
@@ -120,5 +121,6 @@ __all__ = [
     "tuning_similarity",
     "uncentred_alignment",
     "verdict",
+    "verdict_over_seeds",
     "zero_gradient_share",
 ]

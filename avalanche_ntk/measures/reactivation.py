@@ -20,7 +20,7 @@ from avalanche_ntk.measures.similarity import distance_floor
 DEFAULT_FLOOR = distance_floor(1000, "float32")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reactivation:
     """What happened at one boundary. A field without a value is None and has its reason in `reasons`.
 
@@ -92,6 +92,28 @@ class Reactivation:
         mixes two quantities.
         """
         return None if self.cadence is None else self.cadence[0] != self.cadence[1]
+
+    @property
+    def missing(self) -> str:
+        """Why fields have no value: each reason once, behind the fields that it is the reason of."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.reasons.items():
+            by_reason.setdefault(reason, []).append(name)
+        return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
+
+    def __repr__(self) -> str:
+        """Return the fields that have a value, numbers with four digits, and each reason once."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("cadence", "reasons")}
+        told = [
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in shown.items()
+            if value is not None
+        ]
+        if self.cadence is not None:
+            told.append("cadence={:g} iterations before and {:g} after the boundary".format(*self.cadence))
+        if self.reasons:
+            told.append(f"undefined: {self.missing}")
+        return f"Reactivation({', '.join(told)})"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary that JSON can hold."""

@@ -57,10 +57,9 @@ def reactivation_types(number: str) -> dict[str, str]:
 def reactivation_row(found: measures.Reactivation) -> dict[str, Any]:
     """Return a reactivation as a row of a table: each field in a column of its own."""
     values = found.as_dict()
-    reasons = values.pop("reasons")
+    del values["reasons"]
     before, after = values.pop("cadence") or (None, None)
-    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    return {**values, "cadence_before": before, "cadence_after": after, "reasons": told}
+    return {**values, "cadence_before": before, "cadence_after": after, "reasons": found.missing}
 
 
 def reactivation_at(trajectory: Trajectory, experience: int) -> measures.Reactivation | None:

@@ -695,10 +695,14 @@ class RunFolder:
         if not found:
             return False
         if not overwrite and not self._holds_nothing(found):
-            what = f"run of {self._recorded()}" if _RUN in found else f"folder with {_listing(found)}"
+            if _RUN not in found:
+                raise RunFolderError(
+                    f"{path} holds files of another kind ({_listing(found)}) and no run: expected an empty folder or "
+                    "one that does not exist. Choose another folder; only a run is ever replaced."
+                )
             raise RunFolderError(
-                f"run folder {path} exists already and is not empty: found a {what}. Choose another folder, go on "
-                "with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True "
+                f"run folder {path} exists already and is not empty: found a run of {self._recorded()}. Choose another "
+                "folder, go on with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True "
                 "(--overwrite); only a run is ever replaced, no other files."
             )
         if path.is_symlink():

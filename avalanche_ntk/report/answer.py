@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from avalanche_ntk import measures
-from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.boundaries import accuracies_since_learnt, lost
 from avalanche_ntk.report.figures import starts_of
+from avalanche_ntk.report.groups import matching, verdicts
 from avalanche_ntk.report.runs import Run
 from avalanche_ntk.report.text import counted, listed, number, share, span_of
 
@@ -180,26 +180,15 @@ def _accuracy(run: Run, trajectory: Trajectory) -> str:
     )
 
 
-def verdicts(trajectory: Trajectory, controls: Sequence[Run]) -> dict[int, measures.Verdict] | str:
-    """Return the verdicts beside controls that have the same probe, by experience, or why there are none."""
-    beside = [c.trajectories[trajectory.probe] for c in controls if trajectory.probe in c.trajectories]
-    if len(beside) < len(controls):
-        return (
-            f"{len(controls) - len(beside)} of {counted(len(controls), 'control')} has no probe {trajectory.probe!r}."
-        )
-    try:
-        return trajectory.verdicts(beside)
-    except ArgumentError as error:
-        return str(error)
-
-
 def _verdict(trajectory: Trajectory, controls: Sequence[Run]) -> str:
     found = verdicts(trajectory, controls)
     if isinstance(found, str):
         return f"No verdict: {found}"
     enough = any(v.verdict == "reactivated" for v in found.values())
     yes = sum(v.verdict in ("reactivated", "above the controls") for v in found.values())
-    word = "reactivated" if enough else "above all of them" if len(controls) > 1 else "above it"
+    many = len(matching(trajectory, controls)[0])
+    word = "reactivated" if enough else "above all of them" if many > 1 else "above it"
     undefined = sum(v.verdict == "undefined" for v in found.values())
     more = f" ({undefined} undefined)" if undefined else ""
-    return f"Verdict beside {counted(len(controls), 'control')}: {word} at {yes} of {_count(len(found))}{more}."
+    beside = counted(many, "control") if many == len(controls) else f"the {many} of {len(controls)} controls that match"
+    return f"Verdict beside {beside}: {word} at {yes} of {_count(len(found))}{more}."

@@ -7,15 +7,16 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from avalanche_ntk.recorder.boundaries import reactivation_row, reactivation_types
-from avalanche_ntk.recorder.frames import CLOCK, COUNT, TEXT, TRUTH_OR_NONE, make_frame
+from avalanche_ntk.recorder.frames import CLOCK, COUNT, COUNT_OR_NONE, TEXT, TRUTH_OR_NONE, make_frame
 from avalanche_ntk.recorder.frames import NUMBER_OR_NA as NUMBER
 from avalanche_ntk.recorder.trajectory import NUMBERS
-from avalanche_ntk.report.runs import Run, read_runs
+from avalanche_ntk.report.runs import Run, read_runs, seed_of, strategy_of, varied
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ALWAYS = {"run": TEXT, "probe": TEXT, "experience": COUNT, "accuracy": NUMBER, "forgetting": NUMBER}
+_WHAT = {"run": TEXT, "strategy": TEXT, "seed": COUNT_OR_NONE, "control": TRUTH_OR_NONE}
+_ALWAYS = {"probe": TEXT, "experience": COUNT, "accuracy": NUMBER, "forgetting": NUMBER}
 _SHORT = {
     "run": TEXT,
     "experience": COUNT,
@@ -115,15 +116,26 @@ def measurement_rows(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def boundary_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row for each experience of each probe of each run: the whole reactivation, and the accuracy."""
+    """Return a row for each experience of each probe of each run: what was run, the accuracy, the whole reactivation.
+
+    What varies in a sweep has a column of the key's name: numbers where all values are, else text.
+    """
     rows = []
-    for run in runs:
+    taken = {*_WHAT, *_ALWAYS, *reactivation_types(NUMBER)}
+    values = [{f"sweep.{k}" if k in taken else k: v for k, v in varied(run).items()} for run in runs]
+    keys = dict.fromkeys(key for one in values for key in one)
+    numeric = {key: all(_is_number(one[key]) for one in values if key in one) for key in keys}
+    for run, one in zip(runs, values, strict=True):
         for trajectory in run.trajectories.values():
             for experience, r in trajectory.reactivations.items():
                 accuracy, forgetting = lost(run, trajectory.probe, experience)
                 rows.append(
                     {
                         "run": run.name,
+                        "strategy": strategy_of(run),
+                        "seed": seed_of(run),
+                        "control": run.is_control,
+                        **one,
                         "probe": trajectory.probe,
                         "experience": experience,
                         "accuracy": accuracy,
@@ -131,7 +143,12 @@ def boundary_rows(runs: Sequence[Run]) -> pd.DataFrame:
                         **reactivation_row(r),
                     }
                 )
-    return make_frame(rows, {**_ALWAYS, **reactivation_types(NUMBER)})
+    told = {key: NUMBER if numeric[key] else TEXT for key in keys}
+    return make_frame(rows, {**_WHAT, **told, **_ALWAYS, **reactivation_types(NUMBER)})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def evaluation_rows(runs: Sequence[Run]) -> pd.DataFrame:

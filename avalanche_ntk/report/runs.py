@@ -159,6 +159,26 @@ class Run:
         return points
 
 
+def seed_of(run: Run) -> int | None:
+    """Return the seed of a run; None where it is not known."""
+    seed = run.folder.meta.get("seed")
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
+
+
+def strategy_of(run: Run) -> str:
+    """Return the name of a run's strategy; empty where it is not known."""
+    config = run.folder.meta.get("config")
+    named = config.get("strategy") if isinstance(config, Mapping) else None
+    name = named.get("name") if isinstance(named, Mapping) else named
+    return plain(name if isinstance(name, str) else run.folder.meta.get("strategy", ""))
+
+
+def varied(run: Run) -> dict[str, Any]:
+    """Return what varies in the sweep that made a run, by dotted key; nothing without one."""
+    values = run.tags.get("values")
+    return dict(values) if isinstance(values, Mapping) else {}
+
+
 def find_runs(runs: Runs) -> tuple[dict[str, Path], dict[str, Path]]:
     """Find run folders: those that are named, and those inside a folder that is none itself.
 

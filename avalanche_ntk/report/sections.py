@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 from avalanche_ntk.recorder.labels import order_told
 from avalanche_ntk.recorder.trajectory import Trajectory
-from avalanche_ntk.report.answer import answer, boundaries_of, cautions, verdicts
+from avalanche_ntk.report.answer import answer, boundaries_of, cautions
 from avalanche_ntk.report.boundaries import lost
 from avalanche_ntk.report.boundary_figure import boundary_figure
 from avalanche_ntk.report.figures import curves, starts_of
+from avalanche_ntk.report.group_answer import answer_over_seeds, called
+from avalanche_ntk.report.groups import Group, groups_of, verdicts, verdicts_over_seeds
 from avalanche_ntk.report.kernel_figures import MOST_BOUNDARIES, kernel_maps, overlap_maps, spectrum_over_time
 from avalanche_ntk.report.page import Section, bullets, details, figure, paragraph, table
 from avalanche_ntk.report.part_figures import (
@@ -27,6 +29,8 @@ from avalanche_ntk.report.part_figures import (
     layers_of,
 )
 from avalanche_ntk.report.runs import Overlap, Run
+from avalanche_ntk.report.seed_figures import boundary_figure_of, curves_of
+from avalanche_ntk.report.seeds import COLUMNS, NOTE, SeedTable, table_of
 from avalanche_ntk.report.style import COLUMN_INCHES, PAGE_INCHES, settle, to_inline_svg
 from avalanche_ntk.report.text import MISSING, counted, escaped, iterations, listed, number, plain, share
 
@@ -36,6 +40,7 @@ _MOST_OVERLAPS = 4
 _MOST_LINES = 14
 _MOST_NOTES = 100
 _MOST_SINGLE = 8
+_MOST_SINGLE_OF_SEEDS = 3
 
 
 class Report:
@@ -46,23 +51,36 @@ class Report:
         probe: Name of the probe; each folder's first when None.
         controls: Runs in which no task changed; those of a sweep are found among the runs themselves.
         unreadable: What could not be read, a sentence each.
+        columns: Columns of the table over seeds.
     """
 
     def __init__(
-        self, runs: Sequence[Run], probe: str | None, controls: Sequence[Run], unreadable: Sequence[str] = ()
+        self,
+        runs: Sequence[Run],
+        probe: str | None,
+        controls: Sequence[Run],
+        unreadable: Sequence[str] = (),
+        columns: Sequence[str] = COLUMNS,
     ) -> None:
+        self.columns = columns
         given = [run for run in runs if not run.is_control] or list(runs)
         self.runs = given
         self.probe = probe
         self.controls = {
             run.name: [*controls, *(other for other in runs if other.is_control_of(run))] for run in self.runs
         }
+        self.groups = groups_of(self.runs)
+        self.beside = groups_of([run for run in runs if run.is_control]) if len(given) < len(runs) else []
+        # Runs that differ in the seed alone are told of together: a paragraph, a row and a line a setting.
+        self.over_seeds = any(len(group.runs) > 1 for group in self.groups)
         self.unreadable = list(unreadable)
         self.figures: dict[str, Figure] = {}
         self._count = 0
         # What more of would be seen by nobody: lines in one figure, and figures of single runs.
         self.drawn = self.runs[:_MOST_LINES]
-        self.single = self.runs[:_MOST_SINGLE]
+        self.drawn_groups = self.groups[:_MOST_LINES]
+        first = [group.runs[0] for group in self.groups]
+        self.single = first[:_MOST_SINGLE_OF_SEEDS] if self.over_seeds else self.runs[:_MOST_SINGLE]
 
     def sections(self) -> list[Section]:
         """Return all sections, the answer first."""
@@ -83,16 +101,29 @@ class Report:
 
     def answer(self) -> Section:
         """What happened at the boundaries, in sentences and one figure."""
-        answers = [answer(run, self.probe, self.controls[run.name]) for run in self.runs]
-        body = _answers(answers, [run.name for run in self.runs])
-        body += self._drawn(
-            "boundaries",
-            lambda width: boundary_figure(self.drawn, self.probe, width=width),
-            "At each boundary: the kernel's median velocity before and its peak after (left); the lowest λ_max after, "
-            "and the one at the end of the new task, as shares of λ_max at the boundary (middle); the accuracy on the "
-            "probe's own task before and after the new task was learnt (right).",
-            " ".join(answers),
-        )
+        if self.over_seeds:
+            answers = [answer_over_seeds(group, self.probe, self.controls) for group in self.groups]
+            body = _answers(answers, [called(group) for group in self.groups])
+            body += paragraph(f"Numbers are the {NOTE}.", "soft")
+            body += self._drawn(
+                "boundaries",
+                lambda width: boundary_figure_of([*self.drawn_groups, *self.beside], self.probe, width=width),
+                "At each boundary, means over the seeds with their 95 % intervals: the spike; the lowest λ_max after, "
+                "as a share of λ_max at the boundary; the accuracy on the probe's own task after the new one. "
+                "Hollow: the controls, in which no task changes.",
+                " ".join(answers),
+            )
+        else:
+            answers = [answer(run, self.probe, self.controls[run.name]) for run in self.runs]
+            body = _answers(answers, [run.name for run in self.runs])
+            body += self._drawn(
+                "boundaries",
+                lambda width: boundary_figure(self.drawn, self.probe, width=width),
+                "At each boundary, in this order: the kernel's median velocity before and its peak after; the lowest "
+                "λ_max after, and the one at the end of the new task, as shares of λ_max at the boundary; the accuracy "
+                "on the probe's own task before and after the new task was learnt.",
+                " ".join(answers),
+            )
         problems = self.unreadable + [f"{run.name}: {problem}" for run in self.runs for problem in run.problems]
         body += bullets([*cautions(self.runs, self.probe, self.controls), *self._left_out()], "warn")
         if problems:
@@ -108,12 +139,16 @@ class Report:
         evaluated = [run for run in self.runs if run.accuracies(self.task_of(run))]
         body = self._drawn(
             "curves",
-            lambda width: curves(self.drawn, self.probe, width=width),
+            lambda width: (
+                curves_of(self.drawn_groups, self.probe, width=width)
+                if self.over_seeds
+                else curves(self.drawn, self.probe, width=width)
+            ),
             "From above: λ_max, the distance 1 − CKA from the kernel at initialisation, the alignment with the labels, "
             "the velocity (distance per iteration), and the accuracy on the probe's task. Lines mark where a task "
-            "begins.",
-            f"Curves over training iterations of {listed([run.name for run in self.drawn], 8)}. "
-            + " ".join(self._ends(run) for run in self.drawn),
+            f"begins.{' Bands: 95 % intervals of the mean over the seeds.' if self.over_seeds else ''}",
+            f"Curves over training iterations of {listed([one.name for one in self._lines()], 8)}. "
+            + " ".join(self._ends(run) for run in (self.single if self.over_seeds else self.drawn)),
         )
         if len(evaluated) < len(self.runs):
             lacking = [run.name for run in self.runs if run not in evaluated]
@@ -123,6 +158,23 @@ class Report:
                 "soft",
             )
         return Section("curves", "The kernel while the tasks are learnt", body, "Curves")
+
+    def seeds(self) -> SeedTable:
+        """The numbers of every boundary over the seeds, controls last."""
+        return table_of([*self.groups, *self.beside], self.columns, self.probe)
+
+    def _over_seeds(self) -> str:
+        """Show that table, and what comes of it beside the controls."""
+        made = self.seeds()
+        body = table(f"A row for each boundary: {NOTE}", made.heads(), made.cells()) if made.rows else ""
+        judged = [
+            f"{group.name}, task {e} → {e + 1}: {v.verdict}: {v.reason}."
+            for group in self.groups
+            for e, v in verdicts_over_seeds(group, self.controls, self.probe).items()
+        ]
+        if judged:
+            body += details("Verdicts over the seeds, beside the controls", bullets(judged), is_open=len(judged) < 9)
+        return body
 
     def reactivation(self) -> Section:
         """The numbers of every boundary."""
@@ -158,6 +210,8 @@ class Report:
             body = paragraph("No run has a boundary with an experience before it that was measured to its end.")
         else:
             body = table("A row for each boundary", [c for c, _ in _COLUMNS], rows, explained=dict(_COLUMNS[1:]))
+        if self.over_seeds and rows:
+            body = self._over_seeds() + details("The same for each run", body)
         onsets = [
             f"{run.name}: {number(r.onset)} per iteration"
             for run in self.runs
@@ -166,7 +220,7 @@ class Report:
         ]
         if onsets:
             body += paragraph(f"Peak velocity at the start of the first task, for comparison: {listed(onsets, 12)}.")
-        judged = self._verdicts()
+        judged = [] if self.over_seeds else self._verdicts()
         if judged:
             body += details("Verdicts beside the controls", bullets(judged), is_open=len(judged) < 9)
         if reasons:
@@ -395,14 +449,20 @@ class Report:
 
     def _left_out(self) -> list[str]:
         found = []
-        if len(self.runs) > len(self.drawn):
-            found.append(f"Figures show the first {len(self.drawn)} of {len(self.runs)} runs; the tables show all.")
+        every, what = (self.groups, "settings") if self.over_seeds else (self.runs, "runs")
+        if len(every) > _MOST_LINES:
+            found.append(f"Figures show the first {_MOST_LINES} of {len(every)} {what}; the tables show all.")
         if len(self.runs) > len(self.single):
+            which = "of the first seed of the first" if self.over_seeds else "of the first"
             found.append(
-                f"Spectra, heat maps, layers and task overlap are shown of the first {len(self.single)} runs: report "
-                "on the others alone."
+                f"Spectra, heat maps, layers and task overlap are shown {which} {len(self.single)} {what}: report on "
+                "the others alone."
             )
         return found
+
+    def _lines(self) -> Sequence[Group] | Sequence[Run]:
+        """Return what has a line in the curves."""
+        return self.drawn_groups if self.over_seeds else self.drawn
 
     def _of(self, run: Run, body: str) -> str:
         """Put what belongs to one run under its name, when there are several."""

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from avalanche_ntk import __version__
 from avalanche_ntk.errors import RunFolderError, unknown_name
-from avalanche_ntk.files import write_whole
+from avalanche_ntk.owned import refuse_strangers, write_owned
 from avalanche_ntk.report.boundaries import boundary_rows, measurement_rows
-from avalanche_ntk.report.page import GENERATOR, Page, paragraph
+from avalanche_ntk.report.page import Page, paragraph
 from avalanche_ntk.report.runs import RUN_FILE, Runs, StrPath, read_runs
 from avalanche_ntk.report.sections import Report
+from avalanche_ntk.report.seeds import COLUMNS, HEADINGS
 from avalanche_ntk.report.style import to_bytes
 from avalanche_ntk.report.text import counted, listed
 
@@ -49,18 +50,20 @@ def write_report(
     control: Runs | None = None,
     title: str | None = None,
     formats: Sequence[str] = FORMATS,
+    columns: Sequence[str] = COLUMNS,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Written:
     """Write a report on some runs: one HTML file, figures for a paper, tables.
 
     Args:
         runs: A run folder, a folder that holds some (a sweep's), several of them, or paths by the names to show.
-        out: Folder to write `report.html`, `figures/` and `tables/` to. An earlier report in it is replaced; files of
-            other names stay.
+        out: Folder to write `report.html`, `figures/` and `tables/` to. An earlier report in it is replaced;
+            no file that a report did not write is, nor one that was changed since (`written.json` says which are).
         probe: Name of the probe to report on; each folder's first when None.
         control: Runs in which no task changed, for the verdicts.
         title: The page's title.
         formats: Which files to make of each figure.
+        columns: Columns of the table over seeds, of `report.seeds.HEADINGS`.
         on_progress: Called with what is done next.
 
     Returns:
@@ -68,11 +71,15 @@ def write_report(
 
     Raises:
         ArgumentError: An unknown format.
-        RunFolderError: A run cannot be read or has no such probe, or `out` cannot be written.
+        RunFolderError: A run cannot be read or has no such probe, `out` cannot be written, or a file
+            there that no report wrote would be replaced.
     """  # noqa: DOC501  (`unknown_name` makes the ArgumentError)
     for kind in formats:
         if kind not in FORMATS:
             raise unknown_name("figure format", kind, FORMATS)
+    for column in columns:
+        if column not in HEADINGS:
+            raise unknown_name("column", column, HEADINGS)
     target = Path(os.path.abspath(out))
     _check_target(target)
     on_progress("reading the runs")
@@ -86,7 +93,7 @@ def write_report(
             f"{'holds' if len(found) == 1 else 'hold'} no probe yet. A probe is there once training has begun."
         )
     controls = [] if control is None else read_runs(control)[0]
-    report = Report(measured, probe, controls, unreadable)
+    report = Report(measured, probe, controls, unreadable, columns)
     on_progress("drawing")
     sections = report.sections()
     page = Page(
@@ -96,22 +103,23 @@ def write_report(
         foot=f"Made by avalanche-ntk {__version__} on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC.",
     )
     on_progress("writing")
-    figures, tables = target / "figures", target / "tables"
-    written: list[Path] = []
+    files: dict[str, str | bytes] = {}
+    names = _file_names(report.figures)
+    for name, drawn in report.figures.items():
+        files |= {f"figures/{names[name]}.{kind}": to_bytes(drawn, kind) for kind in formats}
+    seeds = report.seeds()
+    tables = {
+        "boundaries.csv": boundary_rows(measured).to_csv(index=False),
+        "measurements.csv": measurement_rows(measured).to_csv(index=False),
+        "seeds.csv": seeds.csv(),
+        "seeds.md": seeds.markdown(),
+        "seeds.tex": seeds.latex(),
+    }
+    files |= {f"tables/{name}": text for name, text in tables.items()}
     with _writing(target):
-        for folder in (target, figures, tables):
-            folder.mkdir(parents=True, exist_ok=True)
-        names = _file_names(report.figures)
-        for name, drawn in report.figures.items():
-            for kind in formats:
-                path = figures / f"{names[name]}.{kind}"
-                write_whole(path, to_bytes(drawn, kind))
-                written.append(path)
-        made = {"boundaries.csv": boundary_rows(measured), "measurements.csv": measurement_rows(measured)}
-        for name, frame in made.items():
-            write_whole(tables / name, frame.to_csv(index=False))
-        write_whole(target / PAGE, page.html())
-    return Written(target / PAGE, tuple(written), tuple(tables / name for name in made), tuple(unreadable))
+        written = write_owned(target, {**files, PAGE: page.html()})
+    figures = [path for path in written if path.parent.name == "figures"]
+    return Written(target / PAGE, tuple(figures), tuple(target / "tables" / name for name in tables), tuple(unreadable))
 
 
 def _title(names: Sequence[str]) -> str:
@@ -151,18 +159,7 @@ def _check_target(target: Path) -> None:
             f"{target} is a run folder, into which no report is written: choose another --out, such as "
             f"{target.parent / 'report'}."
         )
-    page = target / PAGE
-    if os.path.lexists(page):
-        try:
-            with page.open("rb") as file:
-                ours = GENERATOR.encode() in file.read(4096)
-        except OSError:
-            ours = False
-        if not ours:
-            raise RunFolderError(
-                f"{page} exists and was not made by this command: it is not replaced. Choose another --out, or remove "
-                "the file."
-            )
+    refuse_strangers(target, [PAGE])  # before the minutes that drawing takes; the others are looked at before writing
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from avalanche_ntk.experiments.launch import Workers
 from avalanche_ntk.experiments.sweep import Outcome as RunOutcome
 from avalanche_ntk.experiments.sweep import Sweep, load_sweep, run_sweep
 from avalanche_ntk.files import write_whole
+from avalanche_ntk.owned import refuse_strangers
 from avalanche_ntk.reproduce.deciding import decided
 from avalanche_ntk.reproduce.registry import Scale, load_study
 from avalanche_ntk.reproduce.results import Results, read_measured
@@ -103,6 +104,7 @@ def reproduce(
             f"Give {max(1, most // count) * count}, for example."
         )
     place = Place(Path(out) if out is not None else Path("reproduced") / f"{name}-{scale}")
+    refuse_strangers(place.out, ["results.json", "results.md"])  # before the hours that the runs may take
     begin = time.perf_counter()
     looks: list[int] = []
     planned = most // count

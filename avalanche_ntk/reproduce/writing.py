@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avalanche_ntk.files import write_whole
+from avalanche_ntk.owned import write_owned
 from avalanche_ntk.report.style import to_bytes
 from avalanche_ntk.reproduce.registry import OPEN, STUDIES, Scale
 from avalanche_ntk.reproduce.study import Context
@@ -69,21 +69,17 @@ def write_results(out: Path, setting: Setting, claims: Sequence[Claim], figures:
 
     Returns:
         The files.
+
+    Raises:
+        RunFolderError: A file that another wrote would be replaced.
     """
-    files: list[Path] = []
-
-    def write(name: str, content: str | bytes) -> None:
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-        files.append(path)
-
-    write("results.json", json.dumps(_as_json(setting, claims), indent=1) + "\n")
-    write("results.md", as_markdown(setting, claims, list(figures)))
+    files: dict[str, str | bytes] = {
+        "results.json": json.dumps(_as_json(setting, claims), indent=1) + "\n",
+        "results.md": as_markdown(setting, claims, list(figures)),
+    }
     for name, figure in figures.items():
-        for kind in FORMATS:
-            write(f"figures/{name}.{kind}", to_bytes(figure, kind))
-    return files
+        files |= {f"figures/{name}.{kind}": to_bytes(figure, kind) for kind in FORMATS}
+    return write_owned(out, files)
 
 
 def _as_json(setting: Setting, claims: Sequence[Claim]) -> dict[str, Any]:

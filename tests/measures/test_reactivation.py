@@ -338,6 +338,17 @@ def test_properties(before, after, scale):
     assert found.half_life is None or found.half_life > 0
 
 
+def test_what_is_printed_says_each_reason_once_and_what_a_cadence_is():
+    first = reactivation([0, 1, 2], [None, 1e-3, 7e-3], 0, first=True)
+    assert repr(first).count("the first experience has no boundary before it") == 1
+    assert repr(first).startswith("Reactivation(boundary=0, end=2, onset=0.007, undefined: base, base_in_onset, peak, ")
+    told = repr(Reactivation(30.0, 60.0, spike=0.00123456, at_floor=False, cadence=(18.0, 25.0)))
+    assert told == (
+        "Reactivation(boundary=30, end=60, spike=0.001235, at_floor=False, cadence=18 iterations before and 25 after "
+        "the boundary)"
+    )
+
+
 def test_survives_json():
     found = reactivation(TIMES, VELOCITIES, B, onset=5e-2)
     assert Reactivation.from_dict(json.loads(json.dumps(found.as_dict()))) == found

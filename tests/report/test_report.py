@@ -187,7 +187,10 @@ def test_the_numbers_are_the_run_s(written):
 
 def test_tables_and_figures_lie_beside_the_page(written):
     _, done, _, _ = written
-    assert [path.name for path in done.tables] == ["boundaries.csv", "measurements.csv"]
+    assert [path.name for path in done.tables] == [
+        *("boundaries.csv", "measurements.csv"),
+        *("seeds.csv", "seeds.md", "seeds.tex"),
+    ]
     assert done.tables[1].read_text().count("\n") == 1 + 2 * 27
     names = {path.stem for path in done.figures}
     evil = "script-alert-x-script"
@@ -328,9 +331,10 @@ def test_the_verdict_beside_a_control(make_run):
         series[1] = at(1, spike=spike, ratio=2.0, peak=1.0, at_floor=False)
         assert answer(run, controls=[control]).endswith(f"Verdict beside 1 control: {words}")
     series[1] = Reactivation(40.0, 80.0, spike=1.0, ratio=1.0, at_floor=False, cadence=(10.0, 5.0))
-    assert "No verdict: velocities of different cadences are not comparable" in answer(run, controls=[control])
+    told = "No verdict: none of 1 control matches: control: velocities of different cadences are not comparable"
+    assert told in answer(run, controls=[control])
     other = read_run(make_run("other", probe="mine", experiences=1))
-    assert answer(run, controls=[other]).endswith("No verdict: 1 of 1 control has no probe 'Exp000'.")
+    assert answer(run, controls=[other]).endswith("No verdict: none of 1 control matches: other has no probe 'Exp000'.")
 
 
 def test_what_must_be_known_before_comparing(make_run):
@@ -444,10 +448,30 @@ def test_nothing_of_somebody_else_s_is_replaced(make_run, tmp_path):
     with pytest.raises(RunFolderError) as caught:
         write_report(path, tmp_path / "mine")
     assert str(caught.value) == (
-        f"{tmp_path / 'mine' / 'report.html'} exists and was not made by this command: it is not replaced. Choose "
-        "another --out, or remove the file."
+        f"{tmp_path / 'mine' / 'report.html'} exists and was not written by this command, or was changed since: it is "
+        "not replaced. Choose another --out, or move the file away."
     )
     assert (tmp_path / "mine" / "report.html").read_text() == "my thesis"
+
+
+def test_a_figure_of_the_user_s_is_not_replaced_and_an_own_one_is(make_run, tmp_path):
+    path, out = make_run("run", experiences=2, keep_kernels=False), tmp_path / "out"
+    mine = out / "figures" / "curves.pdf"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("my own")
+    with pytest.raises(RunFolderError, match=r"curves\.pdf exists and was not written by this command"):
+        write_report(path, out, formats=["pdf"])
+    assert [p.name for p in out.rglob("*") if p.is_file()] == ["curves.pdf"]  # nothing was written
+    mine.unlink()
+    done = write_report(path, out, formats=["pdf"])
+    written = {p.relative_to(out).as_posix() for p in (done.page, *done.figures, *done.tables)}
+    assert set(json.loads((out / "written.json").read_text())["files"]) == written
+    write_report(path, out, formats=["pdf"], title="again")
+    assert "again" in done.page.read_text()
+    mine.write_text("changed by hand")
+    with pytest.raises(RunFolderError, match="or was changed since: it is not replaced"):
+        write_report(path, out, formats=["pdf"])
+    assert mine.read_text() == "changed by hand"
 
 
 def test_the_command(make_run, tmp_path, monkeypatch, capsys):

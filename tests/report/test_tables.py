@@ -50,7 +50,8 @@ def test_boundaries_have_the_reactivation_and_what_was_forgotten(make_run):
         for name in ("spike", "ratio", "z", "moved", "norm_dip", "half_life", "alignment_drop"):
             value = getattr(r, name)
             assert pd.isna(row[name]) if value is None else row[name] == value
-    assert table["reasons"][0].startswith("base: the first experience has no boundary before it")
+    assert table["reasons"][0].startswith("base, base_in_onset, peak, spike, ratio, ")
+    assert table["reasons"][0].count("the first experience has no boundary before it") == 1
     short = boundary_table({"mine": path})
     assert list(short["forgetting_first_task"]) == list(table["forgetting"])
     assert list(short["spike"][1:]) == list(table["spike"][1:])
