@@ -74,6 +74,9 @@ STUDIES: dict[str, Entry] = {
         "The initial kernel's alignment with the labels orders tasks by difficulty",
         "Ortiz-Jiménez et al. 2021 (arXiv 2106.06770)",
     ),
+    "low-rank-forgetting": Entry(
+        "Forgetting is low-rank and known before the first step", "Hidekel & Raviv 2026 (arXiv 2606.18024)"
+    ),
     "many-tasks": Entry("Twenty tasks in a row: does the kernel's movement add up, decay or settle?", OPEN),
 }
 
