@@ -1,6 +1,7 @@
 """Lower layers never import upper ones; report and `--help` never import torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,35 @@ def test_the_test_of_rooms_can_fail():
     assert room_violations("plugin", source) == ["plugin imports _guard"]
     assert room_violations("_guard", source) == room_violations("door", source) == []
     assert room_violations("plugin", "from avalanche_ntk.kernels.support import Batch") == []
+
+
+def rooms_used() -> dict[str, set[str]]:
+    """Other rooms that the modules of each room of `kernels` import."""
+    used: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in (ROOT / "kernels").rglob("*.py"):
+        names = {name.split(".")[2] for name in imports(path.read_text()) if name.startswith("avalanche_ntk.kernels._")}
+        used[room_of(path)] |= names - {room_of(path)}
+    return used
+
+
+def test_the_picture_of_the_rooms_is_what_they_import():
+    """Every arrow of docs/design.md is an import, and every import an arrow; lower rooms stand below."""
+    text = (ROOT.parent / "docs" / "design.md").read_text().split("## Rooms of the kernels")[1].split("\n## ")[0]
+    drawn = [line.split("──►") for line in text.split("```text\n")[1].split("```")[0].splitlines()]
+    assert [room.strip() for room, _ in drawn] == ROOMS[::-1]
+    assert {room.strip(): set(rooms.split()) for room, rooms in drawn} == rooms_used()
+
+
+def test_the_readme_of_the_kernels_names_every_module():
+    rows = (ROOT / "kernels" / "README.md").read_text().split("| room |")[1].split("\n\n")[0].splitlines()
+    told = {
+        line.split("|")[1].strip().strip("`"): set(re.findall(r"`([\w/]+)`", line.split("|")[2])) for line in rows[2:]
+    }
+    for room in ROOMS:
+        folder = ROOT / "kernels" / ("" if room == "door" else room)
+        modules = {p.stem for p in folder.glob("*.py")} - {"__init__"}
+        named = told["the door" if room == "door" else room]
+        assert modules <= named | {"support"}, (room, modules - named)
 
 
 def loads_torch(statement: str) -> str:

@@ -4,7 +4,7 @@
     python timings/memory.py mlp        # one
 
 The rise is the peak resident size of a process that measures a kernel, minus the peak of one that only runs the forward
-pass of the same batch under autograd. It has to stay below 1.5 times the budget.
+pass of the same batch under autograd. It has to stay below 1.25 times the budget.
 """
 
 import json

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_ntk.kernels._contract.ghost import ELEMENTWISE, blocks, ghost, left_cost, share
+from avalanche_ntk.kernels._contract.ghost import ELEMENTWISE, blocks, ghost, input_cost, share
 from avalanche_ntk.kernels._contract.patches import Patches
 from avalanche_ntk.kernels._contract.pieces import Dense, Lookup, Outer, Piece, Size, all_rows, some_rows
 from avalanche_ntk.kernels._device.profile import PROCESSOR, Profile, profile_of
@@ -39,8 +39,8 @@ class Tally:
     forms: dict[str, str] = field(default_factory=dict)
     peak: int = 0
     last: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
-    lefts: dict[str, Tensor] | None = None
-    room: float = 0.0  # numbers that `lefts` may still take
+    input_grams: dict[str, Tensor] | None = None
+    room: float = 0.0  # numbers that `input_grams` may still take
     steps: int = 1  # how often the same parameters come again, with other outputs
     scratch: dict[str, Tensor] = field(default_factory=dict)
     sizes: dict[str, list[Size]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def contract(
         workspace: Bytes that intermediate blocks may take.
         tally: Where work is noted.
         force: `explicit` or `ghost` where a form is asked for.
-        name: The parameter's name, under which `tally.lefts` keeps what does not depend on the outputs.
+        name: The parameter's name, under which `tally.input_grams` keeps what does not depend on the outputs.
 
     Returns:
         `(N, M)` summed over outputs, or `(N, M, R, R)`, and the form used.
@@ -206,18 +206,18 @@ def _outer(
     same = p is q
     if t == 1 and s == 1 and force != "explicit":
         return _rank_one(p, q, full, tally, name), "gram"
-    keeping = tally.lefts if name and not full else None
+    keeping = tally.input_grams if name and not full else None
     if keeping is not None and name not in keeping and n * t * m * s > tally.room:
         keeping = None
-    gram = left_cost(p.a, q.a) / (1 if keeping is None else tally.steps)
+    gram = input_cost(p.a, q.a) / (1 if keeping is None else tally.steps)
     size = replace(Size.of(p), t=max(1, round((t * s) ** 0.5)))
     profile, item = profile_of(p.g.device), p.g.element_size()
-    explicit, hidden = costs(size, n, None if same else m, p.g.shape[0], full, workspace, item, gram, profile)
-    form = force or ("explicit" if explicit.time <= hidden.time else "ghost")
+    explicit, product = costs(size, n, None if same else m, p.g.shape[0], full, workspace, item, gram, profile)
+    form = force or ("explicit" if explicit.time <= product.time else "ghost")
     if form == "explicit":
         tally.flops += explicit.flops
         return _explicit(p, q, same, full, workspace, tally), form
-    tally.flops += hidden.flops
+    tally.flops += product.flops
     known, fill = None, False
     if keeping is not None:
         fill = name not in keeping
@@ -242,7 +242,7 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor
     tally.flops += n * m * (a + b * r * (r if full else 1))
     pa, qa = all_rows(p.a), all_rows(q.a)
     ones = p.ones and q.ones
-    keeping = tally.lefts if name else None
+    keeping = tally.input_grams if name else None
     kept = None if keeping is None else keeping.get(name)
     left = kept
     if left is None and not (ones and not full):

@@ -72,7 +72,7 @@ def kernels(
     parts = signals.segments([p.graph] if same else [p.graph, q.graph], edges, total * 0.3 / sides / step)
     # Gram matrices of inputs do not depend on the outputs: kept from step to step where they are small
     small = p.n * q.n * len(plan.native) <= 0.15 * total
-    tally.lefts = {} if step < r and small else None
+    tally.input_grams = {} if step < r and small else None
     tally.room, tally.steps = (0.3 * total, -(-r // step)) if step < r else (0.0, 1)
     workspace = int(min(total, profile_of(p.out.device).workspace) * 0.25 * item)
     spare = spare_for([p] if same else [p, q], edges, r, budget)
@@ -89,7 +89,7 @@ def kernels(
         else:
             right = signals.stream(q.out, q.graph, parts, cot, plan.vectorised)
             sums.consume(one, Side(subject, plans[1], q), left, right)
-    tally.lefts = None
+    tally.input_grams = None
     sums.give_back()
     return sums.result
 

@@ -39,7 +39,7 @@ def share(n: int, side: int) -> float:
     return sum(min(side, n - i) * (n - i) for i in starts) / (n * n)
 
 
-def left_cost(a: Tensor | Patches, b: Tensor | Patches) -> float:
+def input_cost(a: Tensor | Patches, b: Tensor | Patches) -> float:
     """Return what one entry of the Gram matrix of the sides without outputs costs, in multiply-adds."""
     if isinstance(a, Patches) and isinstance(b, Patches):
         return min(gram_cost(a, b), float(a.shape[2]))

@@ -161,7 +161,7 @@ def _explicit_is_faster(sizes: list[Size], n: int, m: int | None, r: int, full: 
     if all(size.t == 1 for size in sizes):
         return False
     pairs = [costs(size, n, m, r, full, budget // 4, need.item, profile=need.profile) for size in sizes]
-    return sum(explicit.time for explicit, _ in pairs) <= sum(hidden.time for _, hidden in pairs)
+    return sum(explicit.time for explicit, _ in pairs) <= sum(product.time for _, product in pairs)
 
 
 def _passes(n: int, m: int | None, held: int, outputs: int, r: int) -> float:

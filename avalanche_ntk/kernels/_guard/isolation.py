@@ -60,7 +60,7 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
             if id(t) in kept:
                 undo.callback(copied(t, compare=id(t) in known))
         undo.callback(_memory_back, [(t, t.data) for t in dense])
-        undo.callback(_holdings_back, noted(modules))
+        undo.callback(_put_back, noted(modules))
         undo.callback(_entries_back, [(table, dict(table)) for table in tables])
         undo.callback(_flags_back, [(m, m.training) for m in modules])
         for m in modules:
@@ -80,7 +80,7 @@ def _entries_back(entries: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
         now.update((k, v) for k, v in before.items() if k not in now or now[k] is not v)
 
 
-def _holdings_back(undo: list[Callable[[], object]]) -> None:
+def _put_back(undo: list[Callable[[], object]]) -> None:
     for put_back in undo:
         put_back()
 

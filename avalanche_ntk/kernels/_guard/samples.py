@@ -102,7 +102,7 @@ def differing(
     out: Tensor,
     precision: torch.dtype,
     every: bool = False,
-    turn: int = 0,
+    offset: int = 0,
     rounding: Rounding | None = None,
 ) -> Batch | None:
     """Run some samples by themselves, and look for other outputs than in the batch.
@@ -113,14 +113,14 @@ def differing(
         out: Their outputs.
         precision: Of the least exact numbers that they are made from.
         every: Run all samples, every other one at a time, so that each is in other company: as much as a pass.
-        turn: Which samples are run otherwise: one that changes the others (by a maximum) shows where it is left out.
+        offset: Which samples are run otherwise: one that changes the others (by a maximum) shows where it is left out.
         rounding: See `same_outputs`.
 
     Returns:
         Samples whose outputs differ, with others beside them; None where there is none.
     """
     n = len(batch)
-    places = [sorted({(i + turn) % n for i in (n // 4, n // 2, n - 1)})] if n > SMALL else [[n - 1], [0]][-n:]
+    places = [sorted({(i + offset) % n for i in (n // 4, n // 2, n - 1)})] if n > SMALL else [[n - 1], [0]][-n:]
     if every and n > SMALL:
         places = [list(range(1, n, 2)), list(range(0, n, 2)), *places]
     parts = [_by_themselves(subject, batch, index) for index in places]
