@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_ntk import NTKPlugin, Probe, Schedule, images, ntk_metrics
+from avalanche_ntk import NTKPlugin, Probe, Schedule, ntk_metrics
+from avalanche_ntk.adapters import images
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.measures import kernel_regression
 from avalanche_ntk.observables import ClassBlocks, KernelRegression, StaticKernelForecast
