@@ -26,7 +26,9 @@ LAYERS = {
     **dict.fromkeys(["lab", "lab.benchmarks", "lab.models", "lab.regimes"], 2),
     **dict.fromkeys(["adapters.plugin", "adapters.checkpoints", "adapters.loggers"], 3),
     "report": 3,  # reads run folders and trajectories, nothing that trains
-    **dict.fromkeys(["adapters", "adapters.tensorboard", "adapters.evaluation", "adapters.images"], 4),
+    **dict.fromkeys(
+        ["adapters", "adapters.tensorboard", "adapters.evaluation", "adapters.images", "adapters.text_logs"], 4
+    ),
     "recorder": 4,
     "strategies": 5,
     "demo": 6,
@@ -37,7 +39,7 @@ LAYERS = {
 }
 MAY_IMPORT_AVALANCHE = {
     *("adapters.checkpoints", "adapters.evaluation", "adapters.loggers", "adapters.plugin", "adapters.reading"),
-    *("adapters.trained", "lab.benchmarks", "strategies", "demo", "experiments", "reproduce"),
+    *("adapters.text_logs", "adapters.trained", "lab.benchmarks", "strategies", "demo", "experiments", "reproduce"),
 }
 
 

@@ -65,11 +65,12 @@ def test_every_value_arrives_once_with_its_iteration_as_a_float():
         xs, values = found[name + TAIL]
         expected = [(m.clock.iteration, m.values[column]) for m in ntk.trajectory if column in m.values]
         assert list(zip(xs, values, strict=True)) == expected
-        assert all(type(v) is float for v in values)
+        assert all(isinstance(v, float) for v in values)
         assert all(type(x) is int for x in xs)
     reactivation = ntk.trajectory.reactivations
-    assert found["NTK_Spike" + TAIL] == ([12], [reactivation[1].spike])  # from the second experience on
-    assert found["NTK_OnsetVelocity" + TAIL] == ([6], [reactivation[0].onset])  # of the first experience only
+    # From the second experience on, at the iteration of the boundary; the onset of the first experience only.
+    assert found["NTK_Spike" + TAIL] == ([6], [reactivation[1].spike])
+    assert found["NTK_OnsetVelocity" + TAIL] == ([0], [reactivation[0].onset])
 
 
 def test_metrics_can_be_chosen():

@@ -123,8 +123,8 @@ def test_the_first_boundary_is_where_the_second_task_begins():
     assert (start.clock.event, start.values["distance_previous"]) == ("experience_start", 0.0)
     assert "velocity_per_iteration" not in start.values
     tags = strategy.evaluator.get_all_metrics()
-    assert tags["NTK_Spike/train_phase/train_stream/Task000/Exp000"] == ([24], [found.spike])
-    assert tags["NTK_OnsetVelocity/train_phase/train_stream/Task000/Exp000"][0] == [12]
+    assert tags["NTK_Spike/train_phase/train_stream/Task000/Exp000"] == ([12], [found.spike])
+    assert tags["NTK_OnsetVelocity/train_phase/train_stream/Task000/Exp000"][0] == [0]
 
 
 @pytest.mark.parametrize("size", [4, 5, 48])

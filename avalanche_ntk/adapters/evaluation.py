@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue, TensorImage
 from avalanche.evaluation.metric_utils import default_metric_name_template, generic_get_metric_name
+from avalanche.logging import CSVLogger, TensorboardLogger, TextLogger
 from matplotlib.figure import Figure
 
 from avalanche_ntk import measures
 from avalanche_ntk.adapters import images
 from avalanche_ntk.adapters.plugin import NTKPlugin
-from avalanche_ntk.errors import PluginError, RunFolderError
+from avalanche_ntk.adapters.text_logs import PRINTED, Printed, Unprinted
+from avalanche_ntk.errors import PluginError, RunFolderError, unknown_name
 from avalanche_ntk.observables import (
     BufferShare,
     ClassBlocks,
@@ -89,6 +91,8 @@ class NTKMetric(_FewHooks):
         self._given: dict[str, int] = {}
         self._read = -1
         self._last: float | None = None
+        self.printed = True
+        self._shown: dict[str, tuple[int, float]] = {}
 
     def __str__(self) -> str:
         return self.name
@@ -99,6 +103,7 @@ class NTKMetric(_FewHooks):
         new = copy.copy(self)
         new.plugin = memo.get(id(self.plugin), self.plugin)
         new._given = dict(self._given)
+        new._shown = dict(self._shown)
         memo[id(self)] = new
         return new
 
@@ -147,12 +152,19 @@ class NTKMetric(_FewHooks):
                 continue
             tag = tag_of(self.name, self.plugin.probes[name])
             for full_tag, x, value in self._values_of(trajectory, entries[begin:end], tag):
-                if isinstance(value, float):
-                    self._last = value
-                values.append(MetricValue(self, full_tag, value, x))
+                values.append(MetricValue(self, full_tag, self._as_shown(full_tag, x, value), x))
             self._given[name] = end
         self._read = -1 if waiting else recorded
         return values
+
+    def _as_shown(self, tag: str, x: int, value: Any) -> Any:
+        """Return a value as loggers get it: printed once, however often it is measured without a step between."""
+        if not isinstance(value, float):
+            return value
+        self._last = value
+        again = self._shown.get(tag) == (x, value)
+        self._shown[tag] = (x, value)
+        return Printed(value) if self.printed and not again else Unprinted(value)
 
     def _entries(self, trajectory: Trajectory) -> list[Any]:
         """Return what is handed on, in order."""
@@ -170,6 +182,8 @@ class NTKMetric(_FewHooks):
         """Yield tag, iteration and value of what is defined; what is not is absent, never 0."""
         for measurement in entries:
             value = measurement.values.get(self.column)
+            if self.column in _SINCE_PREVIOUS and "velocity_per_iteration" not in measurement.values:
+                continue  # no step was made between the two: no change is shown, as no velocity is
             if value is not None and not math.isnan(value):
                 yield tag, measurement.clock.iteration, float(value)
 
@@ -181,8 +195,22 @@ class NTKMetric(_FewHooks):
     before_eval = _new_values
 
 
+_SINCE_PREVIOUS = ("distance_previous", "distance_previous_uncentred")
+_MAY_GO_BACK = (TensorboardLogger, TextLogger, CSVLogger)
+
+
 class ReactivationMetric(NTKMetric):
-    """One quantity of the reactivation at each boundary, handed on at the experience's end."""
+    """One quantity of the reactivation at each boundary, handed on at the experience's end.
+
+    It is shown at the iteration of its boundary where every logger takes a value of an earlier step, as Avalanche's
+    TensorBoard, text and CSV loggers do. W&B drops such values: beside it, or a logger of another kind, it is shown at
+    the experience's end.
+    """
+
+    def _new_values(self, strategy: Any) -> list[MetricValue]:
+        loggers = getattr(getattr(strategy, "evaluator", None), "loggers", ())
+        self._at_boundary = all(isinstance(logger, _MAY_GO_BACK) for logger in loggers)
+        return super()._new_values(strategy)
 
     def _entries(self, trajectory: Trajectory) -> list[Any]:
         return list(trajectory.reactivations.values())
@@ -199,7 +227,14 @@ class ReactivationMetric(NTKMetric):
                 continue  # repeated there for its ratio; it is the first experience's
             value = getattr(reactivation, self.column)
             if value is not None and not math.isnan(value):
-                yield tag, self._iteration(reactivation), float(value)
+                yield tag, int(reactivation.boundary if self._at_boundary else reactivation.end), float(value)
+
+    before_training_exp = _new_values
+    after_training_iteration = _new_values
+    after_training_epoch = _new_values
+    after_training_exp = _new_values
+    after_training = _new_values
+    before_eval = _new_values
 
 
 class PatternMetric(NTKMetric):
@@ -328,6 +363,7 @@ def ntk_metrics(
     buffer_share: bool = False,
     kernel_image: bool = False,
     cost: bool = True,
+    text: Collection[str] | None = PRINTED,
 ) -> list[PluginMetric[Any]]:
     """Return the metrics that show a plugin's measurements in an evaluator's loggers.
 
@@ -365,6 +401,8 @@ def ntk_metrics(
         buffer_share: `NTK_BufferShare`: how much of the kernel's distance to the boundary buffers make alone.
         kernel_image: The figure `NTK_Kernel`, a heat map sorted by class, at each boundary.
         cost: `NTK_MeasurementSeconds`, `NTK_MeasuringShare` (of the time since training began).
+        text: Names of the metrics that text loggers (`TextLogger`, `InteractiveLogger`) print, each value once; None
+            for all, an empty tuple for none. Every other logger has all of them.
 
     Returns:
         A list of metrics for `EvaluationPlugin`. Its last element emits nothing: it writes the values of the
@@ -372,7 +410,8 @@ def ntk_metrics(
 
     Raises:
         PluginError: `plugin` is not an `NTKPlugin`.
-    """
+        ArgumentError: A name in `text` is that of no metric that is asked for.
+    """  # noqa: DOC501  (made by unknown_name)
     if not isinstance(plugin, NTKPlugin):
         raise PluginError(
             f"ntk_metrics needs the NTKPlugin that measures; found {type(plugin).__name__}. "
@@ -412,6 +451,13 @@ def ntk_metrics(
         metrics.append(FigureMetric(plugin, "NTK_TaskOverlapMatrix", _draw_overlap))
     if kernel_image:
         metrics.append(FigureMetric(plugin, "NTK_Kernel", _draw_kernel))
+    names = [metric.name for metric in metrics if isinstance(metric, NTKMetric)]
+    for name in () if text is None or text is PRINTED else text:
+        if name not in names:
+            raise unknown_name("metric", name, names)
+    for metric in metrics:
+        if isinstance(metric, NTKMetric):
+            metric.printed = text is None or metric.name in text
     metrics.append(EvaluationRecorder(plugin))
     return metrics
 

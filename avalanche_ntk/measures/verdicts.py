@@ -147,14 +147,14 @@ class SeedVerdict:
     Attributes:
         verdict: "reactivated", "not distinguishable" or "undefined".
         reason: The numbers it rests on, in a sentence.
-        spike: Mean and 95 % interval over the seeds of `spike − spike of the control`; NaN where undefined.
-        ratio: The same of `ratio / ratio of the control`, a geometric mean.
+        peak: Geometric mean over the seeds of `peak / peak of the control`, and its 95 % interval; NaN where undefined.
+        ratio: The same of `ratio / ratio of the control`.
         seeds: Pairs taken into account.
     """
 
     verdict: str
     reason: str
-    spike: tuple[float, float, float]
+    peak: tuple[float, float, float]
     ratio: tuple[float, float, float]
     seeds: int
 
@@ -162,10 +162,11 @@ class SeedVerdict:
 def verdict_over_seeds(pairs: Sequence[tuple[Reactivation, Reactivation]]) -> SeedVerdict:
     """Compare a boundary with its no-shift control over seeds: each seed's run beside the control of the same seed.
 
-    "reactivated" where Student's 95 % intervals of both the difference of the spikes and the logarithm of the ratios'
-    quotient lie above 0; "not distinguishable" where one does not; "undefined" with fewer than three pairs in which
-    both are defined. So a few seeds suffice, where `verdict` on a single run takes 19 controls. A control whose ratio
-    is only a lower bound is left out; a run whose ratio is one makes the verdict more careful.
+    "reactivated" where the mean spike is positive and Student's 95 % intervals of the logarithms of both quotients, of
+    the peaks and of the ratios, lie above 0; "not distinguishable" where one does not; "undefined" with fewer than
+    three pairs in which all are defined. Velocities of seeds differ by factors, hence the logarithms. So a few seeds
+    suffice, where `verdict` on a single run takes 19 controls. A control whose ratio is only a lower bound is left out;
+    a run whose ratio is one makes the verdict more careful.
 
     Args:
         pairs: For each seed the reactivation at the boundary, and that of the control at the same boundary.
@@ -178,30 +179,33 @@ def verdict_over_seeds(pairs: Sequence[tuple[Reactivation, Reactivation]]) -> Se
 
     Source: Student 1908, for paired differences.
 
-    >>> def found(spike, ratio):
-    ...     return Reactivation(30, 60, spike=spike, ratio=ratio, at_floor=False, cadence=(10.0, 10.0))
-    >>> pairs = [(found(7.0 + i, 16.0), found(4.0, 4.0 - i / 10)) for i in range(3)]
+    >>> def found(peak, ratio):
+    ...     return Reactivation(30, 60, peak=peak, spike=peak, ratio=ratio, at_floor=False, cadence=(10.0, 10.0))
+    >>> pairs = [(found(7.0 + i, 16.0), found(2.0, 4.0 - i / 10)) for i in range(3)]
     >>> verdict_over_seeds(pairs).verdict, verdict_over_seeds(pairs[:2]).verdict
     ('reactivated', 'undefined')
     """
-    spikes, ratios = [], []
+    spikes, peaks, ratios = [], [], []
     for one, control in pairs:
-        if one.spike is None or control.spike is None or not one.ratio or not control.ratio or control.at_floor:
+        defined = one.spike is not None and control.spike is not None and not control.at_floor
+        if not (defined and one.peak and control.peak and one.ratio and control.ratio):
             continue
         require_same_cadence(one, control)
-        spikes.append(one.spike - control.spike)
+        spikes.append(one.spike or 0.0)
+        peaks.append(math.log(one.peak / control.peak))
         ratios.append(math.log(one.ratio / control.ratio))
-    spike = interval(spikes)
-    mean, low, high = (math.exp(value) for value in interval(ratios))
-    ratio = (mean, low, high)
-    if len(spikes) < _FEWEST:
+    peak, ratio = _quotient(peaks), _quotient(ratios)
+    if len(peaks) < _FEWEST:
         reason = (
-            f"it takes {_FEWEST} seeds whose spike and ratio are defined, as their control's are, found {len(spikes)}"
+            f"it takes {_FEWEST} seeds whose spike and ratio are defined, as their control's are, found {len(peaks)}"
         )
-        return SeedVerdict("undefined", reason, spike, ratio, len(spikes))
-    word = "reactivated" if spike[1] > 0 and ratio[1] > 1 else "not distinguishable"
-    reason = (
-        f"over {len(spikes)} seeds the spike exceeds the control's by {spike[0]:.3g} [{spike[1]:.3g}, {spike[2]:.3g}] "
-        f"and the ratio is {mean:.3g} [{low:.3g}, {high:.3g}] times the control's"
-    )
-    return SeedVerdict(word, reason, spike, ratio, len(spikes))
+        return SeedVerdict("undefined", reason, peak, ratio, len(peaks))
+    word = "reactivated" if sum(spikes) > 0 and peak[1] > 1 and ratio[1] > 1 else "not distinguishable"
+    told = [f"{mean:.3g} [{low:.3g}, {high:.3g}]" for mean, low, high in (peak, ratio)]
+    reason = f"over {len(peaks)} seeds the peak is {told[0]} times the control's and the ratio {told[1]} times"
+    return SeedVerdict(word, reason, peak, ratio, len(peaks))
+
+
+def _quotient(logarithms: Sequence[float]) -> tuple[float, float, float]:
+    mean, low, high = (math.exp(value) for value in interval(logarithms))
+    return mean, low, high

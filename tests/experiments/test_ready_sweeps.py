@@ -29,7 +29,7 @@ def test_every_run_has_a_control_of_its_own_classes(name):
     for planned in shifted:
         assert len(controls_of(planned, plan)) == 1, planned.label
         seeds.setdefault(planned.label, set()).add(planned.config.seed)
-    assert all(len(found) >= FEWEST for found in seeds.values())
+    assert all(len(found) >= FEWEST + 2 for found in seeds.values())  # more, since three have wide intervals
     planned = shifted[0]
     classes = [
         set(make_benchmark(one.config)[0].train_stream[0].classes_in_this_experience)
@@ -39,11 +39,11 @@ def test_every_run_has_a_control_of_its_own_classes(name):
 
 
 def smallest(name):
-    """One setting of a sweep, all its seeds, with their controls, trained for seconds."""
+    """One setting of a sweep, three of its seeds, with their controls, trained for seconds."""
     values = {"model.width": 16, "model.depth": 1, "observables": [], "probe.size": 10, "spot_check_every": 0}
     plan = load_sweep(name, {**values, "epochs": 4, "schedule": "every_iterations:2"})
     first = next(p for p in plan.runs if not p.control)
-    chosen = [p for p in plan.runs if not p.control and p.label == first.label]
+    chosen = [p for p in plan.runs if not p.control and p.label == first.label][:FEWEST]
     return Sweep(name, "", tuple(p for one in chosen for p in (one, *controls_of(one, plan))))
 
 

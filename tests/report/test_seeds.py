@@ -52,8 +52,9 @@ def sweep(tmp_path):
     """Two strategies and three seeds, the spikes of one far above its control's, those of the other not."""
     for strategy, spikes in (("Naive", (4e-4, 5e-4, 6e-4)), ("EWC_online", (1e-4, 9e-4, 2e-5))):
         for seed, spike in enumerate(spikes):
-            make(tmp_path / f"{strategy}{seed}", strategy, seed, spike=spike, ratio=10.0)
-            make(tmp_path / f"control-{strategy}{seed}", strategy, seed, control=True, spike=2e-4, ratio=2.0)
+            make(tmp_path / f"{strategy}{seed}", strategy, seed, peak=spike, spike=spike, ratio=10.0)
+            control = {"peak": 2e-4, "spike": 2e-4, "ratio": 2.0}
+            make(tmp_path / f"control-{strategy}{seed}", strategy, seed, control=True, **control)
     return tmp_path
 
 
@@ -85,39 +86,35 @@ def test_controls_of_other_classes_are_passed_over(sweep):
 
 def pairs(*both):
     return [
-        tuple(Reactivation(1, 2, spike=s, ratio=r, at_floor=False, cadence=(5.0, 5.0)) for s, r in one) for one in both
+        tuple(Reactivation(1, 2, peak=p, spike=p - p / r, ratio=r, at_floor=False, cadence=(5.0, 5.0)) for p, r in one)
+        for one in both
     ]
 
 
 def test_the_verdict_over_seeds_is_that_of_two_intervals():
-    three = pairs(*[((4.0 + i, 8.0 * 2**i), (1.0, 1.0 + i)) for i in range(3)])
-    found = verdict_over_seeds(three)
-    half = stats.t.ppf(0.975, 2) * 1.0 / math.sqrt(3)  # 3, 4, 5
-    assert found.spike == pytest.approx((4.0, 4.0 - half, 4.0 + half))
-    quotients = [8.0, 16 / 2, 32 / 3]
-    logs = [math.log(q) for q in quotients]
-    assert math.log(found.ratio[0]) == pytest.approx(sum(logs) / 3)
-    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    assert [math.log(v) for v in found.ratio[1:]] == pytest.approx([low, high])
+    three = (((4.0, 8.0), (1.0, 1.0)), ((8.0, 16.0), (1.0, 2.0)), ((16.0, 32.0), (4.0, 3.0)))
+    found = verdict_over_seeds(pairs(*three))
+    for quotients, told in (([4.0, 8.0, 4.0], found.peak), ([8.0, 8.0, 32 / 3], found.ratio)):
+        logs = [math.log(q) for q in quotients]
+        low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+        assert [math.log(v) for v in told] == pytest.approx([sum(logs) / 3, low, high])
     assert (found.verdict, found.seeds) == ("reactivated", 3)
-    # The ratio alone, or the spike alone, is no verdict.
-    assert verdict_over_seeds(pairs(*[((1.0, 8.0 + i), (1.0 + i, 1.0)) for i in range(3)])).verdict == (
-        "not distinguishable"
-    )
-    assert verdict_over_seeds(pairs(*[((4.0 + i, 1.0), (1.0, 1.0 + i)) for i in range(3)])).verdict == (
-        "not distinguishable"
-    )
+    # One of the two alone is no verdict, nor is a peak that does not exceed the base.
+    for one in (((1.0, 8.0), (1.0, 1.0)), ((8.0, 2.0), (1.0, 2.0)), ((8.0, 0.5), (1.0, 0.1))):
+        assert verdict_over_seeds(pairs(one, one, one)).verdict == "not distinguishable"
 
 
 def test_a_verdict_over_seeds_takes_three_that_are_defined():
     one, control = pairs(((4.0, 8.0), (1.0, 1.0)))[0]
-    floor = Reactivation(1, 2, spike=1.0, ratio=1.0, at_floor=True, cadence=(5.0, 5.0))
+    floor = Reactivation(1, 2, peak=1.0, spike=1.0, ratio=1.0, at_floor=True, cadence=(5.0, 5.0))
     none = Reactivation(1, 2, reasons={"spike": "why"})
     found = verdict_over_seeds([(one, control), (one, control), (one, floor), (none, control)])
     assert (found.verdict, found.seeds) == ("undefined", 2)
     assert found.reason == "it takes 3 seeds whose spike and ratio are defined, as their control's are, found 2"
     with pytest.raises(ArgumentError, match="velocities of different cadences are not comparable"):
-        verdict_over_seeds([(one, Reactivation(1, 2, spike=1.0, ratio=1.0, at_floor=False, cadence=(1.0, 5.0)))])
+        verdict_over_seeds(
+            [(one, Reactivation(1, 2, peak=1.0, spike=1.0, ratio=1.0, at_floor=False, cadence=(1.0, 5.0)))]
+        )
 
 
 def test_each_seed_stands_beside_its_own_control(sweep):
@@ -127,7 +124,7 @@ def test_each_seed_stands_beside_its_own_control(sweep):
     assert {name: [v.verdict for v in found.values()] for name, found in judged.items()} == {
         "EWC_online": ["not distinguishable"] * 2, "Naive": ["reactivated"] * 2,
     }  # fmt: skip
-    assert judged["Naive"][1].spike[0] == pytest.approx(3e-4)
+    assert judged["Naive"][1].peak[0] == pytest.approx((2.0 * 2.5 * 3.0) ** (1 / 3))
     assert judged["Naive"][1].ratio == pytest.approx((5.0, 5.0, 5.0))
 
 
