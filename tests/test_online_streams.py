@@ -110,7 +110,7 @@ def test_the_first_boundary_is_where_the_second_task_begins():
     trajectory = ntk.trajectory
     assert list(trajectory.reactivations) == [0, 1]
     v = {m.clock.iteration: m.values["velocity_per_iteration"] for m in trajectory if m.clock.event == "iteration"}
-    base = np.median([v[i] for i in range(3, 13)])  # the last ten before the boundary
+    base = np.median([v[i] for i in range(7, 13)])  # in the second half of the task before
     peak = max(v[i] for i in (13, 14, 15))
     found = trajectory.reactivations[1]
     assert (found.boundary, found.end) == (12, 24)

@@ -125,7 +125,7 @@ def test_reactivation_by_hand():
         for m in trajectory
         if "velocity_per_iteration" in m.values
     }
-    base = np.median([v[i] for i in range(1, 7)])
+    base = np.median([v[i] for i in range(4, 7)])  # in the second half of the task before
     peak = max(v[i] for i in (7, 8, 9))
     found = trajectory.reactivations[1]
     assert found.boundary == 6

@@ -49,11 +49,17 @@ def test_what_was_never_measured_is_nan():
 
 
 def test_the_reactivation_of_a_column_uses_the_experience_before_the_boundary_and_no_later_one():
-    found = around.reactivation_of(made(TWO_TASKS), "double")
-    assert (found.base, found.peak, found.spike) == (6.0, 12.0, 6.0)
-    second = around.reactivation_of(made(TWO_TASKS), "double", experience=2)
-    assert (second.base, second.peak) == (8.0, 100.0)
-    assert around.number_of(found, "ratio") == pytest.approx(2.0)
+    velocities = ([9.0, 8.0, 3.0, 1.0], [2.0, 6.0, 4.0, 2.0], [50.0])
+    rows = []
+    for experience, series in enumerate(velocities):
+        rows.append(("experience_start", 40 * experience, experience, None))
+        rows += [("iteration", 40 * experience + 10 * i, experience, v) for i, v in enumerate(series, start=1)]
+    found = around.reactivation_of(made(rows), "double")
+    # The base is the median of the second half of the task before, twice 3 and 1.
+    assert (found.base, found.peak, found.spike) == (4.0, 12.0, 8.0)
+    second = around.reactivation_of(made(rows), "double", experience=2)
+    assert (second.base, second.peak) == (6.0, 100.0)
+    assert around.number_of(found, "ratio") == pytest.approx(3.0)
     assert math.isnan(around.number_of(found, "moved"))
 
 
