@@ -225,13 +225,10 @@ def settled_at(iterations: Sequence[int], to_end: Sequence[float], way: float) -
 def judge(results: Results) -> list[Claim]:
     """Judge where kernels go and how robust they are."""
     seeds = results.measured("training")
+    return [_robust(seeds), _different(seeds), _settles(seeds), _rank(seeds), _moved(seeds)]
 
-    def difference(number: Callable[[Mapping[str, Any]], float]) -> list[float]:
-        return [number(one["adversarial"]) - number(one["standard"]) for one in seeds]
 
-    def settled(one: Mapping[str, Any], way: str) -> float:
-        return settled_at(one["iteration"], one[way]["to_end"], one[way]["to_end"][0])
-
+def _robust(seeds: Sequence[Mapping[str, Any]]) -> Claim:
     robust = [
         (f"{what}, {word}", [one[way][key]["robust" if word == "perturbed" else "clean"] for one in seeds])
         for what, way, key in (
@@ -243,124 +240,139 @@ def judge(results: Results) -> list[Claim]:
         )
         for word in ("clean", "perturbed")
     ]
-    return [
-        Claim(
-            "robust",
-            "The kernel of adversarial training is more robust than that of standard training, fitted to clean images "
-            "only",
-            (
-                found(
-                    "kernel machines",
-                    "accuracy on perturbed test images, adversarial − standard kernel",
-                    difference(lambda run: run["machine"]["robust"]),
-                    0.0,
-                ),
-                found(
-                    "kernel machines",
-                    "accuracy on perturbed test images, adversarial kernel − Θ_0",
-                    [one["adversarial"]["machine"]["robust"] - one["initial"]["machine"]["robust"] for one in seeds],
-                    0.0,
-                ),
-                found(
-                    "networks",
-                    "accuracy on perturbed test images, adversarial − standard",
-                    difference(lambda run: run["network"]["robust"]),
-                    0.0,
-                ),
-                *(reported(case, "accuracy on test images", values) for case, values in robust),
+    return Claim(
+        "robust",
+        "The kernel of adversarial training is more robust than that of standard training, fitted to clean images only",
+        (
+            found(
+                "kernel machines",
+                "accuracy on perturbed test images, adversarial − standard kernel",
+                _difference(seeds, lambda run: run["machine"]["robust"]),
+                0.0,
             ),
-            "Perturbations are made against the predictor that is tested. The last difference only shows that "
-            "adversarial training did what it is for.",
-        ),
-        Claim(
-            "different",
-            "Adversarial training leads to a different kernel than standard training",
-            (
-                found(
-                    "end of training",
-                    "S(standard, adversarial) − S(standard, standard with other minibatches)",
-                    [one["apart"]["adversarial"][-1] - one["apart"]["again"][-1] for one in seeds],
-                    0.0,
-                ),
-                *(
-                    reported("end of training", f"S(standard, {words})", [one["apart"][way][-1] for one in seeds])
-                    for way, words in (("adversarial", "adversarial"), ("again", "standard with other minibatches"))
-                ),
+            found(
+                "kernel machines",
+                "accuracy on perturbed test images, adversarial kernel − Θ_0",
+                [one["adversarial"]["machine"]["robust"] - one["initial"]["machine"]["robust"] for one in seeds],
+                0.0,
             ),
-            "All from the same initialisation, on the same probe of clean images.",
-        ),
-        Claim(
-            "settles",
-            "Under adversarial training the kernel settles earlier",
-            (
-                found(
-                    "training",
-                    "iteration at which a tenth of S(Θ_0, Θ_end) is left, standard − adversarial",
-                    [settled(one, "standard") - settled(one, "adversarial") for one in seeds],
-                    0.0,
-                ),
-                *(
-                    reported("training", f"that iteration, {way}", [settled(one, way) for one in seeds])
-                    for way in ("standard", "adversarial")
-                ),
+            found(
+                "networks",
+                "accuracy on perturbed test images, adversarial − standard",
+                _difference(seeds, lambda run: run["network"]["robust"]),
+                0.0,
             ),
-            f"Of {seeds[0]['iteration'][-1]} iterations, at which standard training has long fitted "
-            "all images and adversarial training need not have: what has not ended keeps moving its kernel.",
+            *(reported(case, "accuracy on test images", values) for case, values in robust),
         ),
-        Claim(
-            "rank",
-            "The kernel of adversarial training has a higher effective rank",
-            (
-                found(
-                    "end of training",
-                    "effective rank, adversarial − standard",
-                    difference(lambda run: run["effective_rank"][-1]),
-                    0.0,
-                ),
-                *(
-                    reported(
-                        "end of training", f"effective rank, {way}", [one[way]["effective_rank"][-1] for one in seeds]
-                    )
-                    for way in ("standard", "adversarial")
-                ),
-                reported("initialisation", "effective rank", [one["standard"]["effective_rank"][0] for one in seeds]),
+        "Perturbations are made against the predictor that is tested. The last difference only shows that "
+        "adversarial training did what it is for.",
+    )
+
+
+def _different(seeds: Sequence[Mapping[str, Any]]) -> Claim:
+    return Claim(
+        "different",
+        "Adversarial training leads to a different kernel than standard training",
+        (
+            found(
+                "end of training",
+                "S(standard, adversarial) − S(standard, standard with other minibatches)",
+                [one["apart"]["adversarial"][-1] - one["apart"]["again"][-1] for one in seeds],
+                0.0,
+            ),
+            *(
+                reported("end of training", f"S(standard, {words})", [one["apart"][way][-1] for one in seeds])
+                for way, words in (("adversarial", "adversarial"), ("again", "standard with other minibatches"))
+            ),
+        ),
+        "All from the same initialisation, on the same probe of clean images.",
+    )
+
+
+def _settles(seeds: Sequence[Mapping[str, Any]]) -> Claim:
+    return Claim(
+        "settles",
+        "Under adversarial training the kernel settles earlier",
+        (
+            found(
+                "training",
+                "iteration at which a tenth of S(Θ_0, Θ_end) is left, standard − adversarial",
+                [_settled(one, "standard") - _settled(one, "adversarial") for one in seeds],
+                0.0,
+            ),
+            *(
+                reported("training", f"that iteration, {way}", [_settled(one, way) for one in seeds])
+                for way in ("standard", "adversarial")
+            ),
+        ),
+        f"Of {seeds[0]['iteration'][-1]} iterations, at which standard training has long fitted "
+        "all images and adversarial training need not have: what has not ended keeps moving its kernel.",
+    )
+
+
+def _rank(seeds: Sequence[Mapping[str, Any]]) -> Claim:
+    return Claim(
+        "rank",
+        "The kernel of adversarial training has a higher effective rank",
+        (
+            found(
+                "end of training",
+                "effective rank, adversarial − standard",
+                _difference(seeds, lambda run: run["effective_rank"][-1]),
+                0.0,
+            ),
+            *(
+                reported("end of training", f"effective rank, {way}", [one[way]["effective_rank"][-1] for one in seeds])
+                for way in ("standard", "adversarial")
+            ),
+            reported("initialisation", "effective rank", [one["standard"]["effective_rank"][0] for one in seeds]),
+            reported(
+                "end of training",
+                "share of the labels in as many leading eigenvectors as classes, adversarial − standard",
+                _difference(seeds, lambda run: run["alignment"]),
+            ),
+        ),
+        "Of the trace kernel of a balanced probe: a kernel of ten well separated classes has an effective rank "
+        "near 9. The statement could not be read again in its source.",
+    )
+
+
+def _moved(seeds: Sequence[Mapping[str, Any]]) -> Claim:
+    return Claim(
+        "moved",
+        "Adversarial training moves the kernel further from initialisation",
+        (
+            found(
+                "end of training",
+                "S(Θ_0, Θ_end), adversarial − standard",
+                _difference(seeds, lambda run: run["from_init"][-1]),
+                0.0,
+            ),
+            *(
+                reported("end of training", f"S(Θ_0, Θ_end), {way}", [one[way]["from_init"][-1] for one in seeds])
+                for way in ("standard", "adversarial")
+            ),
+            *(
                 reported(
                     "end of training",
-                    "share of the labels in as many leading eigenvectors as classes, adversarial − standard",
-                    difference(lambda run: run["alignment"]),
-                ),
+                    f"loss on clean training images, {way}",
+                    [one[way]["train_loss"] for one in seeds],
+                )
+                for way in ("standard", "adversarial")
             ),
-            "Of the trace kernel of a balanced probe: a kernel of ten well separated classes has an effective rank "
-            "near 9. The statement could not be read again in its source.",
         ),
-        Claim(
-            "moved",
-            "Adversarial training moves the kernel further from initialisation",
-            (
-                found(
-                    "end of training",
-                    "S(Θ_0, Θ_end), adversarial − standard",
-                    difference(lambda run: run["from_init"][-1]),
-                    0.0,
-                ),
-                *(
-                    reported("end of training", f"S(Θ_0, Θ_end), {way}", [one[way]["from_init"][-1] for one in seeds])
-                    for way in ("standard", "adversarial")
-                ),
-                *(
-                    reported(
-                        "end of training",
-                        f"loss on clean training images, {way}",
-                        [one[way]["train_loss"] for one in seeds],
-                    )
-                    for way in ("standard", "adversarial")
-                ),
-            ),
-            "After equally many steps, at which the adversarial loss is larger. At the scale small the kernel of "
-            "adversarial training first goes as far as that of standard training, then part of the way back, while "
-            "its effective rank rises again. The statement could not be read again in its source.",
-        ),
-    ]
+        "After equally many steps, at which the adversarial loss is larger. At the scale small the kernel of "
+        "adversarial training first goes as far as that of standard training, then part of the way back, while "
+        "its effective rank rises again. The statement could not be read again in its source.",
+    )
+
+
+def _difference(seeds: Sequence[Mapping[str, Any]], number: Callable[[Mapping[str, Any]], float]) -> list[float]:
+    return [number(one["adversarial"]) - number(one["standard"]) for one in seeds]
+
+
+def _settled(one: Mapping[str, Any], way: str) -> float:
+    return settled_at(one["iteration"], one[way]["to_end"], one[way]["to_end"][0])
 
 
 def draw(results: Results) -> dict[str, Figure]:

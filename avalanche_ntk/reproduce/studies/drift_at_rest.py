@@ -254,54 +254,80 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
 def judge(results: Results) -> list[Claim]:
     """Compare drift over lags and noises, and with what the boundary does."""
     measured = results.measured("rest")
-    steps = measured[0]["lags"]
-    cases: list[tuple[str, str, str]] = [
+    return [
+        _flat(measured),
+        *_over_lags(measured),
+        _noise(measured),
+        _still(measured),
+        _boundary(measured),
+    ]
+
+
+def _cases(measured: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Kind, level and name of every noise."""
+    return [
         *(("temperatures", t, f"temperature {t}") for t in measured[0]["temperatures"] if float(t) > 0),
         *(("batches", b, f"minibatches of {b}") for b in measured[0]["batches"]),
     ]
 
-    def each(kind: str, level: str, what: str) -> list[Any]:
-        return [one[kind][level][what] for one in measured]
 
-    def log_ratio(a: Sequence[float], b: Sequence[float]) -> list[float]:
-        return [math.log10(x / y) if x > 0 and y > 0 else math.nan for x, y in zip(a, b, strict=True)]
+def _each(measured: Sequence[Mapping[str, Any]], kind: str, level: str, what: str) -> list[Any]:
+    return [one[kind][level][what] for one in measured]
+
+
+def _log_ratio(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [math.log10(x / y) if x > 0 and y > 0 else math.nan for x, y in zip(a, b, strict=True)]
+
+
+def _furthest(measured: Sequence[Mapping[str, Any]]) -> str:
+    return f"S at a lag of {measured[0]['lags'][-1]} steps"
+
+
+def _flat(measured: Sequence[Mapping[str, Any]]) -> Claim:
+    return Claim(
+        "loss-flat",
+        "The loss is at rest at every noise",
+        tuple(
+            found(
+                case,
+                "relative change of the mean loss, half to half",
+                _each(measured, kind, level, "change"),
+                FLAT,
+                above=False,
+            )
+            for kind, level, case in _cases(measured)
+        ),
+        "0.05 is what `measures.drift_at_rest` accepts. It takes slow directions long to get their share of "
+        "the noise: a loss that still rises is not at rest, and its drift is then no drift at rest.",
+    )
+
+
+def _over_lags(measured: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    steps = measured[0]["lags"]
 
     def over_lags(kind: str) -> tuple[Finding, ...]:
-        mine = [(level, case) for of, level, case in cases if of == kind]
+        mine = [(level, case) for of, level, case in _cases(measured) if of == kind]
         return (
             *(
-                found(case, "rank correlation of S with the lag", trend_by_seed(steps, each(kind, level, "rest")), 0.0)
+                found(
+                    case,
+                    "rank correlation of S with the lag",
+                    trend_by_seed(steps, _each(measured, kind, level, "rest")),
+                    0.0,
+                )
                 for level, case in mine
             ),
             *(
                 reported(
-                    case, "exponent of S over the lag", [exponent(steps, one) for one in each(kind, level, "rest")]
+                    case,
+                    "exponent of S over the lag",
+                    [exponent(steps, one) for one in _each(measured, kind, level, "rest")],
                 )
                 for level, case in mine
             ),
         )
 
-    still = each("temperatures", f"{0:.0e}", "rest")
-    warm = [t for t in measured[0]["temperatures"] if float(t) > 0]
-    sizes = list(measured[0]["batches"])
-    furthest = f"S at a lag of {steps[-1]} steps"
     return [
-        Claim(
-            "loss-flat",
-            "The loss is at rest at every noise",
-            tuple(
-                found(
-                    case,
-                    "relative change of the mean loss, half to half",
-                    each(kind, level, "change"),
-                    FLAT,
-                    above=False,
-                )
-                for kind, level, case in cases
-            ),
-            "0.05 is what `measures.drift_at_rest` accepts. It takes slow directions long to get their share of "
-            "the noise: a loss that still rises is not at rest, and its drift is then no drift at rest.",
-        ),
         Claim(
             "grows-with-lag",
             "At rest with Langevin noise, the kernel moves the further the longer one waits",
@@ -316,69 +342,87 @@ def judge(results: Results) -> list[Claim]:
             "The noise of minibatches lies in the span of the samples' gradients, which is what the loss holds fast. "
             "There it comes to an equilibrium; Langevin noise also pushes where no sample resists.",
         ),
-        Claim(
-            "grows-with-noise",
-            "At rest the kernel moves the further the more noise there is",
-            (
-                found(
-                    "Langevin noise",
-                    f"rank correlation of {furthest} with the temperature",
-                    trend_by_seed([float(t) for t in warm], _across(measured, "temperatures", warm)),
-                    0.0,
-                ),
-                found(
-                    "minibatches",
-                    f"rank correlation of {furthest} with one over their size",
-                    trend_by_seed([1 / float(b) for b in sizes], _across(measured, "batches", sizes)),
-                    0.0,
-                ),
-                *(
-                    reported(case, furthest, [one[-1] for one in each(kind, level, "rest")])
-                    for kind, level, case in cases
-                ),
-            ),
-        ),
-        Claim(
-            "no-noise-no-drift",
-            "Without noise the kernel moves less than at the lowest temperature",
-            (
-                found(
-                    "no noise",
-                    f"log₁₀({furthest} / that of the lowest temperature)",
-                    log_ratio([one[-1] for one in still], [one[-1] for one in each("temperatures", warm[0], "rest")]),
-                    0.0,
-                    above=False,
-                ),
-                reported("no noise", "exponent of S over the lag", [exponent(steps, one) for one in still]),
-                reported(
-                    "no noise",
-                    f"log₁₀({furthest} / floor of double precision)",
-                    log_ratio([one[-1] for one in still], [one["floor"] for one in measured]),
-                ),
-                reported("no noise", "norm of the gradient at rest", [one["slope"] for one in measured]),
-            ),
-            "What is left above the floor is descent that is not finished, in the flattest directions. It goes "
-            "straight on, with an exponent of 2, and comes to rest; diffusion, with 1, does not.",
-        ),
-        Claim(
-            "boundary-exceeds",
-            "A boundary moves the kernel further than its drift at rest",
-            tuple(
-                found(
-                    case,
-                    f"log₁₀(S after the boundary / at rest), {steps[position]} steps",
-                    log_ratio(
-                        [one[position] for one in each(kind, level, "boundary")],
-                        [one[position] for one in each(kind, level, "rest")],
-                    ),
-                    0.0,
-                )
-                for kind, level, case in cases
-                for position in (0, -1)
-            ),
-            "0: as far as in as many steps at rest, at the same noise. Beyond some noise a boundary would not be seen.",
-        ),
     ]
+
+
+def _noise(measured: Sequence[Mapping[str, Any]]) -> Claim:
+    warm = [t for t in measured[0]["temperatures"] if float(t) > 0]
+    sizes = list(measured[0]["batches"])
+    furthest = _furthest(measured)
+    return Claim(
+        "grows-with-noise",
+        "At rest the kernel moves the further the more noise there is",
+        (
+            found(
+                "Langevin noise",
+                f"rank correlation of {furthest} with the temperature",
+                trend_by_seed([float(t) for t in warm], _across(measured, "temperatures", warm)),
+                0.0,
+            ),
+            found(
+                "minibatches",
+                f"rank correlation of {furthest} with one over their size",
+                trend_by_seed([1 / float(b) for b in sizes], _across(measured, "batches", sizes)),
+                0.0,
+            ),
+            *(
+                reported(case, furthest, [one[-1] for one in _each(measured, kind, level, "rest")])
+                for kind, level, case in _cases(measured)
+            ),
+        ),
+    )
+
+
+def _still(measured: Sequence[Mapping[str, Any]]) -> Claim:
+    steps, furthest = measured[0]["lags"], _furthest(measured)
+    still = _each(measured, "temperatures", f"{0:.0e}", "rest")
+    warm = [t for t in measured[0]["temperatures"] if float(t) > 0]
+    return Claim(
+        "no-noise-no-drift",
+        "Without noise the kernel moves less than at the lowest temperature",
+        (
+            found(
+                "no noise",
+                f"log₁₀({furthest} / that of the lowest temperature)",
+                _log_ratio(
+                    [one[-1] for one in still], [one[-1] for one in _each(measured, "temperatures", warm[0], "rest")]
+                ),
+                0.0,
+                above=False,
+            ),
+            reported("no noise", "exponent of S over the lag", [exponent(steps, one) for one in still]),
+            reported(
+                "no noise",
+                f"log₁₀({furthest} / floor of double precision)",
+                _log_ratio([one[-1] for one in still], [one["floor"] for one in measured]),
+            ),
+            reported("no noise", "norm of the gradient at rest", [one["slope"] for one in measured]),
+        ),
+        "What is left above the floor is descent that is not finished, in the flattest directions. It goes "
+        "straight on, with an exponent of 2, and comes to rest; diffusion, with 1, does not.",
+    )
+
+
+def _boundary(measured: Sequence[Mapping[str, Any]]) -> Claim:
+    steps = measured[0]["lags"]
+    return Claim(
+        "boundary-exceeds",
+        "A boundary moves the kernel further than its drift at rest",
+        tuple(
+            found(
+                case,
+                f"log₁₀(S after the boundary / at rest), {steps[position]} steps",
+                _log_ratio(
+                    [one[position] for one in _each(measured, kind, level, "boundary")],
+                    [one[position] for one in _each(measured, kind, level, "rest")],
+                ),
+                0.0,
+            )
+            for kind, level, case in _cases(measured)
+            for position in (0, -1)
+        ),
+        "0: as far as in as many steps at rest, at the same noise. Beyond some noise a boundary would not be seen.",
+    )
 
 
 def _across(measured: Sequence[Mapping[str, Any]], kind: str, levels: Sequence[str]) -> list[list[float]]:

@@ -159,128 +159,153 @@ def _grows(
     ]
 
 
+Series = Mapping[str, tuple[list[list[float]], list[list[float]]]]
+"""For each regime and seed a number a boundary: of the runs, and of their controls."""
+
+
 def judge(results: Results) -> list[Claim]:
     """Follow spike, distance and rank from boundary to boundary, beside the control's."""
 
-    def both(of: Callable[[DoneRun], list[float]], regime: str) -> tuple[list[list[float]], list[list[float]]]:
-        return _series(results, of, regime, False), _series(results, of, regime, True)
+    def both(of: Callable[[DoneRun], list[float]]) -> Series:
+        return {r: (_series(results, of, r, False), _series(results, of, r, True)) for r in REGIMES}
 
-    spike = {regime: both(spikes, regime) for regime in REGIMES}
-    distance = {regime: both(distances, regime) for regime in REGIMES}
-    rank = {regime: both(ranks, regime) for regime in REGIMES}
-    begin = {regime: both(from_start, regime) for regime in REGIMES}
+    spike, distance = both(spikes), both(distances)
     first = {
         regime: _series(results, lambda run: [value for _, _, value in run.run.accuracies(0)], regime, False)
         for regime in REGIMES
     }
     return [
-        Claim(
-            "spike-decays",
-            "The spike becomes smaller from boundary to boundary",
-            tuple(
+        _decays(spike),
+        _stays(spike),
+        _adds_up(distance),
+        _settles(distance),
+        _goes_back(both(from_start)),
+        _rank_grows(both(ranks), first),
+    ]
+
+
+def _decays(spike: Series) -> Claim:
+    return Claim(
+        "spike-decays",
+        "The spike becomes smaller from boundary to boundary",
+        tuple(
+            found(
+                regime,
+                f"rank correlation of the spike{told} with the boundary",
+                over_time(series),
+                0.0,
+                above=False,
+            )
+            for regime in REGIMES
+            for told, series in (
+                ("", spike[regime][0]),
+                (" − the control's", [minus(*pair) for pair in zip(*spike[regime], strict=True)]),
+            )
+        ),
+        "Threshold 0: neither growing nor decaying. The first task is not yet at rest when it ends, which makes "
+        "the first spike smaller, also the control's.",
+    )
+
+
+def _stays(spike: Series) -> Claim:
+    return Claim(
+        "spike-stays",
+        "The last boundaries are still seen in the first task's kernel",
+        tuple(
+            finding
+            for regime in REGIMES
+            for finding in (
                 found(
                     regime,
-                    f"rank correlation of the spike{told} with the boundary",
-                    over_time(series),
+                    "mean spike of the last quarter of boundaries − the control's",
+                    minus(means([late(s) for s in spike[regime][0]]), means([late(s) for s in spike[regime][1]])),
+                    0.0,
+                ),
+                reported(regime, "mean spike of all boundaries", means(spike[regime][0])),
+                reported(regime, "mean spike of all boundaries, control", means(spike[regime][1])),
+            )
+        ),
+        "The control has boundaries in name only: the same samples go on.",
+    )
+
+
+def _adds_up(distance: Series) -> Claim:
+    return Claim(
+        "adds-up",
+        "The movement adds up: the kernel goes ever further from that of the first boundary",
+        tuple(
+            finding
+            for regime in REGIMES
+            for finding in (
+                *_grows(regime, "distance", *distance[regime]),
+                reported(regime, "distance at the end", [d[-1] for d in distance[regime][0]]),
+            )
+        ),
+    )
+
+
+def _settles(distance: Series) -> Claim:
+    return Claim(
+        "settles",
+        "It settles: the last quarter of the tasks adds less than a tenth",
+        tuple(
+            finding
+            for regime in REGIMES
+            for finding in (
+                found(
+                    regime,
+                    "share of the distance that the last quarter adds",
+                    [gained_late(d) for d in distance[regime][0]],
+                    SETTLED,
+                    above=False,
+                ),
+                reported(
+                    regime,
+                    "the same, of the control",
+                    [gained_late(d) for d in distance[regime][1]],
+                ),
+            )
+        ),
+        "What grows at a constant rate adds a quarter of its end, 0.29 of its mean there.",
+    )
+
+
+def _goes_back(begin: Series) -> Claim:
+    return Claim(
+        "goes-back",
+        "The kernel goes back towards the one before any training",
+        tuple(
+            finding
+            for regime in REGIMES
+            for finding in (
+                found(
+                    regime,
+                    "rank correlation of the distance from the initial kernel with time",
+                    over_time(begin[regime][0]),
                     0.0,
                     above=False,
-                )
-                for regime in REGIMES
-                for told, series in (
-                    ("", spike[regime][0]),
-                    (" − the control's", [minus(*pair) for pair in zip(*spike[regime], strict=True)]),
-                )
-            ),
-            "Threshold 0: neither growing nor decaying. The first task is not yet at rest when it ends, which makes "
-            "the first spike smaller, also the control's.",
+                ),
+                reported(regime, "the same, of the control", over_time(begin[regime][1])),
+            )
         ),
-        Claim(
-            "spike-stays",
-            "The last boundaries are still seen in the first task's kernel",
-            tuple(
-                finding
-                for regime in REGIMES
-                for finding in (
-                    found(
-                        regime,
-                        "mean spike of the last quarter of boundaries − the control's",
-                        minus(means([late(s) for s in spike[regime][0]]), means([late(s) for s in spike[regime][1]])),
-                        0.0,
-                    ),
-                    reported(regime, "mean spike of all boundaries", means(spike[regime][0])),
-                    reported(regime, "mean spike of all boundaries, control", means(spike[regime][1])),
-                )
-            ),
-            "The control has boundaries in name only: the same samples go on.",
+        "From the first boundary on. What the first task has made of the kernel is then undone, not only moved.",
+    )
+
+
+def _rank_grows(rank: Series, first: Mapping[str, list[list[float]]]) -> Claim:
+    return Claim(
+        "rank-grows",
+        "The effective rank of the first task's kernel grows over the tasks",
+        tuple(
+            finding
+            for regime in REGIMES
+            for finding in (
+                *_grows(regime, "effective rank", *rank[regime]),
+                reported(regime, "accuracy on the first task at the end", [a[-1] for a in first[regime]]),
+            )
         ),
-        Claim(
-            "adds-up",
-            "The movement adds up: the kernel goes ever further from that of the first boundary",
-            tuple(
-                finding
-                for regime in REGIMES
-                for finding in (
-                    *_grows(regime, "distance", *distance[regime]),
-                    reported(regime, "distance at the end", [d[-1] for d in distance[regime][0]]),
-                )
-            ),
-        ),
-        Claim(
-            "settles",
-            "It settles: the last quarter of the tasks adds less than a tenth",
-            tuple(
-                finding
-                for regime in REGIMES
-                for finding in (
-                    found(
-                        regime,
-                        "share of the distance that the last quarter adds",
-                        [gained_late(d) for d in distance[regime][0]],
-                        SETTLED,
-                        above=False,
-                    ),
-                    reported(
-                        regime,
-                        "the same, of the control",
-                        [gained_late(d) for d in distance[regime][1]],
-                    ),
-                )
-            ),
-            "What grows at a constant rate adds a quarter of its end, 0.29 of its mean there.",
-        ),
-        Claim(
-            "goes-back",
-            "The kernel goes back towards the one before any training",
-            tuple(
-                finding
-                for regime in REGIMES
-                for finding in (
-                    found(
-                        regime,
-                        "rank correlation of the distance from the initial kernel with time",
-                        over_time(begin[regime][0]),
-                        0.0,
-                        above=False,
-                    ),
-                    reported(regime, "the same, of the control", over_time(begin[regime][1])),
-                )
-            ),
-            "From the first boundary on. What the first task has made of the kernel is then undone, not only moved.",
-        ),
-        Claim(
-            "rank-grows",
-            "The effective rank of the first task's kernel grows over the tasks",
-            tuple(
-                finding
-                for regime in REGIMES
-                for finding in (
-                    *_grows(regime, "effective rank", *rank[regime]),
-                    reported(regime, "accuracy on the first task at the end", [a[-1] for a in first[regime]]),
-                )
-            ),
-            "A kernel that is trained for its labels becomes low in rank; later tasks take that away again.",
-        ),
-    ]
+        "A kernel that is trained for its labels becomes low in rank; later tasks take that away again.",
+    )
 
 
 def draw(results: Results) -> dict[str, Figure]:
