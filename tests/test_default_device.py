@@ -1,5 +1,6 @@
 """`torch.set_default_device(...)`: what is made on the CPU says so, whatever torch would do by default."""
 
+import ast
 import inspect
 from pathlib import Path
 
@@ -96,6 +97,19 @@ def test_the_audit_can_fail():
     with Nameless() as mode:
         exec(compile("import torch\ntorch.zeros(2)", str(PACKAGE / "anything.py"), "exec"), {})
     assert mode.places == {"anything.py"}
+
+
+def generators(source):
+    """Calls of `torch.Generator` in a source, as they are written."""
+    calls = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call))
+    return [ast.unparse(c) for c in calls if ast.unparse(c.func) == "torch.Generator"]
+
+
+def test_every_generator_says_where_it_draws():
+    sources = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "strategies").glob("*.py")]
+    found = [call for path in sources for call in generators(path.read_text())]
+    assert len(found) > 5 and "torch.Generator()" not in found, found
+    assert generators("import torch\ntorch.Generator().manual_seed(0)") == ["torch.Generator()"]
 
 
 @pytest.fixture

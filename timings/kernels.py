@@ -1,6 +1,7 @@
 """Kernels against their peers: seconds, peak memory, float32 error, ratio to the floor; least of several calls.
 
     python timings/kernels.py [--models mlp-256-64,vit-8] [--threads 1] [--repeats 5] [--jax-python jax/bin/python]
+    python timings/kernels.py --device cuda    # by CUDA events; neural-tangents only on a processor
 
 Peers: torch.func `vmap(jacrev)` (whole and in chunks), torch.func NTK–vector products (`vjp` then `jvp` on unit
 vectors), nngeometry (when installed), and neural-tangents where the Python of an environment that has it is given (see
@@ -23,6 +24,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import clock
 import numpy as np
 import torch
 import torchvision
@@ -130,9 +132,7 @@ def best(call, repeats, limit):
     """Least seconds of several calls, stopping when the time is up."""
     found, spent = [], 0.0
     for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - start)
+        found.append(clock.seconds(call, torch.get_default_device()))
         spent += found[-1]
         if spent > limit:
             break
@@ -246,13 +246,16 @@ def projection_error(model, x):
 
 def high_water():
     """Return the most memory that this process had, in MiB (`ru_maxrss` would begin with its parent's)."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
-def peak_here(name, way, threads):
+def peak_here(name, way, threads, device):
     """Print by how many MiB one call raises the peak of this process over that of a forward pass."""
     torch.set_num_threads(threads)
+    torch.set_default_device(device)
     model, x = build(name)
     model(x)
     before = high_water()
@@ -263,6 +266,7 @@ def peak_here(name, way, threads):
 def peak_of(name, way, threads):
     """Return what `peak_here` finds in a process of its own, as text."""
     command = [sys.executable, __file__, "--peak", name, way, "--threads", str(threads)]
+    command += ["--device", str(torch.get_default_device())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return f"{float(done.stdout.split()[-1]):.0f}" if done.returncode == 0 else "did not fit"
 
@@ -291,9 +295,13 @@ def measure(name, repeats, limit, threads, jax_python):
     n = len(x)
     few = min(n, 4)
     exact = empirical_ntk(model, x[:few], dtype=torch.float64, method="jacobian")
-    start = time.perf_counter()
-    _, info = empirical_ntk(model, x, return_info=True)
-    cold = time.perf_counter() - start
+    info = None
+
+    def first_call():
+        nonlocal info
+        _, info = empirical_ntk(model, x, return_info=True)
+
+    cold = clock.seconds(first_call, torch.get_default_device())
     rivals = {way: partial(call, model) for way, call in WAYS.items()}
     rows = []
 
@@ -312,12 +320,13 @@ def measure(name, repeats, limit, threads, jax_python):
     for rival, call in rivals.items():
         try:
             start = time.perf_counter()
-            small = call(x[:few])
+            small = call(x[:few]).detach()
+            small.sum().item()  # waits for it
             first = time.perf_counter() - start
             error = float((small.double() - exact).norm() / exact.norm()) if rival not in ESTIMATES else float("nan")
             power = 2 if rival.endswith("products") else 1
             start = time.perf_counter()
-            call(x[:few])
+            call(x[:few]).sum().item()
             guess = min(first, time.perf_counter() - start) * (n / few) ** power
             if guess > limit and not rival.startswith("ours"):
                 results[rival] = (None, error, f"left out: about {guess:.0f} s from {few} samples")
@@ -363,13 +372,6 @@ def measure(name, repeats, limit, threads, jax_python):
     return rows
 
 
-def cpu():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
@@ -379,9 +381,11 @@ def main():
     parser.add_argument("--jax-python", help="Python of an environment that has neural-tangents")
     parser.add_argument("--out", type=Path, default=Path("timings/results"))
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "WAY"), help="print the peak of one way (used inside)")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     args = parser.parse_args()
     if args.peak:
-        return peak_here(*args.peak, args.threads)
+        return peak_here(*args.peak, args.threads, args.device)
+    torch.set_default_device(args.device)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -395,7 +399,7 @@ def main():
             writer.writerows(rows)
         lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(r[h] for h in head) + " |" for r in rows]
-        title = f"{cpu()}, {args.threads} thread(s), torch {torch.__version__}\n\n"
+        title = f"{clock.name(args.device)}, {args.threads} thread(s), torch {torch.__version__}\n\n"
         (args.out / "kernels.md").write_text(title + "\n".join(lines) + "\n")
     print((args.out / "kernels.md").read_text())
 

@@ -2,6 +2,7 @@
 
     python timings/memory.py            # all cases, a table
     python timings/memory.py mlp        # one
+    python timings/memory.py --device cuda [mlp]    # what torch allocates on a card, in place of resident sizes
 
 The rise is the peak resident size of a process that measures a kernel, minus the peak of one that only runs the forward
 pass of the same batch under autograd. It has to stay below 1.25 times the budget.
@@ -11,8 +12,8 @@ import json
 import resource
 import subprocess
 import sys
-import time
 
+import clock
 import torch
 from torch import nn
 
@@ -61,35 +62,43 @@ def build(kind, n):
     return model.eval(), torch.randn(n, 3, 32, 32)
 
 
-def worker(kind, n, budget, what):
-    """Do one thing and print the peak resident size in MiB."""
+def high_water(device):
+    """Return the most memory there was, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def worker(kind, n, budget, what, device):
+    """Do one thing and print the peak size in MiB."""
     from avalanche_ntk.kernels import empirical_ntk
 
     torch.set_num_threads(1)
+    device = torch.device(device)
     model, x = build(kind, n)
-    start = time.perf_counter()
-    if what == "forward":
-        model(x)
-    else:
-        empirical_ntk(model, x, memory_budget=budget * 2**20)
-        if what == "twice":
-            empirical_ntk(model, x, memory_budget=budget * 2**20)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"peak": peak, "seconds": seconds}))
+    model, x = model.to(device), x.to(device)
+
+    def act():
+        if what == "forward":
+            return model(x)
+        return [empirical_ntk(model, x, memory_budget=budget * 2**20) for _ in range(2 if what == "twice" else 1)]
+
+    seconds = clock.seconds(act, device)
+    print(json.dumps({"peak": high_water(device), "seconds": seconds}))
 
 
-def growth(times=50):
-    """Resident size after the 5th and after the last of many small measurements, MiB."""
+def growth(device, times=50):
+    """The most memory after the 5th and after the last of many small measurements, MiB."""
     from avalanche_ntk.kernels import empirical_ntk
 
     torch.set_num_threads(1)
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
-    x = torch.randn(64, 64)
+    device = torch.device(device)
+    model, x = model.to(device), torch.randn(64, 64, device=device)
     sizes = []
     for _ in range(times):
         empirical_ntk(model, x)
-        sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        sizes.append(high_water(device))
     print(json.dumps({"after 5": sizes[4], f"after {times}": sizes[-1]}))
 
 
@@ -99,27 +108,30 @@ def run(*args):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(wanted):
+def main(wanted, device):
+    print(clock.name(device))
     print("| case | budget MiB | forward peak MiB | kernel peak MiB | rise MiB | rise / budget | seconds |")
     print("|---|---|---|---|---|---|---|")
     for name, (kind, n, budget) in CASES.items():
         if wanted and wanted not in name:
             continue
-        base = run("worker", kind, n, budget, "forward")
-        peak = run("worker", kind, n, budget, "kernel")
+        base = run("worker", kind, n, budget, "forward", device)
+        peak = run("worker", kind, n, budget, "kernel", device)
         rise = peak["peak"] - base["peak"]
         print(
             f"| {name} | {budget} | {base['peak']:.0f} | {peak['peak']:.0f} | {rise:.0f} | {rise / budget:.2f} |"
             f" {peak['seconds']:.1f} |",
             flush=True,
         )
-    print("growth over 50 small measurements (MiB):", run("growth"))
+    print("growth over 50 small measurements (MiB):", run("growth", device))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 6:
-        worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
-    elif sys.argv[1:] == ["growth"]:
-        growth()
+    words = sys.argv[1:]
+    if words[:1] == ["worker"]:
+        worker(words[1], int(words[2]), int(words[3]), *words[4:])
+    elif words[:1] == ["growth"]:
+        growth(words[1])
     else:
-        main(sys.argv[1] if len(sys.argv) > 1 else "")
+        on = words.pop(words.index("--device") + 1) if "--device" in words else "cpu"
+        main(next((word for word in words if word != "--device"), ""), on)

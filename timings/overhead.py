@@ -2,15 +2,15 @@
 
 Each case trains the same model on the same data with and without the plugin, in turn, twice in a row: the first task
 pays for the plan of the kernel and the comparison with the oracle, the second shows what stays. Medians are compared.
-Run it on a machine that does nothing else: python timings/overhead.py
+Run it on a machine that does nothing else: python timings/overhead.py [--device cuda]
 """
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 
+import clock
 import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.training import Naive
@@ -61,14 +61,14 @@ def schedules() -> dict[str, Callable[[], Schedule]]:
     }
 
 
-def train(benchmark, make_model: Callable[[], nn.Module], batch: int, epochs: int, ntk: NTKPlugin | None):
+def train(benchmark, make_model: Callable[[], nn.Module], batch: int, epochs: int, ntk: NTKPlugin | None, device):
     """Train two tasks of the same data.
 
     Returns:
         For each, `(seconds, measurements, seconds in the plugin's hooks)`.
     """
     torch.manual_seed(0)
-    model = make_model()
+    model = make_model().to(device)
     evaluator = EvaluationPlugin(*([] if ntk is None else [ntk_metrics(ntk)]), loggers=[Silent()])
     strategy = Naive(
         model=model,
@@ -77,13 +77,12 @@ def train(benchmark, make_model: Callable[[], nn.Module], batch: int, epochs: in
         train_epochs=epochs,
         plugins=[] if ntk is None else [ntk],
         evaluator=evaluator,
+        device=device,
     )
     found = []
     for _ in range(2):
         count, hooks = (0, 0.0) if ntk is None else (ntk.recorded, ntk.measuring_seconds)
-        begin = time.perf_counter()
-        strategy.train(benchmark.train_stream[0])
-        spent = time.perf_counter() - begin
+        spent = clock.seconds(lambda: strategy.train(benchmark.train_stream[0]), device)
         if ntk is not None:
             count, hooks = ntk.recorded - count, ntk.measuring_seconds - hooks
         found.append((spent, count, hooks))
@@ -97,8 +96,10 @@ def main() -> None:
     parser.add_argument("--resnet-samples", type=int, default=2560, help="samples of the ResNet's task")
     parser.add_argument("--only", choices=["mlp", "resnet"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", type=torch.device, default="cpu", help="such as cuda")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    print(clock.name(arguments.device))
     print(f"{arguments.threads} threads; median of {arguments.repeats} alternating runs; s = seconds")
     default = dict(list(schedules().items())[:1])
     cases = {
@@ -120,7 +121,7 @@ def main() -> None:
                 ntk = None
                 if setting is not None:
                     ntk = NTKPlugin(ProbeSpec(size=64), reduction=setting[0], schedule=setting[1]())
-                seen[way].append(train(*case, arguments.epochs, ntk))
+                seen[way].append(train(*case, arguments.epochs, ntk, arguments.device))
         print(f"\n| {name} | first task s | added | later task s | added | measurements | in hooks s |")
         print("|---|---|---|---|---|---|---|")
         plain = [statistics.median(run[task][0] for run in seen["plain"]) for task in (0, 1)]

@@ -13,6 +13,7 @@ from scipy.linalg import cholesky, eigvalsh
 from torch import Tensor
 
 from avalanche_ntk.errors import KernelError, PrecisionWarning
+from avalanche_ntk.kernels._device.profile import in_double
 from avalanche_ntk.kernels.info import KernelInfo
 
 LARGEST = 4096  # rows of a matrix whose spectrum is still looked at
@@ -54,7 +55,7 @@ def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, spectrum: 
 
 def _scalars(kernel: Tensor, turned: Tensor) -> tuple[int, float, float]:
     bad = (~torch.isfinite(kernel)).sum()
-    found = torch.stack([bad.double(), kernel.double().norm(), (kernel - turned).double().norm()]).tolist()
+    found = torch.stack([in_double(bad), in_double(kernel).norm(), in_double(kernel - turned).norm()]).tolist()
     return int(found[0]), found[1], found[2]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels._device.memory import as_fits
+from avalanche_ntk.kernels._device.profile import in_double
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.sharded import gathered
 from avalanche_ntk.kernels._function.subject import Subject, names_of, select_parameters
@@ -181,5 +182,5 @@ def _standard_error(parts: Tensor, most: int) -> Tensor:
         return torch.zeros_like(parts[0])
     if r == 1:
         return torch.full_like(parts[0], torch.nan)
-    error: Tensor = parts.double().mul(r).std(0) / r**0.5
-    return (error * float((1 - r / most) ** 0.5) if most else error).to(parts.dtype)
+    error: Tensor = in_double(parts).mul(r).std(0) / r**0.5
+    return (error * float((1 - r / most) ** 0.5) if most else error).to(parts)

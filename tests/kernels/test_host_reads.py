@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.kernels import empirical_ntk, measurement
+from avalanche_ntk.kernels._contract import engine
 
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "_unique2", "masked_select")
 
@@ -58,6 +59,30 @@ def test_reads_in_a_steady_measurement(name, reduction):
         _, info = empirical_ntk(model, x, return_info=True, **reduction)
     assert info.checks == "trusted"
     assert reads.found.total() <= 3, reads.found
+
+
+@pytest.mark.parametrize(("name", "budget"), [("mlp", None), ("mlp", 2**14), ("vit", None), ("gru", None)])
+def test_nothing_is_read_inside_the_contraction(name, budget, monkeypatch):
+    """Neither in one step nor where pieces are held: signals become kernel entries without a look at any."""
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    model, x = make(), torch.randn(shape)
+    for _ in range(2):
+        empirical_ntk(model, x, memory_budget=budget)
+    reads, calls = Reads(), []
+
+    def watched(function):
+        def call(*args, **kwargs):
+            calls.append(function.__name__)
+            with reads:
+                return function(*args, **kwargs)
+
+        return call
+
+    for module, function in ((engine, "kernels"), (measurement, "fill"), (engine, "contract_groups")):
+        monkeypatch.setattr(module, function, watched(getattr(module, function)))
+    empirical_ntk(model, x, memory_budget=budget)
+    assert calls and reads.found.total() == 0, reads.found
 
 
 def test_reads_are_counted():

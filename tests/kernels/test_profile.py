@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import MemoryBudgetError, MemoryWarning
 from avalanche_ntk.kernels import empirical_ntk, reference_ntk
 from avalanche_ntk.kernels._contract import contraction, ghost, pieces, schedule, side
@@ -137,3 +138,26 @@ def test_memory_that_runs_out_for_one_sample_too_is_an_error():
     with pytest.warns(MemoryWarning), pytest.raises((MemoryBudgetError, MemoryError, RuntimeError)) as found:
         empirical_ntk(model, x, memory_budget=2**24)
     assert exhausted(found.value) or isinstance(found.value, MemoryBudgetError)
+
+
+def test_a_linearisation_where_double_precision_is_slow_goes_in_single(monkeypatch):
+    import avalanche_ntk.observables.linearisation as observable
+    from tests.lines import make_strategy, run, tiny_stream
+
+    def errors(fast):
+        monkeypatch.setattr(observable, "fast_double", lambda device: fast)
+        torch.manual_seed(0)
+        kinds.clear()
+        ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(2), on_error="raise")
+        run(make_strategy(plugins=[ntk], metrics=[ntk_metrics(ntk, linearisation=True)], epochs=1), tiny_stream())
+        return [m.values["linearisation_error_init"] for m in ntk.trajectory if "linearisation_error_init" in m.values]
+
+    kinds = []
+    real = observable.jvp_prediction
+    monkeypatch.setattr(observable, "jvp_prediction", lambda *a, **k: (kinds.append(k.get("dtype")), real(*a, **k))[1])
+    double = errors(True)
+    assert set(kinds) == {torch.float64}
+    single = errors(False)
+    assert set(kinds) == {None}
+    assert len(double) > 2 and double != single
+    assert single == pytest.approx(double, abs=1e-5)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels._device.order import agree
+from avalanche_ntk.kernels._device.profile import in_double
 from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._guard.isolation import measuring
@@ -224,10 +225,12 @@ def _multiplies_rows(module: nn.Module, x: Tensor, y: Any) -> bool:
         return False
     if x.shape[-1] != weight.shape[1] or y.shape != (*x.shape[:-1], weight.shape[0]):
         return False
-    product = (x.to(weight) @ weight.T).double()
+    product = x.to(weight) @ weight.T
     bias = module._parameters.get("bias")
-    terms = [product] if bias is None or bias.shape != weight.shape[:1] else [product, bias.double().expand_as(product)]
+    terms = [in_double(product)]
+    if bias is not None and bias.shape == weight.shape[:1]:
+        terms.append(in_double(bias).expand_as(product))
     design = torch.stack([t.reshape(-1) for t in terms], 1)
-    right = y.double().reshape(-1)
+    right = in_double(y).reshape(-1)
     rest = right - design @ (torch.linalg.pinv(design.T @ design) @ (design.T @ right))
     return bool(rest.norm() <= 1e-3 * right.norm())

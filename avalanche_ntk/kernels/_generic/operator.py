@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, checked_seed, is_whole, unknown_name
+from avalanche_ntk.kernels._device.profile import in_double
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject, output_rows, require_graph
 from avalanche_ntk.kernels._generic.linearise import push
@@ -94,7 +95,7 @@ class NTKOperator:
         """Return the operator as scipy's, for `scipy.sparse.linalg`."""
 
         def product(v: np.ndarray) -> np.ndarray:
-            return (self @ torch.from_numpy(np.ascontiguousarray(v)).reshape(-1)).double().cpu().numpy()
+            return (self @ torch.from_numpy(np.ascontiguousarray(v)).reshape(-1)).cpu().double().numpy()
 
         return LinearOperator(  # type: ignore[call-arg,misc]
             self.shape, matvec=product, rmatvec=product, dtype=np.float64
@@ -116,7 +117,7 @@ class NTKOperator:
         """
         n = self.shape[0]
         if n == 1 and k == 1:
-            return (self @ torch.ones_like(self._rows[0, :1])).double()
+            return (self @ torch.ones_like(self._rows[0, :1])).cpu().double()
         if not is_whole(k) or not 1 <= k < n:
             raise ArgumentError(
                 f"k must be an integer from 1 to {max(1, n - 1)} (the operator has size {n}), found {k!r}. Ask for"
@@ -160,7 +161,7 @@ class NTKOperator:
         found = []
         for _ in range(int(n_probes)):
             z = (torch.randint(0, 2, (self.shape[0],), generator=g, device="cpu") * 2 - 1).to(self._rows)
-            found.append(value(z.double(), (self @ z).double()))
+            found.append(value(in_double(z), in_double(self @ z)))
         t = torch.tensor(found, dtype=torch.float64, device="cpu")
         return float(t.mean()), float(t.std() / n_probes**0.5)
 

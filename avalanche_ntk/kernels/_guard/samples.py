@@ -9,6 +9,7 @@ from torch import Tensor
 
 from avalanche_ntk.errors import ModelError
 from avalanche_ntk.kernels._device.order import agree
+from avalanche_ntk.kernels._device.profile import has_double
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject, swapped
 from avalanche_ntk.kernels._guard import refusals
@@ -69,6 +70,8 @@ def same_outputs(
         return True
     if _close(here, alone, torch.maximum(tolerance * _spread(out), allowed.nan_to_num(0.0, 0.0, 0.0))):
         return True
+    if not has_double(out.device):
+        return agree(here, alone, precision)
     try:
         with plain_operators(subject.model), subject.in_double() as finer:
             whole = finer.outputs(batch)

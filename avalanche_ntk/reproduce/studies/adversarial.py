@@ -99,7 +99,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[s
         if start is None:
             start = MLP(x[0].numel(), len(classes), width=arguments["width"], depth=2)
             start.load_state_dict(model.state_dict())
-        generator = torch.Generator().manual_seed(seed + (1_000 if way == "again" else 0))
+        generator = torch.Generator("cpu").manual_seed(seed + (1_000 if way == "again" else 0))
         kernels[way] = [_kernel(model, probe)]
         for step, batch in enumerate(minibatches(len(x), arguments["batch"], arguments["steps"], generator), start=1):
             shown = x[batch]

@@ -91,7 +91,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[s
     x, y = samples(context, classes, arguments["per_class"], seed=seed)
     probe, probe_labels = samples(context, classes, arguments["probe"] // len(classes), seed=seed, part="test")
     x, probe = x.double(), probe.double()
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator("cpu").manual_seed(seed)
     batches = list(minibatches(len(x), arguments["batch"], arguments["steps"], order))
     torch.manual_seed(seed)
     model = MLP(x[0].numel(), len(classes), width=arguments["width"], depth=2, activation="tanh").double()
@@ -137,7 +137,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[s
 
 def perturbed(model: nn.Module, seed: int) -> nn.Module:
     """Return a copy whose parameters differ by `SIZE ‖θ‖` in a random direction."""
-    generator = torch.Generator().manual_seed(10_000 + seed)
+    generator = torch.Generator("cpu").manual_seed(10_000 + seed)
     twin = copy.deepcopy(model)
     noise = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in twin.parameters()]
     size = SIZE * _norm(list(model.parameters())) / _norm(noise)

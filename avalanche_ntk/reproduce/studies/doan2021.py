@@ -133,7 +133,7 @@ def train(
     """
     parameters = list(model.parameters())
     targets = nn.functional.one_hot(y, CLASSES).to(x.dtype)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for indices in minibatches(len(x), arguments["batch"], arguments["steps"], generator):
         loss = 0.5 * (model(x[indices]) - targets[indices]).square().sum(1).mean()
         step = nn.utils.parameters_to_vector(torch.autograd.grad(loss, parameters))
@@ -181,7 +181,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[s
     kept = len(x) // 2
     probe = Probe(x, y, torch.zeros_like(y))
     columns = logit_gradients(first, probe)
-    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:kept]
+    some = torch.randperm(len(x), generator=torch.Generator("cpu").manual_seed(seed))[:kept]
     bases = {
         "SGD": None,
         "OGD": orthonormal(columns[:, some]),

@@ -126,7 +126,7 @@ class Descent:
     ) -> None:
         self.model, self.lr, self.decay = model, float(arguments["lr"]), float(arguments["decay"])
         self.temperature, self.batch = temperature, batch
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
         self.velocity: list[Tensor] | None = None
 
     def fit(self, x: Tensor, targets: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> Mappin
     model = build_model(input_shape=x.shape[1:], n_classes=len(classes), seed=seed, **_named(a["model"]))
     model.to(context.device)
     training = Training(x, y, a["mb_size"], a["lr"])
-    orders = torch.Generator().manual_seed(1000 * seed)
+    orders = torch.Generator("cpu").manual_seed(1000 * seed)
     kernels: list[Any] = []
     regressions, network, parents = [], [], {}
     for epoch in range(a["epochs"] + 1):
@@ -118,7 +118,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> Mappin
     for epoch, parent in parents.items():
         children = (copy.deepcopy(parent), copy.deepcopy(parent))
         for number, child in enumerate(children, 1):
-            training.epochs(child, a["epochs"] - epoch, torch.Generator().manual_seed(1000 * seed + number))
+            training.epochs(child, a["epochs"] - epoch, torch.Generator("cpu").manual_seed(1000 * seed + number))
         path = [between(*children, share) for share in PATH]
         errors.append([1 - accuracy(point, x_test, y_test) for point in path])
         with torch.no_grad():
