@@ -135,9 +135,8 @@ def test_a_measurement_for_which_memory_runs_out_goes_on_in_smaller_blocks():
 
 def test_memory_that_runs_out_for_one_sample_too_is_an_error():
     model, x = flooding(0)
-    with pytest.warns(MemoryWarning), pytest.raises((MemoryBudgetError, MemoryError, RuntimeError)) as found:
+    with pytest.warns(MemoryWarning), pytest.raises(MemoryBudgetError, match="memory ran out with the smallest"):
         empirical_ntk(model, x, memory_budget=2**24)
-    assert exhausted(found.value) or isinstance(found.value, MemoryBudgetError)
 
 
 def test_a_linearisation_where_double_precision_is_slow_goes_in_single(monkeypatch):

@@ -90,8 +90,8 @@ def as_fits(attempt: Callable[[int], T], budget: int, model: nn.Module, device: 
         What the first attempt that fitted returned.
 
     Raises:
-        MemoryBudgetError: Memory runs out for a single sample too.
-        Exception: It runs out with any budget.
+        MemoryBudgetError: The budget is too small for one sample.
+        _no_room: Memory runs out with any budget (a `MemoryBudgetError`).
     """
     told = ""
     budget = min(budget, _FITTED.get(model, budget))
@@ -101,14 +101,13 @@ def as_fits(attempt: Callable[[int], T], budget: int, model: nn.Module, device: 
         except MemoryBudgetError as exc:
             if not told:
                 raise
-            raise MemoryBudgetError(
-                f"memory ran out with the smallest blocks too ({told}): expected room for one sample. Free memory,"
-                " measure fewer outputs (`outputs=`, `reduction='sum_logits'`), or measure on another device."
-            ) from exc
+            raise _no_room(told) from exc
         except Exception as exc:
-            if not exhausted(exc) or budget < 2 * LEAST:
+            if not exhausted(exc):
                 raise
             told = _told(exc)
+            if budget < 2 * LEAST:
+                raise _no_room(told) from exc
         # here the error is gone, and with it the frames that held what was made
         gc.collect()
         release()
@@ -127,3 +126,10 @@ def _told(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _no_room(told: str) -> MemoryBudgetError:
+    return MemoryBudgetError(
+        f"memory ran out with the smallest blocks too ({told}): expected room for one sample. Free memory, measure"
+        " fewer outputs (`outputs=`, `reduction='sum_logits'`), or measure on another device."
+    )
