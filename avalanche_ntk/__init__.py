@@ -13,21 +13,35 @@ if TYPE_CHECKING:
     from avalanche_ntk.adapters.evaluation import ntk_metrics
     from avalanche_ntk.adapters.plugin import NTKPlugin
     from avalanche_ntk.kernels import empirical_ntk
+    from avalanche_ntk.recorder.afterwards import measure_checkpoints
     from avalanche_ntk.recorder.probes import Probe, ProbeSpec
+    from avalanche_ntk.recorder.recorder import NTKRecorder
     from avalanche_ntk.recorder.schedule import Schedule
     from avalanche_ntk.recorder.trajectory import Trajectory
 
 _WHERE = {
     "NTKPlugin": "avalanche_ntk.adapters.plugin",
+    "NTKRecorder": "avalanche_ntk.recorder.recorder",
     "Probe": "avalanche_ntk.recorder.probes",
     "ProbeSpec": "avalanche_ntk.recorder.probes",
     "Schedule": "avalanche_ntk.recorder.schedule",
     "Trajectory": "avalanche_ntk.recorder.trajectory",
     "empirical_ntk": "avalanche_ntk.kernels",
+    "measure_checkpoints": "avalanche_ntk.recorder.afterwards",
     "ntk_metrics": "avalanche_ntk.adapters.evaluation",
 }
 
-__all__ = ["NTKPlugin", "Probe", "ProbeSpec", "Schedule", "Trajectory", "empirical_ntk", "ntk_metrics"]
+__all__ = [
+    "NTKPlugin",
+    "NTKRecorder",
+    "Probe",
+    "ProbeSpec",
+    "Schedule",
+    "Trajectory",
+    "empirical_ntk",
+    "measure_checkpoints",
+    "ntk_metrics",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from avalanche_ntk.commands import compare, demo, doctor, inspect, kernel, report, reproduce, run, sweep
+from avalanche_ntk.commands import compare, demo, doctor, inspect, kernel, measure, report, reproduce, run, sweep
 from avalanche_ntk.errors import NTKError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ report.register(app)
 reproduce.register(app)
 inspect.register(app)
 kernel.register(app)
+measure.register(app)
 doctor.register(app)
 
 

@@ -18,17 +18,21 @@ GROUPS = ("recorder", "adapters", "lab")
 LAYERS = {
     **dict.fromkeys(["errors", "files", "frozen", "numerals", "owned", "randomness"], 0),
     **dict.fromkeys(["recorder.clock", "recorder.frames", "recorder.labels", "recorder.names"], 0),
-    **dict.fromkeys(["recorder.steps", "recorder._lock", "adapters.tasks"], 0),
+    **dict.fromkeys(["recorder.steps", "recorder.stepclock", "recorder._lock", "adapters.tasks"], 0),
     **dict.fromkeys(["kernels", "measures", "recorder.schedule", "recorder.runfolder"], 1),
-    **dict.fromkeys(["recorder.probes", "recorder.samples", "recorder.parameters", "recorder.extras"], 2),
-    **dict.fromkeys(["recorder.boundaries", "recorder.trajectory", "recorder.resume", "observables"], 2),
+    **dict.fromkeys(["recorder.probes", "recorder.samples", "recorder.weights", "recorder.parameters"], 2),
+    **dict.fromkeys(
+        ["recorder.boundaries", "recorder.measurement", "recorder.plots", "recorder.trajectory", "recorder.resume"], 2
+    ),
     **dict.fromkeys(["adapters.reading", "adapters.trained"], 2),
     **dict.fromkeys(["lab", "lab.benchmarks", "lab.models", "lab.regimes"], 2),
-    **dict.fromkeys(["adapters.plugin", "adapters.checkpoints", "adapters.loggers"], 3),
-    "report": 3,  # reads run folders and trajectories, nothing that trains
     **dict.fromkeys(
-        ["adapters", "adapters.tensorboard", "adapters.evaluation", "adapters.images", "adapters.text_logs"], 4
+        ["recorder.afterwards", "recorder.measurer", "recorder.readout", "recorder.recording", "recorder.recorder"], 3
     ),
+    **dict.fromkeys(["adapters.strategy_host", "adapters.plugin", "adapters.checkpoints", "adapters.loggers"], 3),
+    **dict.fromkeys(["observables", "recorder.extras", "recorder.failures", "recorder.host", "recorder.session"], 3),
+    "report": 3,  # reads run folders and trajectories, nothing that trains
+    **dict.fromkeys(["adapters", "adapters.tensorboard", "adapters.evaluation", "adapters.text_logs"], 4),
     "recorder": 4,
     "strategies": 5,
     "demo": 6,
@@ -39,7 +43,8 @@ LAYERS = {
 }
 MAY_IMPORT_AVALANCHE = {
     *("adapters.checkpoints", "adapters.evaluation", "adapters.loggers", "adapters.plugin", "adapters.reading"),
-    *("adapters.text_logs", "adapters.trained", "lab.benchmarks", "strategies", "demo", "experiments", "reproduce"),
+    *("adapters.strategy_host", "adapters.text_logs", "adapters.trained", "lab.benchmarks"),
+    *("strategies", "demo", "experiments", "reproduce"),
 }
 
 

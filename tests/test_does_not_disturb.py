@@ -61,14 +61,14 @@ def test_the_comparison_can_fail():
 
 
 def test_a_failing_measurement_does_not_disturb_either(monkeypatch):
-    import avalanche_ntk.adapters.plugin
+    import avalanche_ntk.recorder.measurer
 
     def fails(*args, **kwargs):
         torch.randn(3)  # a failure half way through has drawn numbers already
         raise torch.OutOfMemoryError("no memory left")
 
     plain = trained("MLP with dropout", "Naive", False)
-    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", fails)
+    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "empirical_ntk", fails)
     seed_everything()
     benchmark = tiny_stream(transform=noisy)
     recorder = BatchRecorder()
@@ -91,3 +91,23 @@ def test_the_hooks_on_steps_are_gone_after_training():
     run(make_strategy(plugins=[ntk, Looks()]), tiny_stream())
     assert seen == [2] * 12
     assert step_hooks() == 0
+
+
+def test_users_hooks_see_the_same_with_and_without_the_plugin():
+    """A forward hook, one on a tensor's gradient, and one on a module's backward pass."""
+
+    def seen(with_ntk, hooks):
+        seed_everything()
+        model, found = DropoutMLP(), []
+        model.net[0].register_forward_hook(lambda module, inputs, output: found.append(output.detach().clone()))
+        model.net[1].register_full_backward_hook(lambda module, ins, outs: found.append(outs[0].detach().clone()))
+        model.net[3].weight.register_hook(lambda gradient: found.append(gradient.detach().clone()))
+        ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1), on_error="raise", hooks=hooks)
+        run(make_strategy(model=model, plugins=[ntk] if with_ntk else []), tiny_stream(transform=noisy))
+        assert not with_ntk or len(ntk.trajectory) >= 16
+        return found
+
+    without, beside = seen(False, None), seen(True, None)
+    assert len(without) == len(beside)
+    assert all(torch.equal(a, b) for a, b in zip(without, beside, strict=True))
+    assert len(seen(True, "keep")) > len(without)  # the comparison can fail

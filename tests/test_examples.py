@@ -10,19 +10,20 @@ import pytest
 from avalanche_ntk.reproduce.registry import STUDIES
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-QUICKSTART = "quickstart"
+QUICKSTART, OBSERVABLE = "quickstart", "custom_observable"
+SHORT = (QUICKSTART, OBSERVABLE)
 NEEDS = {"lora": "peft"}  # what an example cannot do without
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=() if p.stem == QUICKSTART else pytest.mark.slow, id=p.stem) for p in EXAMPLES],
+    [pytest.param(p, marks=() if p.stem in SHORT else pytest.mark.slow, id=p.stem) for p in EXAMPLES],
 )
 def test_example_runs(path, tmp_path):
     if path.stem in NEEDS:
         pytest.importorskip(NEEDS[path.stem], reason="needs the extra `zoo`")
     done = subprocess.run(
-        [sys.executable, path, *([] if path.stem == QUICKSTART else ["--tiny"])],
+        [sys.executable, path, *([] if path.stem in SHORT else ["--tiny"])],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -48,7 +49,7 @@ def shows_a_spike(printed):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_examples_are_short(path):
-    assert len(path.read_text().splitlines()) < (41 if path.stem == QUICKSTART else 60)
+    assert len(path.read_text().splitlines()) < (41 if path.stem in SHORT else 60)
 
 
 def test_what_is_missing_is_told(tmp_path):
@@ -61,4 +62,5 @@ def test_what_is_missing_is_told(tmp_path):
 
 
 def test_every_result_has_an_example():
-    assert {name.replace("-", "_") for name in STUDIES} | {QUICKSTART, *NEEDS} == {path.stem for path in EXAMPLES}
+    examples = {name.replace("-", "_") for name in STUDIES} | {*SHORT, *NEEDS}
+    assert examples == {path.stem for path in EXAMPLES}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-import avalanche_ntk.adapters.plugin
 import avalanche_ntk.kernels._generic.spot_check
+import avalanche_ntk.recorder.measurer
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, empirical_ntk
 from avalanche_ntk.errors import MeasurementFailedWarning
 from avalanche_ntk.kernels import reference_ntk, spot_check
@@ -109,7 +109,7 @@ def test_live_outputs_that_cannot_be_found_are_all_there_are(monkeypatch):
         calls.append(1)
         raise RuntimeError("no derivative")
 
-    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "jvp_prediction", fails)
+    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "jvp_prediction", fails)
     ntk, models, told = trained(MLP(6, 4, width=8, depth=1))
     by_the_oracle(ntk, models, outputs=range(4))
     assert len(calls) == 1
@@ -138,7 +138,7 @@ def test_groups_whose_kernels_fail_leave_the_whole_one(monkeypatch):
     def fails(*arguments, **options):
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk_by_group", fails)
+    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "empirical_ntk_by_group", fails)
     ntk, models, told = trained(MLP(6, 4, width=8, depth=1), observe=[PerLayer(), ClassBlocks()])
     by_the_oracle(ntk, models)
     assert told == [

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-import avalanche_ntk.adapters.plugin
+import avalanche_ntk.recorder.measurer
 import avalanche_ntk.recorder.runfolder
+import avalanche_ntk.recorder.stepclock
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import MeasurementFailedWarning, RunFolderError
 from avalanche_ntk.recorder.runfolder import RunFolder
@@ -178,7 +179,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
 
 
 def test_each_kind_of_failure_is_recorded_with_its_reason_and_warned_of_once(tmp_path, monkeypatch, plain):
-    compute = avalanche_ntk.adapters.plugin.empirical_ntk
+    compute = avalanche_ntk.recorder.measurer.empirical_ntk
     errors = [torch.OutOfMemoryError("no memory left"), ValueError("strange"), None]
     calls = []
 
@@ -190,7 +191,7 @@ def test_each_kind_of_failure_is_recorded_with_its_reason_and_warned_of_once(tmp
             raise error
         return compute(*arguments, **options)
 
-    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", fails)
+    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "empirical_ntk", fails)
     ntk, result, ours = trained(tmp_path / "run")
     assert differences(plain, result) == []
     reasons = ["ValueError: strange", None, "OutOfMemoryError: no memory left"]
@@ -211,7 +212,7 @@ def test_raise_stops_at_the_first_failure_and_records_it(tmp_path, monkeypatch):
     def fails(*arguments, **options):
         raise ValueError("strange")
 
-    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", fails)
+    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "empirical_ntk", fails)
     with pytest.raises(ValueError, match=r"^strange$"):
         trained(tmp_path / "run", on_error="raise")
     (only,) = Trajectory.load(tmp_path / "run")
@@ -339,7 +340,7 @@ def test_a_clock_that_jumps(tmp_path, monkeypatch, plain, schedule):
         tick = next(ticks)
         return 1000.0 + 0.01 * tick + jumps[tick % len(jumps)]
 
-    monkeypatch.setattr(avalanche_ntk.adapters.plugin.time, "perf_counter", perf_counter)
+    monkeypatch.setattr(avalanche_ntk.recorder.stepclock.time, "perf_counter", perf_counter)
     seed_everything()
     ntk = NTKPlugin(ProbeSpec(size=8), schedule, run_folder=tmp_path / "run", on_error="raise")
     recorder = BatchRecorder()

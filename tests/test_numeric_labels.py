@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 from avalanche_ntk import NTKPlugin, Probe, Schedule, ntk_metrics
-from avalanche_ntk.adapters import images
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.measures import kernel_regression
 from avalanche_ntk.observables import ClassBlocks, KernelRegression, StaticKernelForecast
 from avalanche_ntk.recorder.runfolder import RunFolder
 from avalanche_ntk.recorder.trajectory import Trajectory
-from avalanche_ntk.report import write_report
+from avalanche_ntk.report import images, write_report
 from tests.lines import make_strategy, run, tiny_stream
 
 NO_CLASSES = "the labels are numeric targets, not classes"

@@ -339,13 +339,13 @@ def test_layers_by_the_oracle():
 
 def test_layers_come_with_the_kernel_and_leave_it_as_it_is(monkeypatch):
     """One pass gives both, and the whole kernel is bit for bit the one without them."""
-    import avalanche_ntk.adapters.plugin
+    import avalanche_ntk.recorder.measurer
 
     calls = []
     for name in ("empirical_ntk", "empirical_ntk_by_group"):
-        real = getattr(avalanche_ntk.adapters.plugin, name)
+        real = getattr(avalanche_ntk.recorder.measurer, name)
         monkeypatch.setattr(
-            avalanche_ntk.adapters.plugin, name, lambda *a, r=real, n=name, **k: calls.append(n) or r(*a, **k)
+            avalanche_ntk.recorder.measurer, name, lambda *a, r=real, n=name, **k: calls.append(n) or r(*a, **k)
         )
     plain, _ = observed(params=["features.*"])
     assert set(calls) == {"empirical_ntk"}

@@ -115,16 +115,16 @@ def probe_of_six():
 
 
 def test_the_same_tensors_are_measured_each_time(monkeypatch):
-    import avalanche_ntk.adapters.plugin
+    import avalanche_ntk.recorder.measurer
 
     seen = set()
-    original = avalanche_ntk.adapters.plugin.empirical_ntk
+    original = avalanche_ntk.recorder.measurer.empirical_ntk
 
     def watched(model, x, **arguments):
         seen.add((id(x), x.data_ptr()))
         return original(model, x, **arguments)
 
-    monkeypatch.setattr(avalanche_ntk.adapters.plugin, "empirical_ntk", watched)
+    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "empirical_ntk", watched)
     ntk, _ = run_with_ntk()
     assert len(ntk.trajectory) > 10
     assert len(seen) == 1

@@ -75,6 +75,19 @@ def test_log_spaced_agrees_with_the_list_of_all_powers(per_decade):
     assert due_iterations(Schedule.log_spaced(per_decade), 3000) == sorted(p for p in powers if p <= 3000)
 
 
+def test_around_boundaries_thins_out_in_long_tasks_whose_end_is_known():
+    schedule = Schedule.around_boundaries() | Schedule.at([10**6])
+    schedule.expect(100)
+    assert due_epochs(schedule, 100) == [1, 2, 3, 4, 6, 10, 16, 25, 40, 63, *range(90, 101)]
+    schedule.expect(11)
+    assert due_epochs(schedule, 11) == list(range(1, 12))
+    schedule.expect(None)  # not known of the next task
+    assert due_epochs(schedule, 100) == list(range(1, 101))
+    coarse = Schedule.around_boundaries(1, 5)
+    coarse.expect(500)
+    assert due_epochs(coarse, 500) == [5, 50, *range(450, 501, 5)]
+
+
 def test_around_boundaries_is_dense_first_and_meets_each_epoch_end():
     assert due_iterations(Schedule.around_boundaries(), 30) == [1, 2, 3, 4, 6, 10, 16, 25]
     assert due_epochs(Schedule.around_boundaries(), 3) == [1, 2, 3]

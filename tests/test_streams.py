@@ -27,6 +27,7 @@ from torch.utils.data import TensorDataset
 
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
+from avalanche_ntk.adapters.strategy_host import StrategyHost
 from avalanche_ntk.errors import ArgumentError, ProbeError
 from tests.lines import make_strategy
 
@@ -165,7 +166,7 @@ def test_experiences_of_a_lazy_test_stream_are_made_when_they_are_needed():
     strategy = make_strategy(plugins=[ntk], epochs=1)
     strategy.experience = benchmark.train_stream[0]
     state = torch.get_rng_state()
-    ntk._choose_probes(strategy)
+    ntk._choose_probes(StrategyHost.of(strategy, benchmark))
     assert torch.equal(state, torch.get_rng_state())
     assert made == [0]
     assert (ntk.probes["Exp000_test"].x < 0).all()

@@ -25,24 +25,11 @@ from avalanche.evaluation.metric_utils import default_metric_name_template, gene
 from avalanche.logging import CSVLogger, TensorboardLogger, TextLogger
 from matplotlib.figure import Figure
 
-from avalanche_ntk import measures
-from avalanche_ntk.adapters import images
 from avalanche_ntk.adapters.plugin import NTKPlugin
 from avalanche_ntk.adapters.text_logs import PRINTED, Printed, Unprinted
-from avalanche_ntk.errors import PluginError, RunFolderError, unknown_name
-from avalanche_ntk.observables import (
-    BufferShare,
-    ClassBlocks,
-    FeatureKernel,
-    ForgettingForecast,
-    KernelRegression,
-    Linearisation,
-    Neurons,
-    Observable,
-    PerLayer,
-    StaticKernelForecast,
-    TaskOverlap,
-)
+from avalanche_ntk.errors import PluginError, unknown_name
+from avalanche_ntk.observables import families
+from avalanche_ntk.observables.declaration import Family, Metric
 from avalanche_ntk.recorder.probes import Probe
 from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 
@@ -342,67 +329,20 @@ class EvaluationRecorder(_FewHooks):
             self.plugin.record_evaluation(values)
 
 
-def ntk_metrics(
-    plugin: NTKPlugin,
-    *,
-    norms: bool = True,
-    distance: bool = True,
-    velocity: bool = True,
-    alignment: bool = True,
-    spectrum: bool = False,
-    reactivation: bool = True,
-    linearisation: bool = False,
-    forecast: bool = False,
-    forgetting_forecast: bool = False,
-    per_layer: bool = False,
-    features: bool = False,
-    class_blocks: bool = False,
-    task_overlap: bool = False,
-    regression: bool = False,
-    neurons: bool = False,
-    buffer_share: bool = False,
-    kernel_image: bool = False,
-    cost: bool = True,
-    text: Collection[str] | None = PRINTED,
-) -> list[PluginMetric[Any]]:
+def ntk_metrics(plugin: NTKPlugin, *, text: Collection[str] | None = PRINTED, **flags: bool) -> list[PluginMetric[Any]]:
     """Return the metrics that show a plugin's measurements in an evaluator's loggers.
 
     What a metric needs beyond the kernel, the plugin measures from then on (see `avalanche_ntk.observables` for the
-    columns and the costs).
+    columns and the costs). `docs/metrics.md` has every tag.
 
     Args:
         plugin: The plugin that measures; the strategy must have the same object.
-        norms: `NTK_SpectralNorm` (λ_max), `NTK_KernelNorm` (Frobenius), `NTK_KernelTrace`.
-        distance: `NTK_DistancePrevious`, `NTK_DistanceExperienceStart`, `NTK_DistanceInit`: `1 − CKA`, centred, each
-            also as `…Uncentred`.
-        velocity: `NTK_Velocity` (distance per training iteration), `NTK_VelocityPerStep`, `NTK_VelocityPerEpoch`.
-        alignment: `NTK_Alignment`, `CKA(Θ, YYᵀ)`.
-        spectrum: `NTK_EffectiveRank`, `NTK_ConditionNumber`, `NTK_EigenvectorAlignment/…/K` for the leading K
-            eigenvectors, and the figure `NTK_Spectrum` at each boundary.
-        reactivation: `NTK_Spike`, `NTK_Ratio`, `NTK_Z`, `NTK_OnsetRatio`, `NTK_NormDip`, `NTK_NormRecovery`,
-            `NTK_AlignmentDrop`, `NTK_Moved`, `NTK_TimeToPeak`, `NTK_HalfLife` at the end of each experience from the
-            second on, and `NTK_OnsetVelocity` at the end of the first.
-        linearisation: `NTK_LinearisationErrorBoundary`, `NTK_LinearisationErrorInit`.
-        forecast: `NTK_ForecastError`, `NTK_ForecastAccuracy`: what the kernel frozen at the boundary predicts.
-        forgetting_forecast: `NTK_ForgettingForecastDrop`, `NTK_ForgettingForecastChange` (each also as `…Error`) and
-            `NTK_ForgettingForecastShare/…/K` at the start of each experience from the second on, before any step;
-            `NTK_ForgettingDrop`, `NTK_ForgettingChange`, `NTK_ForgettingShare/…/K`, `NTK_ForgettingLimitError`,
-            `NTK_ForgettingLimitRank`, `NTK_ForgettingStepsError`, `NTK_ForgettingStepsRank`, `NTK_ForgettingStepsDrop`
-            at its end.
-        per_layer: `NTK_LayerVelocity/…/LAYER`, `NTK_LayerDistanceInit/…`, `NTK_LayerTraceShare/…`.
-        features: `NTK_FeatureVelocity`, `NTK_FeatureDistanceInit`, `NTK_FeatureAlignment`: of the feature kernel.
-        class_blocks: `NTK_ClassBlock/…/A,B`, `NTK_ClassBlockWithin`, `NTK_ClassBlockBetween`.
-        task_overlap: `NTK_TaskOverlap/…/A,B` and the figure `NTK_TaskOverlapMatrix` at each boundary.
-        regression: `NTK_RegressionAccuracy`, `NTK_RegressionAccuracyInit` at each boundary. The plugin needs a
-            held-out probe, `ProbeSpec(split="test")`.
-        neurons: `NTK_NeuronSimilarity`, `NTK_NeuronSimilarityMax` (each also as `…Centred`), `NTK_NeuronTuning`,
-            `NTK_NeuronTuningCentred`, `NTK_NeuronsSilent`; for probes that are sweeps (`Neurons(sweeps=[…])`) also
-            `NTK_NeuronPeriod`, `NTK_NeuronsPeriodic`.
-        buffer_share: `NTK_BufferShare`: how much of the kernel's distance to the boundary buffers make alone.
-        kernel_image: The figure `NTK_Kernel`, a heat map sorted by class, at each boundary.
-        cost: `NTK_MeasurementSeconds`, `NTK_MeasuringShare` (of the time since training began).
         text: Names of the metrics that text loggers (`TextLogger`, `InteractiveLogger`) print, each value once; None
             for all, an empty tuple for none. Every other logger has all of them.
+        **flags: What to show. On unless switched off: `norms`, `distance`, `velocity`, `alignment`, `reactivation`,
+            `cost`. Off unless switched on: `spectrum`, `kernel_image`, and the flag of every observable
+            (`linearisation`, `forecast`, `per_layer`, `features`, `class_blocks`, `task_overlap`, `regression`,
+            `neurons`, `buffer_share`, and those registered by `avalanche_ntk.observables.register`).
 
     Returns:
         A list of metrics for `EvaluationPlugin`. Its last element emits nothing: it writes the values of the
@@ -410,47 +350,25 @@ def ntk_metrics(
 
     Raises:
         PluginError: `plugin` is not an `NTKPlugin`.
-        ArgumentError: A name in `text` is that of no metric that is asked for.
+        ArgumentError: There is no such flag, or a name in `text` is that of no metric that is asked for.
     """  # noqa: DOC501  (made by unknown_name)
     if not isinstance(plugin, NTKPlugin):
         raise PluginError(
             f"ntk_metrics needs the NTKPlugin that measures; found {type(plugin).__name__}. "
             "Make it first: ntk = NTKPlugin(...), then ntk_metrics(ntk)."
         )
-    wanted = {
-        "norms": norms,
-        "distance": distance,
-        "velocity": velocity,
-        "alignment": alignment,
-        "spectrum": spectrum,
-        "linearisation": linearisation,
-        "forecast": forecast,
-        "forgetting_forecast": forgetting_forecast,
-        "per_layer": per_layer,
-        "features": features,
-        "class_blocks": class_blocks,
-        "task_overlap": task_overlap,
-        "regression": regression,
-        "neurons": neurons,
-        "buffer_share": buffer_share,
-        "cost": cost,
-    }
+    known = families()
+    for flag in flags.keys() - known.keys():
+        raise unknown_name("metric", flag, list(known))
     metrics: list[PluginMetric[Any]] = []
-    for flag, on in wanted.items():
-        if not on:
+    for flag, family in known.items():
+        if not flags.get(flag, family.on):
             continue
-        if flag in _OBSERVABLES and not any(isinstance(o, _OBSERVABLES[flag]) for o in plugin.observables):
-            plugin.request(_OBSERVABLES[flag]())
-        metrics += [NTKMetric(plugin, name, column) for name, column in _COLUMNS.get(flag, {}).items()]
-        metrics += [PatternMetric(plugin, name, pattern) for name, pattern in _PATTERNS.get(flag, {}).items()]
-    if reactivation:
-        metrics += [ReactivationMetric(plugin, name, column) for name, column in _REACTIVATION.items()]
-    if spectrum:
-        metrics.append(FigureMetric(plugin, "NTK_Spectrum", _draw_spectrum))
-    if task_overlap:
-        metrics.append(FigureMetric(plugin, "NTK_TaskOverlapMatrix", _draw_overlap))
-    if kernel_image:
-        metrics.append(FigureMetric(plugin, "NTK_Kernel", _draw_kernel))
+        observable = family.observable
+        if observable is not None and not any(isinstance(o, observable) for o in plugin.observables):
+            plugin.request(observable())
+        metrics += [_metric(plugin, declared, family) for declared in family.metrics]
+        metrics += [FigureMetric(plugin, image.tag, image.draw) for image in family.images]
     names = [metric.name for metric in metrics if isinstance(metric, NTKMetric)]
     for name in () if text is None or text is PRINTED else text:
         if name not in names:
@@ -462,149 +380,12 @@ def ntk_metrics(
     return metrics
 
 
-_COLUMNS = {
-    "norms": {
-        "NTK_SpectralNorm": "spectral_norm",
-        "NTK_KernelNorm": "kernel_norm",
-        "NTK_KernelTrace": "kernel_trace",
-    },
-    "distance": {
-        f"NTK_Distance{name}{suffix}": f"distance_{column}{suffix and '_uncentred'}"
-        for name, column in (("Previous", "previous"), ("ExperienceStart", "experience_start"), ("Init", "init"))
-        for suffix in ("", "Uncentred")
-    },
-    "velocity": {
-        "NTK_Velocity": "velocity_per_iteration",
-        "NTK_VelocityUncentred": "velocity_per_iteration_uncentred",
-        "NTK_VelocityPerStep": "velocity_per_step",
-        "NTK_VelocityPerEpoch": "velocity_per_epoch",
-    },
-    "alignment": {"NTK_Alignment": "alignment"},
-    "spectrum": {"NTK_EffectiveRank": "effective_rank", "NTK_ConditionNumber": "condition_number"},
-    "linearisation": {
-        "NTK_LinearisationErrorBoundary": "linearisation_error_boundary",
-        "NTK_LinearisationErrorInit": "linearisation_error_init",
-    },
-    "forecast": {"NTK_ForecastError": "forecast_error", "NTK_ForecastAccuracy": "forecast_accuracy"},
-    "forgetting_forecast": {
-        "NTK_ForgettingForecastDrop": "forgetting_forecast_drop",
-        "NTK_ForgettingForecastDropError": "forgetting_forecast_drop_error",
-        "NTK_ForgettingForecastChange": "forgetting_forecast_change",
-        "NTK_ForgettingForecastChangeError": "forgetting_forecast_change_error",
-        "NTK_ForgettingDrop": "forgetting_drop",
-        "NTK_ForgettingChange": "forgetting_change",
-        "NTK_ForgettingLimitError": "forgetting_limit_error",
-        "NTK_ForgettingLimitRank": "forgetting_limit_rank",
-        "NTK_ForgettingStepsError": "forgetting_steps_error",
-        "NTK_ForgettingStepsRank": "forgetting_steps_rank",
-        "NTK_ForgettingStepsDrop": "forgetting_steps_drop",
-    },
-    "features": {
-        "NTK_FeatureVelocity": "features.velocity_per_iteration",
-        "NTK_FeatureDistanceInit": "features.distance_init",
-        "NTK_FeatureAlignment": "features.alignment",
-    },
-    "class_blocks": {
-        "NTK_ClassBlockWithin": "class_block_within",
-        "NTK_ClassBlockBetween": "class_block_between",
-    },
-    "regression": {
-        "NTK_RegressionAccuracy": "regression_accuracy",
-        "NTK_RegressionAccuracyInit": "regression_accuracy_init",
-        "NTK_NetworkAccuracyHeldOut": "network_accuracy_held_out",
-    },
-    "neurons": {
-        "NTK_NeuronSimilarity": "neuron_similarity",
-        "NTK_NeuronSimilarityCentred": "neuron_similarity_centred",
-        "NTK_NeuronSimilarityMax": "neuron_similarity_max",
-        "NTK_NeuronSimilarityMaxCentred": "neuron_similarity_max_centred",
-        "NTK_NeuronTuning": "neuron_tuning",
-        "NTK_NeuronTuningCentred": "neuron_tuning_centred",
-        "NTK_NeuronsSilent": "neurons_silent",
-        "NTK_NeuronPeriod": "neuron_period",
-        "NTK_NeuronsPeriodic": "neurons_periodic",
-    },
-    "buffer_share": {"NTK_BufferShare": "buffer_share"},
-    "cost": {"NTK_MeasurementSeconds": "measurement_seconds", "NTK_MeasuringShare": "measuring_share"},
-}
-_PATTERNS = {
-    "spectrum": {"NTK_EigenvectorAlignment": r"eigenvector_alignment_(?P<part>\d+)"},
-    "forgetting_forecast": {
-        "NTK_ForgettingForecastShare": r"forgetting_forecast_share_(?P<part>\d+)",
-        "NTK_ForgettingShare": r"forgetting_share_(?P<part>\d+)",
-    },
-    "per_layer": {
-        "NTK_LayerVelocity": r"layer\[(?P<part>.+)\]\.velocity_per_iteration",
-        "NTK_LayerDistanceInit": r"layer\[(?P<part>.+)\]\.distance_init",
-        "NTK_LayerTraceShare": r"layer\[(?P<part>.+)\]\.trace_share",
-    },
-    "class_blocks": {"NTK_ClassBlock": r"class_block\[(?P<part>.+)\]"},
-    "task_overlap": {"NTK_TaskOverlap": r"task_overlap\[(?P<part>.+)\]"},
-}
-_REACTIVATION = {
-    "NTK_Spike": "spike",
-    "NTK_Ratio": "ratio",
-    "NTK_Z": "z",
-    "NTK_OnsetRatio": "onset_ratio",
-    "NTK_NormDip": "norm_dip",
-    "NTK_NormRecovery": "norm_recovery",
-    "NTK_AlignmentDrop": "alignment_drop",
-    "NTK_Moved": "moved",
-    "NTK_TimeToPeak": "time_to_peak",
-    "NTK_HalfLife": "half_life",
-    "NTK_OnsetVelocity": "onset",
-}
-_OBSERVABLES: dict[str, type[Observable]] = {
-    "linearisation": Linearisation,
-    "forecast": StaticKernelForecast,
-    "forgetting_forecast": ForgettingForecast,
-    "per_layer": PerLayer,
-    "features": FeatureKernel,
-    "class_blocks": ClassBlocks,
-    "task_overlap": TaskOverlap,
-    "regression": KernelRegression,
-    "neurons": Neurons,
-    "buffer_share": BufferShare,
-}
-
-
-def _when(measurement: Measurement) -> str:
-    event = measurement.clock.event.replace("_", " ")
-    return f"{event} {measurement.clock.experience}, iteration {measurement.clock.iteration}"
-
-
-def _kernel_of(trajectory: Trajectory, measurement: Measurement) -> np.ndarray | None:
-    try:
-        return trajectory.kernel(measurement.index)
-    except RunFolderError:  # kernels are not kept, or the file is gone: there is nothing to draw
-        return None
-
-
-def _draw_kernel(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
-    kernel = _kernel_of(trajectory, measurement)
-    return None if kernel is None else images.kernel_figure(kernel, trajectory.labels, _when(measurement))
-
-
-def _draw_spectrum(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
-    kernel = _kernel_of(trajectory, measurement)
-    if kernel is None:
-        return None
-    with measures.few_threads(len(kernel)):
-        eigenvalues = measures.eigenvalues(kernel)
-    return images.spectrum_figure(eigenvalues, _when(measurement))
-
-
-def _draw_overlap(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
-    pairs = {c[len("task_overlap[") : -1]: v for c, v in measurement.values.items() if c.startswith("task_overlap[")}
-    if not pairs:
-        return None
-    names = list(dict.fromkeys(name for pair in pairs for name in pair.split(",")))
-    matrix = np.full((len(names), len(names)), np.nan)  # a pair that is undefined has no overlap, and none of 0
-    np.fill_diagonal(matrix, 1.0)
-    for pair, value in pairs.items():
-        i, j = (names.index(name) for name in pair.split(","))
-        matrix[i, j] = matrix[j, i] = value
-    return images.overlap_figure(matrix, names, _when(measurement))
+def _metric(plugin: NTKPlugin, declared: Metric, family: Family) -> NTKMetric:
+    if family.of_boundaries:
+        return ReactivationMetric(plugin, declared.tag, declared.column)
+    if declared.varies:
+        return PatternMetric(plugin, declared.tag, declared.pattern.pattern)
+    return NTKMetric(plugin, declared.tag, declared.column)
 
 
 def tag_of(name: str, probe: Probe) -> str:

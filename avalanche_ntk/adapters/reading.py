@@ -12,8 +12,7 @@ from typing import Any
 
 from avalanche.distributed import DistributedHelper
 from avalanche.models.utils import is_multi_task_module
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
 from avalanche_ntk.adapters.tasks import origin_of
 from avalanche_ntk.errors import ProbeError
@@ -33,7 +32,10 @@ def model_of(strategy: Any) -> nn.Module:
 
 def position_of(experience: Any) -> int | None:
     """Return an experience's place in its stream, if it has one."""
-    number = getattr(experience.logging(), "current_experience", None)
+    try:
+        number = getattr(experience.logging(), "current_experience", None)
+    except AssertionError:  # how Avalanche says that an experience was never put into a stream
+        return None
     return number if isinstance(number, int) else None
 
 
@@ -194,25 +196,6 @@ def iterations_per_epoch(dataloader: Any) -> int | None:
         return len(dataloader)
     except Exception:  # noqa: BLE001  (a user's own loader may say so in any way)
         return None
-
-
-def check_precision(model: nn.Module, probe: Probe, error: Exception) -> None:
-    """Explain a forward pass that has failed where the probe's inputs are in another precision than the parameters.
-
-    A model that converts its inputs takes them, so only the forward pass can tell.
-
-    Raises:
-        ProbeError: They are.
-    """
-    inputs = {t.dtype for t in tree_flatten(probe.read_only()[0])[0] if isinstance(t, Tensor) and t.is_floating_point()}
-    parameters = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if inputs and parameters and not inputs & parameters:
-        found, expected = (", ".join(sorted(str(kind) for kind in kinds)) for kinds in (inputs, parameters))
-        raise ProbeError(
-            f"the inputs of probe {probe.name!r} are {found}, the model's parameters {expected}, and its forward pass "
-            f"does not convert them. Convert the data: x.to({expected}), or a transform that does; training on such "
-            "inputs fails too."
-        ) from error
 
 
 def has_outputs_for(model: nn.Module, probe: Probe) -> bool:

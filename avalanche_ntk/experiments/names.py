@@ -84,21 +84,8 @@ def optimizers() -> tuple[str, ...]:
     return OPTIMIZERS
 
 
-OBSERVABLES = (
-    "spectrum",
-    "linearisation",
-    "forecast",
-    "forgetting_forecast",
-    "per_layer",
-    "features",
-    "class_blocks",
-    "task_overlap",
-    "regression",
-    "neurons",
-    "buffer_share",
-)
-
-
 def observables() -> tuple[str, ...]:
-    """Return what can be measured beside the kernel: the words of `ntk_metrics`."""
-    return OBSERVABLES
+    """Return what can be measured beside the kernel's own curves: the words of `ntk_metrics`."""
+    from avalanche_ntk.observables import families  # loads torch, which nothing else of a configuration needs
+
+    return tuple(flag for flag, family in families().items() if family.metrics and not family.on)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from avalanche_ntk.errors import ArgumentError, RunFolderError, unknown_name
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.benchmarks import load_data
 from avalanche_ntk.lab.models import build_model
+from avalanche_ntk.recorder.afterwards import measure_checkpoints
+from avalanche_ntk.recorder.probes import Probe
+from avalanche_ntk.recorder.trajectory import Trajectory
 
 REDUCTIONS = ("trace", "sum_logits", "full")
 DTYPES = ("float32", "float64")
@@ -153,6 +157,65 @@ def _load_weights(net: torch.nn.Module, path: Path) -> None:
             f"the weights in {path} cannot be loaded into {type(net).__name__} ({type(error).__name__}: {told}). "
             "Give a state dict of this model."
         ) from None
+
+
+def checkpoints_to_run(
+    checkpoints: Sequence[str | Path],
+    model: str,
+    data: str,
+    out: str | Path,
+    *,
+    size: int = 64,
+    split: str = "train",
+    n_classes: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    data_root: str | Path | None = None,
+    download: bool = False,
+    dtype: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Trajectory:
+    """Measure checkpoints on samples of a data set, see `avalanche_ntk.measure_checkpoints`.
+
+    Args:
+        checkpoints: Files.
+        model: What `build_model` takes, such as `module:factory`.
+        data: What `load_data` takes.
+        out: The run folder.
+        size: Number of samples N, equally many of each class as far as possible.
+        split: "train" or "test".
+        n_classes: Number of outputs C; that of the data when None.
+        arguments: Arguments of the model.
+        data_root: Folder of torchvision's datasets.
+        download: Whether torchvision may download the data.
+        dtype: "float32" or "float64"; the model's own when None.
+        seed: Seed of the choice of samples.
+        **options: Further arguments of `measure_checkpoints`.
+
+    Returns:
+        The trajectory.
+
+    Raises:
+        ArgumentError: An argument cannot be used.
+    """  # noqa: DOC501  (made by unknown_name)
+    x, labels, _, found_classes = _samples(data, split, size, seed, data_root, download)
+    if labels is None:
+        raise ArgumentError(f"a probe needs labels, and {data} holds inputs only. Give --data a labelled data set.")
+    if dtype is not None and dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    make = partial(
+        build_model,
+        model,
+        input_shape=tuple(x.shape[1:]),
+        n_classes=n_classes or found_classes,
+        seed=seed,
+        **(arguments or {}),
+    )
+    probe = Probe.from_tensors(x, torch.from_numpy(labels), name="probe")
+    precision = None if dtype is None else getattr(torch, dtype)
+    return measure_checkpoints(checkpoints, make, probe, out, dtype=precision, **options)
 
 
 def _write(out: Path, content: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ per_layer=True)`).
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.observables.blocks import ClassBlocks
 from avalanche_ntk.observables.buffers import BufferShare
+from avalanche_ntk.observables.declaration import Image, Metric
 from avalanche_ntk.observables.features import FeatureKernel
 from avalanche_ntk.observables.forecast import StaticKernelForecast
 from avalanche_ntk.observables.forgetting import ForgettingForecast
@@ -15,6 +16,7 @@ from avalanche_ntk.observables.linearisation import Linearisation
 from avalanche_ntk.observables.neurons import Neurons
 from avalanche_ntk.observables.overlap import TaskOverlap
 from avalanche_ntk.observables.plasticity import Plasticity
+from avalanche_ntk.observables.registry import families, register
 from avalanche_ntk.observables.regression import KernelRegression
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "ClassBlocks",
     "FeatureKernel",
     "ForgettingForecast",
+    "Image",
     "KernelRegression",
     "Linearisation",
+    "Metric",
     "Moment",
     "Neurons",
     "Observable",
@@ -32,4 +36,6 @@ __all__ = [
     "Plasticity",
     "StaticKernelForecast",
     "TaskOverlap",
+    "families",
+    "register",
 ]

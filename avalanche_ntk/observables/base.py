@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.kernels.support import Batch, measuring, unwrap
+from avalanche_ntk.observables.declaration import Family, Image, Metric
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.probes import Probe
 from avalanche_ntk.recorder.samples import Reader, read_samples
@@ -132,13 +133,29 @@ class Observation:
 class Observable(ABC):
     """Something measured beside the kernel.
 
+    A subclass declares itself; `observables.register` makes its flag one of `ntk_metrics`.
+
     Attributes:
         name: How it is called in `run.json`.
+        flag: Word that asks for it in `ntk_metrics(ntk, FLAG=True)`; empty where there is none.
+        metrics: The numbers that loggers show.
+        images: The figures that they show at each boundary.
         at_boundaries_only: Whether it is measured at the boundaries only.
+        when: When it has numbers, for the table of metrics, where that is not each of its measurements.
     """
 
     name: str
+    flag: ClassVar[str] = ""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    images: ClassVar[tuple[Image, ...]] = ()
     at_boundaries_only: bool = False
+    when: ClassVar[str] = ""
+
+    @classmethod
+    def family(cls) -> Family:
+        """Return what its flag switches on."""
+        when = cls.when or ("boundaries" if cls.at_boundaries_only else "each measurement")
+        return Family(cls.flag, tuple(cls.metrics), tuple(cls.images), when=when, observable=cls)
 
     def groups(self, model: nn.Module, params: str | Sequence[str] | None) -> Mapping[str, Sequence[str]]:
         """Return groups of parameters whose kernels are wanted; they cost hardly more than the whole kernel alone.

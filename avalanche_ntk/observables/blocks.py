@@ -8,9 +8,12 @@ import warnings
 from avalanche_ntk import measures
 from avalanche_ntk.errors import UndefinedMeasureWarning
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.recorder.labels import NO_CLASSES
 
 
+@register
 class ClassBlocks(Observable):
     """Mean entry of each block of classes, `class_block[a,b]`, and the means within and between classes.
 
@@ -18,6 +21,12 @@ class ClassBlocks(Observable):
     """
 
     name = "class_blocks"
+    flag = "class_blocks"
+    metrics = (
+        Metric("NTK_ClassBlock", "class_block[{A,B}]"),
+        Metric("NTK_ClassBlockWithin", "class_block_within"),
+        Metric("NTK_ClassBlockBetween", "class_block_between"),
+    )
 
     def observe(self, moment: Moment) -> Observation:
         """Average the kernel over the blocks."""

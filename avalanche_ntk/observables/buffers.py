@@ -9,6 +9,8 @@ from torch import Tensor
 from avalanche_ntk import measures
 from avalanche_ntk.kernels.support import swapped
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.observables.undefined import value_or_reason
 from avalanche_ntk.recorder.parameters import same_bits
 
@@ -21,6 +23,7 @@ class _Boundary:
     buffers: dict[str, Tensor]
 
 
+@register
 class BufferShare(Observable):
     """`buffer_share`: the part of the kernel's distance to the boundary that buffers make by themselves.
 
@@ -33,6 +36,9 @@ class BufferShare(Observable):
     """
 
     name = "buffers"
+    flag = "buffer_share"
+    metrics = (Metric("NTK_BufferShare", "buffer_share"),)
+    when = "each measurement since which a buffer has moved"
 
     def __init__(self) -> None:
         self._boundaries: dict[str, _Boundary] = {}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from avalanche_ntk.kernels import feature_kernel
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 
 
+@register
 class FeatureKernel(Observable):
     """The feature (conjugate) kernel: the Gram matrix of what the last linear layer sees, followed as the NTK is.
 
@@ -13,6 +16,12 @@ class FeatureKernel(Observable):
     """
 
     name = "feature_kernel"
+    flag = "features"
+    metrics = (
+        Metric("NTK_FeatureVelocity", "features.velocity_per_iteration", "1/iteration"),
+        Metric("NTK_FeatureDistanceInit", "features.distance_init"),
+        Metric("NTK_FeatureAlignment", "features.alignment"),
+    )
 
     def observe(self, moment: Moment) -> Observation:
         """Compute the kernel; it is called `features`."""

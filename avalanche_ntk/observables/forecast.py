@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.observables.static import StaticKernel, frozen_kernel
 from avalanche_ntk.recorder.labels import NO_CLASSES
 
 
+@register
 class StaticKernelForecast(Observable):
     """What the kernel frozen at the boundary predicts for the old task while the new one is learnt.
 
@@ -24,6 +27,12 @@ class StaticKernelForecast(Observable):
     """
 
     name = "static_kernel_forecast"
+    flag = "forecast"
+    metrics = (
+        Metric("NTK_ForecastError", "forecast_error", missed=True),
+        Metric("NTK_ForecastAccuracy", "forecast_accuracy"),
+    )
+    when = "each measurement after the first boundary"
 
     def __init__(self, size: int = 64, seed: int = 0) -> None:
         self.size = size

@@ -13,6 +13,8 @@ from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.measures import KernelView
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.observables.static import StaticKernel, as_matrix, frozen_kernel, places
 from avalanche_ntk.observables.undefined import value_or_reason
 from avalanche_ntk.recorder.labels import NO_CLASSES
@@ -30,6 +32,10 @@ class _Said:
     limit: np.ndarray  # (N, C): the change to convergence
 
 
+_END = "end of each experience from the second on"
+
+
+@register
 class ForgettingForecast(Observable):
     """What the kernel of the boundary says the old task will lose, before any step of the new task, and what it lost.
 
@@ -65,6 +71,23 @@ class ForgettingForecast(Observable):
     """
 
     name = "forgetting_forecast"
+    flag = "forgetting_forecast"
+    metrics = (
+        Metric("NTK_ForgettingForecastDrop", "forgetting_forecast_drop", missed=True),
+        Metric("NTK_ForgettingForecastDropError", "forgetting_forecast_drop_error", missed=True),
+        Metric("NTK_ForgettingForecastChange", "forgetting_forecast_change", missed=True),
+        Metric("NTK_ForgettingForecastChangeError", "forgetting_forecast_change_error", missed=True),
+        Metric("NTK_ForgettingForecastShare", "forgetting_forecast_share_{K}", missed=True),
+        Metric("NTK_ForgettingDrop", "forgetting_drop", when=_END),
+        Metric("NTK_ForgettingChange", "forgetting_change", when=_END),
+        Metric("NTK_ForgettingShare", "forgetting_share_{K}", when=_END),
+        Metric("NTK_ForgettingLimitError", "forgetting_limit_error", when=_END),
+        Metric("NTK_ForgettingLimitRank", "forgetting_limit_rank", when=_END),
+        Metric("NTK_ForgettingStepsError", "forgetting_steps_error", when=_END),
+        Metric("NTK_ForgettingStepsRank", "forgetting_steps_rank", when=_END),
+        Metric("NTK_ForgettingStepsDrop", "forgetting_steps_drop", when=_END),
+    )
+    when = "start of each experience from the second on, before any step"
     at_boundaries_only = True
 
     def __init__(

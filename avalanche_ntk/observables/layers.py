@@ -11,8 +11,11 @@ from torch import nn
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels.support import select_parameters
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 
 
+@register
 class PerLayer(Observable):
     """The kernel of each group of parameters, followed as the whole is; the sum over all groups is the whole kernel.
 
@@ -26,6 +29,12 @@ class PerLayer(Observable):
     """
 
     name = "per_layer"
+    flag = "per_layer"
+    metrics = (
+        Metric("NTK_LayerVelocity", "layer[{LAYER}].velocity_per_iteration", "1/iteration"),
+        Metric("NTK_LayerDistanceInit", "layer[{LAYER}].distance_init"),
+        Metric("NTK_LayerTraceShare", "layer[{LAYER}].trace_share"),
+    )
 
     def __init__(self, groups: Mapping[str, Sequence[str]] | None = None) -> None:
         if groups is not None and not groups:

@@ -12,6 +12,8 @@ from avalanche_ntk import measures
 from avalanche_ntk.kernels import jvp_prediction
 from avalanche_ntk.kernels.support import fast_double
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.observables.undefined import values_or_reason
 
 
@@ -27,6 +29,7 @@ class _Anchor:
         return _Anchor({name: p.clone() for name, p in self.parameters.items()}, self.outputs)
 
 
+@register
 class Linearisation(Observable):
     """`linearisation_error_boundary` and `linearisation_error_init`, by one forward-mode pass for each distinct base.
 
@@ -36,6 +39,11 @@ class Linearisation(Observable):
     """
 
     name = "linearisation"
+    flag = "linearisation"
+    metrics = (
+        Metric("NTK_LinearisationErrorBoundary", "linearisation_error_boundary"),
+        Metric("NTK_LinearisationErrorInit", "linearisation_error_init"),
+    )
 
     def __init__(self) -> None:
         self._anchors: dict[tuple[str, str], _Anchor] = {}

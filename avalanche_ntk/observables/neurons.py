@@ -12,9 +12,14 @@ from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels import penultimate_features
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.observables.undefined import value_or_reason, values_or_reason
 
+_SWEEPS = 'probes that are sweeps: `Neurons(sweeps=["angle"])`'
 
+
+@register
 class Neurons(Observable):
     """How alike the units that the last linear layer reads are, and how much each has changed since the last boundary.
 
@@ -32,6 +37,18 @@ class Neurons(Observable):
     """
 
     name = "neurons"
+    flag = "neurons"
+    metrics = (
+        Metric("NTK_NeuronSimilarity", "neuron_similarity"),
+        Metric("NTK_NeuronSimilarityCentred", "neuron_similarity_centred"),
+        Metric("NTK_NeuronSimilarityMax", "neuron_similarity_max"),
+        Metric("NTK_NeuronSimilarityMaxCentred", "neuron_similarity_max_centred"),
+        Metric("NTK_NeuronTuning", "neuron_tuning"),
+        Metric("NTK_NeuronTuningCentred", "neuron_tuning_centred"),
+        Metric("NTK_NeuronsSilent", "neurons_silent", note="share of units"),
+        Metric("NTK_NeuronPeriod", "neuron_period", "samples", when=_SWEEPS),
+        Metric("NTK_NeuronsPeriodic", "neurons_periodic", note="share of units", when=_SWEEPS),
+    )
 
     def __init__(self, sweeps: Sequence[str] = ()) -> None:
         if isinstance(sweeps, str):

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Image, Metric
+from avalanche_ntk.observables.kernel_numbers import when
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.observables.undefined import value_or_reason
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
+    from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
+
+
+def _draw(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
+    from avalanche_ntk.report.images import overlap_figure
+
+    pairs = {c[len("task_overlap[") : -1]: v for c, v in measurement.values.items() if c.startswith("task_overlap[")}
+    if not pairs:
+        return None
+    names = list(dict.fromkeys(name for pair in pairs for name in pair.split(",")))
+    matrix = np.full((len(names), len(names)), np.nan)  # a pair that is undefined has no overlap, and none of 0
+    np.fill_diagonal(matrix, 1.0)
+    for pair, value in pairs.items():
+        i, j = (names.index(name) for name in pair.split(","))
+        matrix[i, j] = matrix[j, i] = value
+    return overlap_figure(matrix, names, when(measurement))
+
+
+@register
 class TaskOverlap(Observable):
     """The overlap of every pair of probes, at the boundaries: `‖Θ(X_i,X_j)‖² / (‖Θ(X_i,X_i)‖ ‖Θ(X_j,X_j)‖)`.
 
@@ -19,6 +45,10 @@ class TaskOverlap(Observable):
     """
 
     name = "task_overlap"
+    flag = "task_overlap"
+    metrics = (Metric("NTK_TaskOverlap", "task_overlap[{A,B}]", missed=True),)
+    images = (Image("NTK_TaskOverlapMatrix", _draw),)
+    when = "boundaries, from the second probe on"
     at_boundaries_only = True
 
     def observe(self, moment: Moment) -> Observation:

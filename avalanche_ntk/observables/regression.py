@@ -11,9 +11,12 @@ import torch
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ProbeError
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.recorder.labels import NO_CLASSES
 
 
+@register
 class KernelRegression(Observable):
     """Ridge regression with `Θ_t` and with `Θ_0` from the probe's labels to a held-out probe's, at the boundaries.
 
@@ -31,6 +34,12 @@ class KernelRegression(Observable):
     """
 
     name = "kernel_regression"
+    flag = "regression"
+    metrics = (
+        Metric("NTK_RegressionAccuracy", "regression_accuracy"),
+        Metric("NTK_RegressionAccuracyInit", "regression_accuracy_init"),
+        Metric("NTK_NetworkAccuracyHeldOut", "network_accuracy_held_out"),
+    )
     at_boundaries_only = True
 
     def __init__(self, held_out: str | None = None) -> None:

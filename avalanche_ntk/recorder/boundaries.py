@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import Any, Protocol, get_args, get_type_hints
+
+import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.measures.reactivation import NO_BOUNDARY
 from avalanche_ntk.recorder.frames import COUNT_OR_NONE, TEXT, TRUTH_OR_NONE
-
-if TYPE_CHECKING:
-    from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
+from avalanche_ntk.recorder.measurement import Measurement
 
 _PEAK_WINDOW = 3
 _NEW = "nothing was measured before it since the model was exchanged or reinitialised"
@@ -36,6 +36,24 @@ _FROM_VELOCITIES = (
     ),
     *("half_life", "half_life_censored", "cadence", "floor"),
 )
+
+
+class Series(Protocol):
+    """What a boundary is seen in: the measurements of one probe."""
+
+    measurements: list[Measurement]
+    reactivations: dict[int, measures.Reactivation]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels of the samples."""
+
+    @property
+    def kernel_dtype(self) -> str:
+        """Precision of the kernels."""
+
+    def kernel(self, index: int) -> np.ndarray:
+        """Return a stored kernel; RunFolderError when it was not kept."""
 
 
 def reactivation_types(number: str) -> dict[str, str]:
@@ -62,7 +80,7 @@ def reactivation_row(found: measures.Reactivation) -> dict[str, Any]:
     return {**values, "cadence_before": before, "cadence_after": after, "reasons": found.missing}
 
 
-def reactivation_at(trajectory: Trajectory, experience: int) -> measures.Reactivation | None:
+def reactivation_at(trajectory: Series, experience: int) -> measures.Reactivation | None:
     """Compute the reactivation at the boundary with which an experience began.
 
     A velocity depends on the interval that it is taken over (a distance grows quadratically along a straight path).
@@ -109,7 +127,7 @@ def reactivation_at(trajectory: Trajectory, experience: int) -> measures.Reactiv
 
 
 def _measure(
-    trajectory: Trajectory,
+    trajectory: Series,
     earlier: Sequence[Measurement],
     mine: Sequence[Measurement],
     previous: Sequence[Measurement],
@@ -137,7 +155,7 @@ def _measure(
 
 
 def _at_interval(
-    trajectory: Trajectory, measurements: Sequence[Measurement], interval: float
+    trajectory: Series, measurements: Sequence[Measurement], interval: float
 ) -> list[tuple[int, float | None]]:
     """Take velocities over intervals of about the given length, from the stored kernels.
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from avalanche_ntk.errors import ArgumentError, unknown_name
 from avalanche_ntk.recorder.clock import TrainingClock
 
+_LAST_EPOCHS = 10  # before a task's end: as many velocities as a reactivation takes its base from
+
 
 class Schedule(ABC):
     """Says at which moments of training to measure; made by the constructors below and joined by `|`.
@@ -55,6 +57,13 @@ class Schedule(ABC):
         end a training run.
         """
         self._note(_seconds(training_seconds), _seconds(measuring_seconds))
+
+    def expect(self, epochs: int | None) -> None:  # noqa: B027  (most need not know)
+        """Tell the schedule how many epochs the experience that begins will have; only `around_boundaries` uses it.
+
+        Args:
+            epochs: Epochs until the experience's end; None when they are not known.
+        """
 
     @abstractmethod
     def describe(self) -> str:
@@ -151,6 +160,12 @@ class Schedule(ABC):
     @staticmethod
     def around_boundaries(per_decade: int = 5, every_epochs: int = 1) -> "Schedule":
         """Return the default: dense just after a boundary, sparse later, and at the ends of epochs.
+
+        Where the number of a task's epochs is known when it begins (a strategy's `train_epochs`,
+        `recorder.experience(..., epochs=)`), long tasks are thinned out: epochs' ends are measured at log-spaced
+        epochs, as iterations are, and at each of the last ten before the end, from which the velocity before the next
+        boundary is taken. Tasks of up to eleven epochs lose nothing. Where it is not known, every epoch's end is
+        measured.
 
         Args:
             per_decade: Measurements in each factor of ten of iterations since the boundary, as for `log_spaced`.
@@ -306,11 +321,16 @@ class _LogSpaced(Schedule):
         return f"log_spaced:{self._per_decade}"
 
     def _due_between(self, clock: TrainingClock) -> bool:
-        if clock.event != "iteration" or clock.exp_iteration == 0:
-            return False
-        # Only the exponents next to the iteration's own can round to it.
-        k = round(self._per_decade * math.log10(clock.exp_iteration))
-        return any(round(10 ** (j / self._per_decade)) == clock.exp_iteration for j in (k - 1, k, k + 1) if j >= 0)
+        return clock.event == "iteration" and _is_log_spaced(clock.exp_iteration, self._per_decade)
+
+
+def _is_log_spaced(number: int, per_decade: int) -> bool:
+    """Tell whether a count is 10^(k/per_decade), rounded, for a whole k."""
+    if number == 0:
+        return False
+    # Only the exponents next to the number's own can round to it.
+    k = round(per_decade * math.log10(number))
+    return any(round(10 ** (j / per_decade)) == number for j in (k - 1, k, k + 1) if j >= 0)
 
 
 class _AroundBoundaries(Schedule):
@@ -318,12 +338,23 @@ class _AroundBoundaries(Schedule):
         self._after = _LogSpaced(per_decade)
         self._epochs = _EveryEpochs(every_epochs)
         self._arguments = (per_decade, every_epochs)
+        self._expected: int | None = None
 
     def describe(self) -> str:
         return "around_boundaries" if self._arguments == (5, 1) else "around_boundaries:{},{}".format(*self._arguments)
 
     def _due_between(self, clock: TrainingClock) -> bool:
-        return self._after._due_between(clock) or self._epochs._due_between(clock)
+        return self._after._due_between(clock) or (self._epochs._due_between(clock) and self._is_kept(clock.exp_epoch))
+
+    def expect(self, epochs: int | None) -> None:
+        self._expected = epochs
+
+    def _is_kept(self, epoch: int) -> bool:
+        """Tell whether an epoch's end is measured: the last ten before the task's end, and log-spaced ones."""
+        per_decade, every = self._arguments
+        number = epoch // every
+        last = self._expected is None or epoch >= self._expected - _LAST_EPOCHS * every
+        return last or _is_log_spaced(number, per_decade)
 
 
 class _At(Schedule):
@@ -404,6 +435,10 @@ class _Union(Schedule):
 
     def _due_between(self, clock: TrainingClock) -> bool:
         return any([part._due_between(clock) for part in self._parts])  # noqa: C419
+
+    def expect(self, epochs: int | None) -> None:
+        for part in self._parts:
+            part.expect(epochs)
 
     def _note(self, training_seconds: float, measuring_seconds: float) -> None:
         for part in self._parts:

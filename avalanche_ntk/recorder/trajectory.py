@@ -7,9 +7,10 @@ however long the run is.
 
 from __future__ import annotations
 
+import html
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,20 @@ import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, RunFolderError
-from avalanche_ntk.frozen import frozen
 from avalanche_ntk.recorder.boundaries import reactivation_at, reactivation_row, reactivation_types
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.frames import CLOCK, COUNT, NUMBER, TEXT, make_frame
 from avalanche_ntk.recorder.labels import are_classes, from_json, in_form
+from avalanche_ntk.recorder.measurement import Measurement as Measurement
 from avalanche_ntk.recorder.runfolder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
+    from matplotlib.axes import Axes
 
 EXPERIENCE_START = "experience_start"
+PLOTTED = ("spectral_norm", "distance_init", "alignment", "velocity_per_iteration")
 
 _BOTH = ("", "_uncentred")
 _DISTANCES = tuple(f"distance_{to}{how}" for to in ("previous", "experience_start", "init") for how in _BOTH)
@@ -49,68 +52,6 @@ _FOLLOWED = {
     "distance_init",
     "velocity_per_iteration",
 }
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One measurement of one probe.
-
-    Attributes:
-        index: Position in the trajectory, from 0; failures count.
-        clock: When it was taken.
-        segment: Grows by one when the model was reinitialised; nothing is compared across segments.
-        values: The numbers, by column name; one that is undefined is absent.
-        reasons: Why a number is undefined, by column name.
-        notes: What else happened (a head grew, the model was reinitialised).
-        trust: How the kernel was computed and how far it can be trusted.
-        kernel: Path of the kernel inside the run folder, if it was stored.
-        failure: Why there are no numbers, or None.
-    """
-
-    index: int
-    clock: TrainingClock
-    segment: int = 0
-    values: Mapping[str, float] = field(default_factory=dict)
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    trust: Mapping[str, Any] = field(default_factory=dict)
-    kernel: str | None = None
-    failure: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("values", "reasons", "trust"):
-            object.__setattr__(self, name, frozen(getattr(self, name)))
-
-    def as_record(self, probe: str) -> dict[str, Any]:
-        """Return the line of `measurements.jsonl`."""
-        return {
-            "kind": "measurement",
-            "probe": probe,
-            "index": self.index,
-            "clock": self.clock.as_dict(),
-            "segment": self.segment,
-            "values": dict(self.values),
-            "reasons": dict(self.reasons),
-            "notes": list(self.notes),
-            "trust": dict(self.trust),
-            "kernel": self.kernel,
-            "failure": self.failure,
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Measurement:
-        """Read a line of `measurements.jsonl` back."""
-        return cls(
-            index=record["index"],
-            clock=TrainingClock.from_dict(record["clock"]),
-            segment=record["segment"],
-            values={name: float(value) for name, value in record["values"].items()},
-            reasons=dict(record["reasons"]),
-            notes=tuple(record["notes"]),
-            trust=dict(record["trust"]),
-            kernel=record["kernel"],
-            failure=record["failure"],
-        )
 
 
 class Trajectory:
@@ -283,14 +224,42 @@ class Trajectory:
             dataset.coords["label"] = (("sample", "target")[: self._labels.ndim], self.labels)
         return dataset
 
+    def plot(self, columns: Sequence[str] = PLOTTED, axes: Sequence[Axes] | None = None) -> list[Axes]:
+        """Draw columns over the training iterations, boundaries marked, in the style that matplotlib has now.
+
+        Args:
+            columns: Columns of `to_pandas()`; by default those of the report's first figure.
+            axes: Axes to draw into, one for each column; a new figure of `matplotlib.pyplot` when None.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ArgumentError: There are not as many axes as columns, or a column was never measured.
+        """
+        from avalanche_ntk.recorder.plots import plot
+
+        return plot(self, columns, axes)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: how many measurements there are, and what happened at the boundaries."""
+        shown = self.summary() if self.reactivations else self.to_pandas().drop(columns=["reasons", "notes"]).tail()
+        told = html.escape(repr(self))
+        return f"<p>{told}</p>{shown.dropna(axis='columns', how='all').to_html(index=False, float_format='%.4g')}"
+
+    @property
+    def reasons(self) -> dict[int, dict[str, str]]:
+        """Why numbers of `summary()` are undefined, by experience and column."""
+        return {experience: dict(found.reasons) for experience, found in self.reactivations.items()}
+
     def summary(self) -> pd.DataFrame:
         """Return a row a boundary: everything that its reactivation holds, undefined numbers empty.
 
         Returns:
-            Columns as the attributes of `measures.Reactivation`, after `experience`.
+            Columns as the attributes of `measures.Reactivation`, after `experience`; `reasons` says why some are empty.
         """
         rows = [{"experience": e, **reactivation_row(found)} for e, found in self.reactivations.items()]
-        return make_frame(rows, {"experience": COUNT, **reactivation_types(NUMBER)})
+        return make_frame(rows, {"experience": COUNT, **reactivation_types(NUMBER)}).drop(columns="reasons")
 
     def verdicts(self, control: Any) -> dict[int, measures.Verdict]:
         """Say at each boundary whether the kernel was reactivated, by comparison with runs in which no task changed.

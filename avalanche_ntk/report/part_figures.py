@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from matplotlib.figure import Figure
 
@@ -12,6 +13,7 @@ from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.figures import Panel, curves, mark_boundaries, series_of
 from avalanche_ntk.report.runs import Run
 from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, legend_height, look, new_figure, set_log
+from avalanche_ntk.report.text import plain
 
 _LAYER = re.compile(r"layer\[(?P<name>.+)\]\.(?P<column>[a-z_]+)", re.DOTALL)
 MOST_LAYERS = 7
@@ -29,6 +31,10 @@ FEATURE_PANELS = (
     Panel("features.velocity_per_iteration", "velocity\n(1/iteration)", log=True),
     Panel("features.alignment", "alignment with\nthe labels"),
 )
+
+
+_SHOWN = {panel.column for panel in (*LINEARISATION_PANELS, *FEATURE_PANELS)}
+MOST_FURTHER = 10
 
 
 @dataclass(frozen=True)
@@ -125,3 +131,24 @@ def column_figure(
     """
     measured = [p for p in panels if any(series_of(run.trajectory(probe), p.column) for run in runs)]
     return curves(runs, probe, width=width, panels=measured, accuracy=False) if measured else None
+
+
+def further_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Return a panel for each number that the runs' observables declared in `run.json` and no other figure shows.
+
+    Columns with a varying part (a number a layer, a pair of classes) are left to the tables.
+    """
+    panels = {}
+    for run in runs:
+        declared = run.folder.meta.get("columns")
+        for one in declared if isinstance(declared, list) else []:
+            column, unit = (one.get("column"), one.get("unit")) if isinstance(one, dict) else (None, None)
+            if isinstance(column, str) and "{" not in column and column not in _SHOWN:
+                panels[column] = Panel(column, _label(column, unit if isinstance(unit, str) else ""))
+    return list(panels.values())[:MOST_FURTHER]
+
+
+def _label(column: str, unit: str) -> str:
+    """Return a column's name as an axis label of lines that fit beside a panel."""
+    lines = wrap(plain(column.replace("_", " "), 54), 18) + ([f"({plain(unit, 16)})"] if unit else [])
+    return "\n".join(lines).replace("$", r"\$")

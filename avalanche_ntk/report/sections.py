@@ -25,6 +25,7 @@ from avalanche_ntk.report.part_figures import (
     LINEARISATION_PANELS,
     MOST_LAYERS,
     column_figure,
+    further_panels,
     layer_figure,
     layers_of,
 )
@@ -93,6 +94,7 @@ class Report:
             self.layers(),
             self.linearity(),
             self.overlap(),
+            self.further(),
             self.trust(),
             self.configuration(),
         ]
@@ -376,6 +378,17 @@ class Report:
             "soft",
         )
         return Section("overlap", "Task overlap", body, "Overlap")
+
+    def further(self) -> Section:
+        """Numbers that observables declared and no other section shows."""
+        body = self._drawn(
+            "further",
+            lambda width: column_figure(self.drawn, further_panels(self.drawn), self.probe, width=width),
+            "Further numbers measured beside the kernel; their names are those of the columns of measurements.csv.",
+            "Curves of further numbers over training.",
+        )
+        body = body or paragraph("No observable measured a number that is not shown above.", "soft")
+        return Section("further", "What else was measured", body, "Further")
 
     def trust(self) -> Section:
         """How the kernels were computed, and what went wrong."""

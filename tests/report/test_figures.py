@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from avalanche_ntk.adapters import images
-from avalanche_ntk.report import four_panels
+from avalanche_ntk.report import four_panels, images
 from avalanche_ntk.report.figures import curves
 from avalanche_ntk.report.kernel_figures import mark_samples, overlap_maps
 from avalanche_ntk.report.runs import read_runs

@@ -164,7 +164,18 @@ def test_it_is_made_for_phones_dark_rooms_keyboards_and_screen_readers(written):
 def test_the_sections_come_in_order_the_answer_first(written):
     page = written[3]
     assert [s["id"] for s in page.all("section")] == [
-        *("answer", "curves", "reactivation", "spectra", "kernels", "layers", "linearity", "overlap", "trust"),
+        *(
+            "answer",
+            "curves",
+            "reactivation",
+            "spectra",
+            "kernels",
+            "layers",
+            "linearity",
+            "overlap",
+            "further",
+            "trust",
+        ),
         "configuration",
     ]
     assert [a["href"][1:] for a in page.all("a")[1:]] == [s["id"] for s in page.all("section")]

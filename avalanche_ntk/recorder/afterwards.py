@@ -1,0 +1,340 @@
+"""A trajectory from finished checkpoints: measured afterwards, as it would have been while they were trained."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from glob import glob
+from itertools import pairwise
+from multiprocessing import get_context
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.observables import Observable
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.host import Host
+from avalanche_ntk.recorder.measurer import Measured, Measurer
+from avalanche_ntk.recorder.probes import Probe
+from avalanche_ntk.recorder.resume import check_probes, is_run
+from avalanche_ntk.recorder.runfolder import RunFolder
+from avalanche_ntk.recorder.trajectory import Trajectory
+from avalanche_ntk.recorder.weights import load_state, moment_of, read_state
+
+_KEPT = "outputs_of_probe"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A checkpoint and the moment of training that it stands for.
+
+    Attributes:
+        path: The file.
+        clock: When it was saved.
+        iterations_per_epoch: Iterations of an epoch; None when not known.
+    """
+
+    path: Path
+    clock: TrainingClock
+    iterations_per_epoch: int | None = None
+
+
+def measure_checkpoints(
+    checkpoints: Iterable[str | PathLike[str]],
+    make_model: Callable[[], nn.Module],
+    probe: Probe,
+    out: str | PathLike[str],
+    *,
+    boundaries: Sequence[int] = (),
+    pattern: str = r"(?P<iteration>\d+)(?!.*\d)",
+    table: str | PathLike[str] | None = None,
+    iterations_per_epoch: int | None = None,
+    prefix: str = "",
+    device: str = "cpu",
+    observe: Sequence[Observable] = (),
+    jobs: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Trajectory:
+    """Measure the kernel of a probe at each of some checkpoints, and write a run folder as training would have.
+
+    Which moment a file stands for is, in this order: the clock in it (files of `NTKPlugin(snapshots=True)`), its line
+    in `table`, its name. Within a task, the first checkpoint is its start and the last its end. A task begins where the
+    one before ended: unless it has a checkpoint of its own at that iteration, its start is measured with the last
+    checkpoint of the task before.
+
+    A run that is in `out` already is gone on with where it stopped, also after a kill.
+
+    Args:
+        checkpoints: Files, or patterns of a shell, in any order.
+        make_model: Makes the model that the weights fit. With several jobs it must be a function of a module.
+        probe: What to measure on.
+        out: The run folder.
+        boundaries: Iterations at which a new task begins, each of which needs a checkpoint.
+        pattern: Regular expression that is searched in a file's name, with a group `iteration` and perhaps `task`; by
+            default the last number of the name.
+        table: CSV file with the columns `file`, `iteration` and perhaps `task`, in the place of the pattern.
+        iterations_per_epoch: Iterations of an epoch, for velocities per epoch.
+        prefix: What the keys begin with that the model's do not, see `read_state`.
+        device: Device.
+        observe: What else to measure; nothing of which there is no trace in a checkpoint, as the optimizer's.
+        jobs: Processes at a time. Observables need the order of the checkpoints, and one job.
+        overwrite: Whether a run in `out` is begun anew.
+        progress: Told the number of checkpoints measured and that of all, after each.
+        **options: Those of the kernel: `reduction`, `n_projections`, `outputs`, `params`, `output_selector`, `dtype`,
+            `memory_budget`, `checks`, `hooks`, `spot_check_every`, see `NTKRecorder`.
+
+    Returns:
+        The trajectory.
+
+    Raises:
+        ArgumentError: A file has no moment, two have the same, or arguments contradict each other.
+        ModelError: A checkpoint does not fit the model; the message names the keys that differ.
+        RunFolderError: The run folder cannot be used.
+    """
+    moments = moments_of(
+        checkpoints, boundaries=boundaries, pattern=pattern, table=table, iterations_per_epoch=iterations_per_epoch
+    )
+    if observe and jobs > 1:
+        raise ArgumentError(
+            f"observables compare with the last boundary and need the checkpoints in order: expected jobs=1, found "
+            f"jobs={jobs}. Leave one of the two out."
+        )
+    measurer = Measurer(**options)
+    for observable in observe:
+        measurer.request(observable)
+    probe = probe.to(device)
+    measure = partial(_measure, make_model, probe, measurer, prefix, device)
+    trajectory = _open(out, probe, measurer, moments, overwrite, make_model)
+    done = len(trajectory)
+    if done:
+        kept = trajectory.folder.meta.get(_KEPT) if trajectory.folder else None
+        measurer.outputs_seen = {} if kept is None else {probe.name: [int(i) for i in kept]}
+    _close_tasks(trajectory, moments[:done])
+    for index, (moment, measured) in enumerate(_all(measure, moments, done, jobs, measurer), start=done):
+        _add(trajectory, moment, measured)
+        if not index and trajectory.folder is not None:
+            trajectory.folder.update_meta({_KEPT: measurer.outputs_seen.get(probe.name)})
+        _close_tasks(trajectory, moments[: index + 1])
+        if progress is not None:
+            progress(index + 1, len(moments))
+    if trajectory.folder is not None:
+        trajectory.folder.export_csv()
+        trajectory.folder.close()
+    return trajectory
+
+
+def _measure(
+    make_model: Callable[[], nn.Module],
+    probe: Probe,
+    measurer: Measurer,
+    prefix: str,
+    device: str,
+    numbered: tuple[int, Moment],
+) -> tuple[Measured, dict[str, list[int]]]:
+    index, moment = numbered
+    model = make_model().to(device).eval()
+    load_state(model, read_state(moment.path, prefix), str(moment.path))
+    measured = measurer.measure(Host(model, name="checkpoints"), probe, {probe.name: probe}, moment.clock, index=index)
+    return measured, measurer.outputs_seen
+
+
+def _all(
+    measure: Callable[[tuple[int, Moment]], tuple[Measured, dict[str, list[int]]]],
+    moments: Sequence[Moment],
+    done: int,
+    jobs: int,
+    measurer: Measurer,
+) -> Iterator[tuple[Moment, Measured]]:
+    """Measure what is left, in order; the first by itself, since it says which outputs the kernel is made of."""
+    left = list(enumerate(moments))[done:]
+    first = left[: 1 if jobs == 1 or not done else 0] if jobs > 1 else left
+    for numbered in first:
+        measured, measurer.outputs_seen = measure(numbered)
+        yield numbered[1], measured
+    rest = left[len(first) :]
+    if rest:
+        with ProcessPoolExecutor(min(jobs, len(rest)), mp_context=get_context("spawn")) as pool:
+            for numbered, (measured, _) in zip(rest, pool.map(measure, rest), strict=True):
+                yield numbered[1], measured
+
+
+def _add(trajectory: Trajectory, moment: Moment, measured: Measured) -> None:
+    extras = measured.extras
+    if moment.iterations_per_epoch is None:
+        extras.reasons["velocity_per_epoch"] = "the number of iterations in an epoch is not known"
+    trajectory.add(
+        moment.clock,
+        measured.kernel,
+        iterations_per_epoch=moment.iterations_per_epoch,
+        notes=[*extras.notes, f"measured afterwards from {moment.path.name}"],
+        trust={**measured.trust, **extras.trust},
+        extra=extras.values,
+        extra_reasons=extras.reasons,
+        extra_kernels=extras.kernels,
+    )
+    for record in extras.records:
+        trajectory.note(record)
+
+
+def _close_tasks(trajectory: Trajectory, measured: Sequence[Moment]) -> None:
+    """Compute the reactivation of every task that has ended and has none yet."""
+    for moment in measured:
+        experience = moment.clock.experience
+        if moment.clock.event == "experience_end" and experience not in trajectory.reactivations:
+            trajectory.close_experience(experience)
+
+
+def _open(
+    out: str | PathLike[str],
+    probe: Probe,
+    measurer: Measurer,
+    moments: Sequence[Moment],
+    overwrite: bool,
+    make_model: Callable[[], nn.Module],
+) -> Trajectory:
+    model = make_model()
+    meta = {
+        "probes": [probe.describe()],
+        "seed": None,
+        "strategy": "checkpoints",
+        "optimizer": None,
+        "online": False,
+        "model": {
+            "name": type(model).__name__,
+            "parameters": {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad},
+        },
+        "checkpoints": [[moment.path.name, moment.clock.event, moment.clock.iteration] for moment in moments],
+        "schedule": "checkpoints",
+        "cadence": "checkpoints",
+        "device": str(probe.y.device),
+        **measurer.describe(),
+    }
+    if overwrite or not is_run(out):
+        folder = RunFolder.create(out, meta, overwrite=overwrite)
+        return Trajectory(probe.name, probe.y.numpy(), folder=folder, cadence="checkpoints")
+    folder = RunFolder.resume(out)
+    try:
+        check_probes(folder, meta["probes"])
+        for key in ("checkpoints", "reduction", "outputs", "params", "observables", "dtype"):
+            if folder.meta.get(key) != meta[key]:
+                raise ArgumentError(
+                    f"the run in {out} cannot be gone on with: {key} differ from those with which it began. Give the "
+                    "same ones, or overwrite=True (--overwrite) to begin anew."
+                )
+        return Trajectory.load(folder, probe.name)
+    except BaseException:
+        folder.close()
+        raise
+
+
+# ---------------------------------------------------------------------- which file stands for which moment
+
+
+def moments_of(
+    checkpoints: Iterable[str | PathLike[str]],
+    *,
+    boundaries: Sequence[int] = (),
+    pattern: str = r"(?P<iteration>\d+)(?!.*\d)",
+    table: str | PathLike[str] | None = None,
+    iterations_per_epoch: int | None = None,
+) -> list[Moment]:
+    """Return the moments of some checkpoints in the order of training; arguments as of `measure_checkpoints`.
+
+    Returns:
+        A moment for each measurement.
+
+    Raises:
+        ArgumentError: A file has no moment, or two have the same.
+    """
+    paths = [p for given in checkpoints for p in (sorted(map(Path, glob(str(given)))) or [Path(given)])]
+    if not paths or (missing := [p for p in paths if not p.is_file()]):
+        raise ArgumentError(f"there is no checkpoint {missing[0] if paths else ''}: expected files. Check the paths.")
+    stored = {path: moment_of(path) for path in paths}
+    if all(stored.values()):
+        known = [Moment(path, *told) for path, told in stored.items() if told is not None]
+        return sorted(known, key=lambda m: m.path.name)
+    given = _from_table(table, paths) if table is not None else _from_names(pattern, paths)
+    return _in_tasks(_numbered(given, boundaries), boundaries, iterations_per_epoch)
+
+
+def _from_names(pattern: str, paths: Sequence[Path]) -> dict[Path, tuple[int, int | None]]:
+    found = {}
+    for path in paths:
+        match = re.search(pattern, path.stem)
+        groups: Mapping[str, str] = {} if match is None else match.groupdict()
+        if not (groups.get("iteration") or "").isdigit():
+            raise ArgumentError(
+                f"{path.name} does not say at which iteration it was saved: expected a number where the pattern "
+                f"{pattern!r} has its group 'iteration'. Give a pattern that fits, or a CSV table: file,iteration,task."
+            )
+        task = groups.get("task")
+        found[path] = (int(groups["iteration"]), int(task) if task else None)
+    return found
+
+
+def _from_table(table: str | PathLike[str], paths: Sequence[Path]) -> dict[Path, tuple[int, int | None]]:
+    with Path(table).open(encoding="utf-8", newline="") as file:
+        lines = {line.get("file", ""): line for line in csv.DictReader(file)}
+    found = {}
+    for path in paths:
+        line = lines.get(path.name) or lines.get(str(path)) or {}
+        try:
+            task = line.get("task")
+            found[path] = (int(line["iteration"]), int(task) if task else None)
+        except (KeyError, ValueError):
+            raise ArgumentError(
+                f"{table} has no usable line for {path.name}: expected the columns file, iteration and perhaps task, "
+                f"found {line or 'none'}. Add it."
+            ) from None
+    return found
+
+
+def _numbered(given: Mapping[Path, tuple[int, int | None]], boundaries: Sequence[int]) -> list[tuple[int, int, Path]]:
+    """Return task, iteration and file, in the order of training."""
+    found = []
+    for path, (iteration, task) in given.items():
+        number = sum(iteration > b for b in boundaries) if task is None else task
+        found.append((number, iteration, path))
+    found.sort()
+    for (task, iteration, path), (other_task, other, second) in pairwise(found):
+        if (task, iteration) == (other_task, other) or other < iteration:
+            raise ArgumentError(
+                f"{path.name} (task {task}, iteration {iteration}) and {second.name} (task {other_task}, iteration "
+                f"{other}) cannot follow each other: expected iterations of the whole run, one file each. Give a "
+                "pattern or a table that says so."
+            )
+    if missing := sorted(set(boundaries) - {iteration for _, iteration, _ in found}):
+        raise ArgumentError(
+            f"there is no checkpoint at the boundary {missing[0]}: expected one at each of {list(boundaries)}, so that "
+            "no interval mixes two tasks. Give boundaries at which the model was saved."
+        )
+    return found
+
+
+def _in_tasks(
+    found: Sequence[tuple[int, int, Path]], boundaries: Sequence[int], iterations_per_epoch: int | None
+) -> list[Moment]:
+    """Give each task a start and an end."""
+    moments: list[Moment] = []
+    begin = 0
+    for number, task in enumerate(sorted({task for task, _, _ in found})):
+        files = [(iteration, path) for t, iteration, path in found if t == task]
+        if moments and files[0][0] != moments[-1].clock.iteration:  # it began with what the one before had learnt
+            files.insert(0, (moments[-1].clock.iteration, moments[-1].path))
+        begin = files[0][0] if number else 0
+        for at, (iteration, path) in enumerate(files):
+            event = "experience_start" if not at else "experience_end" if at == len(files) - 1 else "iteration"
+            clock = TrainingClock(event, iteration, number, iteration - begin, 0, 0, iteration)
+            moments.append(Moment(path, clock, iterations_per_epoch))
+        if len(files) == 1:  # a task of one moment begins and ends there
+            moments.append(replace(moments[-1], clock=replace(moments[-1].clock, event="experience_end")))
+    return moments

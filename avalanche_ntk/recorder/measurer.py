@@ -1,0 +1,387 @@
+"""One measurement: the kernel of a probe now, and what else is looked at beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from avalanche_ntk import measures
+from avalanche_ntk.errors import ArgumentError, ProbeError, positive, unknown_name
+from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
+from avalanche_ntk.kernels.support import checked_precision, spot_check_in_double
+from avalanche_ntk.observables import Moment, Observable
+from avalanche_ntk.randomness import preserved_rng_state
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.extras import Extras
+from avalanche_ntk.recorder.host import Host
+from avalanche_ntk.recorder.probes import Probe
+
+REDUCTIONS = ("trace", "sum_logits", "projected")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one measurement found.
+
+    Attributes:
+        kernel: The kernel, `(N, N)`.
+        trust: How it was computed.
+        extras: What was found beside it, and what was not.
+    """
+
+    kernel: np.ndarray
+    trust: dict[str, Any]
+    extras: Extras
+
+
+class Measurer:
+    """Measures the kernel of a probe as the options say, and what observables see at the same moment.
+
+    Args:
+        reduction: "trace", "sum_logits" or "projected", see `empirical_ntk`.
+        n_projections: Number of sign vectors, for "projected".
+        outputs: "first" keeps the outputs of the first measurement, "all" takes what there is; or their indices.
+        params: Names of the parameters; None for every trainable one.
+        output_selector: Picks the `(N, C)` tensor from what the model returns.
+        dtype: Precision of the computation; the model's own when None.
+        memory_budget: Bytes beyond one forward pass.
+        checks: How often it is asked whether samples are independent, see `empirical_ntk`.
+        hooks: Which hooks of the model are called, see `empirical_ntk`.
+        spot_check_every: Measurements between two comparisons with the slow oracle; 0 for none.
+
+    Attributes:
+        observables: What else is measured.
+        outputs_seen: The outputs that each probe's kernel is made of, by probe name.
+        parameters_seen: Shapes of the trainable parameters at each probe's last measurement.
+
+    Raises:
+        ArgumentError: An argument has a value that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "trace",
+        n_projections: int | None = None,
+        outputs: str | Sequence[int] = "first",
+        params: Sequence[str] | None = None,
+        output_selector: Callable[[Any], Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        memory_budget: int | None = None,
+        checks: Any = "auto",
+        hooks: str | None = None,
+        spot_check_every: int = 50,
+    ) -> None:
+        if spot_check_every < 0:
+            raise ArgumentError(
+                f"spot_check_every counts measurements, 0 for no check; found {spot_check_every}. Give 50, for example."
+            )
+        if reduction not in REDUCTIONS:
+            raise unknown_name("reduction", reduction, REDUCTIONS)
+        if isinstance(outputs, str) and outputs not in ("first", "all"):
+            raise unknown_name("outputs", outputs, ("first", "all"))
+        self.reduction = reduction
+        self.n_projections = n_projections
+        self.outputs = outputs
+        self.params = None if params is None else list(params)
+        self.output_selector = output_selector
+        self.dtype = checked_precision(dtype)
+        self.memory_budget = positive("memory_budget", memory_budget, "bytes")
+        self.checks = checks
+        self.hooks = hooks
+        self.spot_check_every = spot_check_every
+        self.observables: list[Observable] = []
+        self.outputs_seen: dict[str, list[int]] = {}
+        self.parameters_seen: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run's description says of how it was measured."""
+        found = {
+            "reduction": self.reduction,
+            "outputs": self.outputs if isinstance(self.outputs, str) else list(self.outputs),
+            "params": self.params,
+            "observables": [observable.describe() for observable in self.observables],
+            "columns": [
+                {"tag": metric.tag, "column": metric.column, "unit": metric.unit}
+                for observable in self.observables
+                for metric in observable.metrics
+            ],
+            "dtype": None if self.dtype is None else str(self.dtype),
+        }
+        return found if self.n_projections is None else found | {"n_projections": self.n_projections}
+
+    def request(self, observable: Observable) -> None:
+        """Measure something more from now on; what is measured already is not measured twice.
+
+        Args:
+            observable: What to measure.
+
+        Raises:
+            ArgumentError: It is no observable, or another one of the same name, with other arguments, is measured
+                already.
+        """
+        if not isinstance(observable, Observable):
+            raise ArgumentError(
+                f"observe takes objects of avalanche_ntk.observables, such as PerLayer(); found {observable!r}."
+            )
+        for known in self.observables:
+            if known.name == observable.name and known != observable:
+                raise ArgumentError(
+                    f"{observable.name} is measured already as {known.describe()}; found a second one, "
+                    f"{observable.describe()}. Give one of them."
+                )
+        if observable not in self.observables:
+            self.observables.append(observable)
+
+    def reset(self) -> None:
+        """Forget the model: it was reinitialised, and the outputs are fixed again."""
+        self.outputs_seen.clear()
+        for observable in self.observables:
+            observable.reset()
+
+    def measure(
+        self, host: Host, probe: Probe, probes: Mapping[str, Probe], clock: TrainingClock, *, index: int
+    ) -> Measured:
+        """Measure.
+
+        Args:
+            host: What trains.
+            probe: What to measure on, on the model's device.
+            probes: All probes chosen so far, on the model's device.
+            clock: When this is.
+            index: Number of this measurement in its series.
+
+        Returns:
+            What was found.
+
+        Raises:
+            ArgumentError: An observable says of itself that it cannot be measured, before anything was.
+            ProbeError: The same.
+        """
+        extras = Extras()
+        with preserved_rng_state(), host.trained_function():
+            wanted, failed = self._groups(host.model, clock)
+            kernel, groups, trust = self._kernel(host, probe, wanted, failed)
+            extras.notes += self._parameter_changes(host.model, probe.name)
+            moment = self._moment(host, probe, probes, clock, kernel.numpy(), groups)
+            self._fix_outputs(moment, extras)
+            moment = replace(moment, options=self._options(probe))
+            if self.spot_check_every and index % self.spot_check_every == 0:
+                self._spot_check(moment, kernel, extras)
+            with measures.few_threads(probe.size):
+                self._observe(moment, failed, extras, first=not index)
+        return Measured(kernel.numpy(), trust, extras)
+
+    # ------------------------------------------------------------------ the kernel
+
+    def _options(self, probe: Probe) -> dict[str, Any]:
+        """Return the arguments with which every kernel of a probe is computed."""
+        found: dict[str, Any] = {
+            "params": self.params,
+            "outputs": self.outputs_seen.get(probe.name, None if isinstance(self.outputs, str) else list(self.outputs)),
+            "output_selector": self.output_selector,
+            "memory_budget": self.memory_budget,
+            "dtype": self.dtype,
+        }
+        if self.checks != "auto":
+            found["checks"] = self.checks
+        if self.hooks is not None:
+            found["hooks"] = self.hooks
+        return found if self.n_projections is None else found | {"n_projections": self.n_projections}
+
+    def _due(self, clock: TrainingClock) -> list[Observable]:
+        """Return the observables that are measured now."""
+        return [o for o in self.observables if clock.is_boundary or not o.at_boundaries_only]
+
+    def _groups(
+        self, model: nn.Module, clock: TrainingClock
+    ) -> tuple[dict[tuple[str, str], Sequence[str]], dict[str, Exception]]:
+        """Return the groups of parameters that observables want, by their names; and what failed in asking."""
+        wanted: dict[tuple[str, str], Sequence[str]] = {}
+        failed: dict[str, Exception] = {}
+        for observable in self._due(clock):
+            try:
+                wanted |= {(observable.name, g): names for g, names in observable.groups(model, self.params).items()}
+            except Exception as error:  # noqa: BLE001  (reported where the observable is measured)
+                failed[observable.name] = error
+        return wanted, failed
+
+    def _kernel(
+        self,
+        host: Host,
+        probe: Probe,
+        wanted: Mapping[tuple[str, str], Sequence[str]],
+        failed: dict[str, Exception],
+    ) -> tuple[Tensor, dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+        """Return the kernel, those of groups of parameters, and the trust line; note groups that cannot be."""
+        x, tasks = probe.read_only()
+        task_labels = tasks if host.multi_task else None
+        options = self._options(probe) | {"task_labels": task_labels, "reduction": self.reduction, "return_info": True}
+        groups: dict[str, dict[str, np.ndarray]] = {}
+        kernel: Tensor | None = None
+        if wanted:
+            names = {f"{observable}[{group}]": parameters for (observable, group), parameters in wanted.items()}
+            try:
+                kernels, info = empirical_ntk_by_group(host.model, x, names, whole=True, **options)
+            except Exception as error:  # noqa: BLE001  (the kernel alone may do without the groups)
+                failed |= dict.fromkeys((observable for observable, _ in wanted), error)
+            else:
+                kernel = kernels.pop("")
+                for (observable, group), part in zip(wanted, kernels.values(), strict=True):
+                    groups.setdefault(observable, {})[group] = part.detach().cpu().numpy()
+        if kernel is None:
+            kernel, info = empirical_ntk(host.model, x, **options)
+        return kernel.detach().cpu(), groups, _trust(info)
+
+    def _parameter_changes(self, model: nn.Module, probe: str) -> list[str]:
+        """Say which trainable parameters came, went or changed shape since the last measurement."""
+        now = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        before = self.parameters_seen.get(probe)
+        self.parameters_seen[probe] = now
+        if before is None or before == now:
+            return []
+        changes = {
+            "new": sorted(now.keys() - before.keys()),
+            "gone": sorted(before.keys() - now.keys()),
+            "resized": sorted(
+                f"{name} {list(before[name])} to {list(now[name])}"
+                for name in now.keys() & before.keys()
+                if now[name] != before[name]
+            ),
+        }
+        return [f"trainable parameters {kind}: {', '.join(names)}" for kind, names in changes.items() if names]
+
+    # ------------------------------------------------------------------ beside the kernel
+
+    def _moment(
+        self,
+        host: Host,
+        probe: Probe,
+        probes: Mapping[str, Probe],
+        clock: TrainingClock,
+        kernel: np.ndarray,
+        groups: Mapping[str, Mapping[str, np.ndarray]],
+    ) -> Moment:
+        return Moment(
+            model=host.model,
+            probe=probe,
+            probes={n: p for n, p in probes.items() if host.has_outputs_for(p)},
+            kernel=kernel,
+            clock=clock,
+            options=self._options(probe),
+            reduction=self.reduction,
+            multi_task=host.multi_task,
+            optimizer=host.optimizer,
+            dataset=host.dataset,
+            read=host.read,
+            outputs_were_given=not isinstance(self.outputs, str),
+            groups=groups,
+        )
+
+    def _fix_outputs(self, moment: Moment, extras: Extras) -> None:
+        """Keep the outputs of the first measurement from now on; all of them where it is not known which are live."""
+        probe = moment.probe
+        if self.outputs != "first" or probe.name in self.outputs_seen:
+            return
+        x, tasks = probe.read_only()
+        labels = tasks if moment.multi_task else None
+        found = extras.attempt("live_outputs", lambda: self._live_outputs(moment.model, x, labels))
+        if found is None:
+            found = extras.attempt("outputs", lambda: list(range(moment.outputs(probe).shape[1])))
+            extras.notes.append("it is not known which outputs depend on a parameter: all of them are kept")
+        if found is not None:
+            self.outputs_seen[probe.name] = found
+
+    def _live_outputs(self, model: nn.Module, x: Any, task_labels: Tensor | None) -> list[int]:
+        """Find the outputs that depend on a parameter: a head that grows masks those of classes it has not met yet."""
+        # The derivative along one random direction: exactly zero for an output that depends on no parameter.
+        generator = torch.Generator("cpu").manual_seed(0)
+        parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        direction = {
+            name: torch.randn(p.shape, generator=generator, device="cpu").to(p.device, p.dtype)
+            for name, p in parameters.items()
+        }
+        moved = jvp_prediction(
+            model, x, parameters, direction, task_labels=task_labels, output_selector=self.output_selector
+        )
+        live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
+        return live or list(range(moved.shape[1]))
+
+    def _spot_check(self, moment: Moment, kernel: Tensor, extras: Extras) -> None:
+        """Compare an entry with the slow oracle."""
+        if self.reduction == "projected":
+            return  # the oracle knows the exact reductions; the projected one has its own stated error
+        options = {k: v for k, v in moment.options.items() if k in ("params", "outputs", "output_selector")}
+        x, tasks = moment.probe.read_only()
+        found = extras.attempt(
+            "spot_check_max_relative_error",
+            lambda: spot_check_in_double(
+                moment.model,
+                x,
+                kernel.to(tasks.device),
+                n_entries=1,  # the oracle takes two samples and every output, one at a time
+                seed=moment.clock.iteration,
+                reduction=self.reduction,
+                task_labels=tasks if moment.multi_task else None,
+                **options,
+            ),
+        )
+        if found is not None:
+            extras.trust["spot_check_max_relative_error"], extras.trust["spot_check_precision"] = found
+
+    def _observe(self, moment: Moment, failed: Mapping[str, Exception], extras: Extras, *, first: bool) -> None:
+        """Measure what else was asked for; one that fails takes neither the others nor the kernel with it."""
+
+        def look(observable: Observable) -> None:
+            if observable.name in failed:
+                raise failed[observable.name]
+            extras.take(observable.observe(moment), len(moment.kernel))
+
+        for observable in self._due(moment.clock):
+            before = len(extras.errors)
+            extras.attempt(observable.name, partial(look, observable))
+            for _, error in extras.errors[before:]:
+                if isinstance(error, (ArgumentError, ProbeError)) and first:
+                    raise error  # wrong from the start, and nothing has been trained yet
+
+
+def check_precision(model: nn.Module, probe: Probe, error: Exception) -> None:
+    """Explain a forward pass that has failed where the probe's inputs are in another precision than the parameters.
+
+    A model that converts its inputs takes them, so only the forward pass can tell.
+
+    Raises:
+        ProbeError: They are.
+    """
+    inputs = {t.dtype for t in tree_flatten(probe.read_only()[0])[0] if isinstance(t, Tensor) and t.is_floating_point()}
+    parameters = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if inputs and parameters and not inputs & parameters:
+        found, expected = (", ".join(sorted(str(kind) for kind in kinds)) for kinds in (inputs, parameters))
+        raise ProbeError(
+            f"the inputs of probe {probe.name!r} are {found}, the model's parameters {expected}, and its forward pass "
+            f"does not convert them. Convert the data: x.to({expected}), or a transform that does; training on such "
+            "inputs fails too."
+        ) from error
+
+
+def _trust(info: KernelInfo) -> dict[str, Any]:
+    """Return how a kernel was computed, in a form that a record can hold; methods are counted, not listed."""
+    counted: dict[str, int] = {}
+    for method in info.methods.values():
+        counted[str(method)] = counted.get(str(method), 0) + 1
+    return {
+        "methods": counted,
+        "reasons": info.reasons,
+        "flops": info.flops,
+        "peak_bytes": info.peak_bytes,
+        "asymmetry": info.asymmetry,
+        "min_eigenvalue": info.min_eigenvalue,
+        "max_eigenvalue": info.max_eigenvalue,
+    }

@@ -1,0 +1,414 @@
+"""The course of a recording: what is done at each moment of training, whoever says that it has come.
+
+`NTKRecorder` is driven by a loop of one's own, `NTKPlugin` by the hooks of Avalanche.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from avalanche_ntk.errors import ArgumentError, ModelError, ProbeError, RunFolderError
+from avalanche_ntk.observables import Observable
+from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.extras import Extras
+from avalanche_ntk.recorder.failures import Failures
+from avalanche_ntk.recorder.host import Host
+from avalanche_ntk.recorder.measurer import Measurer, check_precision
+from avalanche_ntk.recorder.parameters import Parameters
+from avalanche_ntk.recorder.probes import Probe, ProbeSpec
+from avalanche_ntk.recorder.readout import Readout
+from avalanche_ntk.recorder.resume import State
+from avalanche_ntk.recorder.schedule import Schedule
+from avalanche_ntk.recorder.session import Session
+from avalanche_ntk.recorder.stepclock import StepClock, since
+from avalanche_ntk.recorder.steps import described
+from avalanche_ntk.recorder.trajectory import Trajectory
+from avalanche_ntk.recorder.weights import Snapshots
+
+if TYPE_CHECKING:
+    pass
+
+
+class RecorderOptions(TypedDict, total=False):
+    """Keyword arguments of `NTKRecorder`, for type checkers."""
+
+    run_folder: str | PathLike[str] | None
+    overwrite: bool
+    resume: bool | int
+    reduction: str
+    n_projections: int | None
+    outputs: str | Sequence[int]
+    params: Sequence[str] | None
+    output_selector: Callable[[Any], Tensor] | None
+    dtype: torch.dtype | None
+    memory_budget: int | None
+    checks: Any
+    hooks: str | None
+    observe: Sequence[Observable]
+    spot_check_every: int
+    keep_kernels: bool
+    on_error: str
+    seed: int | None
+    snapshots: bool
+
+
+class Recording(Readout):
+    """Measures at the moments that a driver tells; its arguments are those of `NTKRecorder`."""
+
+    def __init__(
+        self,
+        probe: ProbeSpec | Probe | Sequence[ProbeSpec | Probe] = ProbeSpec(),  # noqa: B008  (frozen)
+        schedule: Schedule | str | None = None,
+        *,
+        run_folder: str | PathLike[str] | None = None,
+        overwrite: bool = False,
+        resume: bool | int = False,
+        reduction: str = "trace",
+        n_projections: int | None = None,
+        outputs: str | Sequence[int] = "first",
+        params: Sequence[str] | None = None,
+        output_selector: Callable[[Any], Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        memory_budget: int | None = None,
+        checks: Any = "auto",
+        hooks: str | None = None,
+        observe: Sequence[Observable] = (),
+        spot_check_every: int = 50,
+        keep_kernels: bool = True,
+        on_error: str = "warn",
+        seed: int | None = None,
+        snapshots: bool = False,
+    ) -> None:
+        self.specs = _specs(probe)
+        self._session = Session(run_folder, overwrite=overwrite, resume=resume, keep_kernels=keep_kernels)
+        self._measurer = Measurer(
+            reduction=reduction,
+            n_projections=n_projections,
+            outputs=outputs,
+            params=params,
+            output_selector=output_selector,
+            dtype=dtype,
+            memory_budget=memory_budget,
+            checks=checks,
+            hooks=hooks,
+            spot_check_every=spot_check_every,
+        )
+        for observable in observe:
+            self.request(observable)
+        self._failures = Failures(on_error)
+        if snapshots and run_folder is None:
+            raise ArgumentError("snapshots are stored in the run folder; found run_folder=None. Give run_folder= too.")
+        self._snapshots = Snapshots(run_folder) if snapshots and run_folder is not None else None
+        if schedule is None:
+            schedule = Schedule.around_boundaries()
+        elif not isinstance(schedule, Schedule):
+            schedule = Schedule.from_name(schedule)
+        self.schedule = schedule
+        self.keep_kernels = keep_kernels
+        self.seed = seed
+        self.trajectories: dict[str, Trajectory] = {}
+        self.evaluations: list[dict[str, Any]] = []
+        self.clock = StepClock()
+        self.recorded = 0
+        self._probes: dict[str, Probe] = {}
+        self._known: Parameters | None = None
+        self._notes: list[str] = []
+
+    # ------------------------------------------------------------------ the moments of training
+
+    def _before_experience(self, host: Host, *, begins: bool = True, piece: str = "experience") -> None:
+        """Choose the probes that a task brings and measure exactly at the boundary; pieces of a task have none."""
+        if begins:
+            self._choose_probes(host)
+            self.clock.begin_experience(host.task_label)
+            self.schedule.expect(host.epochs)
+        self.clock.steps.follow(host.optimizer)
+        self._tick()
+        # A model that has only grown was adapted to what comes, which a measurement notes by itself.
+        self._look_for_changes(host, f"since the last {piece}", growth=False)
+        self._known = Parameters.of(host.model)
+        if begins:
+            self._note(*self.clock.steps.note)
+            self._measure_if_due(lambda: host, "experience_start")
+
+    def _before_iteration(self, host: Host) -> None:
+        """Measure again when the model was changed between the boundary and the first step."""
+        at_boundary = not self.clock.exp_iteration
+        where = "the boundary" if at_boundary else "a piece's start"
+        if self._look_for_changes(host, f"after {where} and before the first step") and at_boundary:
+            self._tick()
+            self._measure_if_due(lambda: host, "experience_start")
+
+    def _after_iteration(self, host: Callable[[], Host]) -> None:
+        """Count the iteration and measure when the schedule asks for it."""
+        self.clock.count_iteration()
+        self._tick()
+        self._measure_if_due(host, "iteration")
+
+    def _after_epoch(self, host: Host) -> None:
+        """Count the epoch and measure when the schedule asks for it."""
+        self._tick()
+        self.clock.count_epoch()
+        self._measure_if_due(lambda: host, "epoch_end")
+
+    def _after_experience(self, host: Host, *, ends: bool = True) -> None:
+        """Measure at the task's end and compute its reactivation."""
+        self._tick()
+        if ends:
+            self._measure_if_due(lambda: host, "experience_end")
+        self.clock.steps.leave()
+        self._known = Parameters.of(host.model)
+        if ends:
+            self._end_task(host)
+        self.clock.pause()
+
+    def _tick(self) -> None:
+        """Count the time since the last moment as training, and tell the schedule."""
+        self.schedule.note(self.clock.tick(), 0.0)
+
+    def _end_task(self, host: Host) -> None:
+        """Compute what happened in the task that has ended, and write down where the run stands."""
+        experience = self.clock.experience
+        for name, trajectory in self.trajectories.items():
+            self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
+        self.recorded += 1
+        folder = self._session.folder
+        if folder is not None:
+            state = self._state(host).as_record(experience)
+            self._guarded("record of the state at an experience's end", lambda: folder.append(state))
+            self._guarded("measurements.csv", folder.export_csv)
+
+    def _look_for_changes(self, host: Host, when: str, *, growth: bool = True) -> bool:
+        """Compare the parameters with what they were when training last stood still, and note a change.
+
+        Where nothing is left of them, a new segment begins.
+
+        Args:
+            host: What trains.
+            when: When the change was made, for the note.
+            growth: Whether parameters that came, went or were resized count.
+
+        Returns:
+            Whether there is a change.
+        """
+        known, self._known = self._known, None
+        change = None if known is None else known.change_to(host.model)
+        if change is None or not (change if growth else change.changed or change.is_another_model):
+            return False
+        if change.is_another_model:  # nothing is compared with what was measured before
+            self._measurer.reset()
+            for trajectory in self.trajectories.values():
+                trajectory.new_segment()
+        self._note(change.describe(when))
+        return True
+
+    def _note(self, *notes: str) -> None:
+        """Keep notes for the next measurement; of pieces that are all changed alike one is enough."""
+        self._notes = list(dict.fromkeys([*self._notes, *notes]))
+
+    # ------------------------------------------------------------------ set-up
+
+    def _choose_probes(self, host: Host) -> None:
+        """Choose every probe whose experience has been reached, and open the run folder with the first ones."""
+        number = self.clock.experience + 1
+        if not self._probes:
+            for spec in self.specs:
+                host.check(spec)
+        specs = host.specs_now(self.specs, number, earlier=self._session.may_resume)
+        new: dict[str, Probe] = {}
+        for spec in specs:
+            name = name_of(spec)
+            probe = spec if isinstance(spec, Probe) else None if name in self._probes else host.choose(spec, number)
+            if probe is not None and name not in self._probes:
+                new[name] = probe
+        if not new:
+            return
+        names = [name_of(spec) for spec in specs]
+        known, resumed = self._session.open(host, self._meta(host, new), names, self)
+        if resumed is not None:
+            self._take_up(*resumed, names)
+        self.recorded += 1
+        self._probes.update(new)
+        for name, probe in new.items():
+            self.trajectories[name] = self._known_series(name) if name in known else self._new_series(name, probe)
+
+    def _new_series(self, name: str, probe: Probe) -> Trajectory:
+        return Trajectory(
+            name,
+            probe.y.numpy(),
+            folder=self._session.folder,
+            keep_kernels=self.keep_kernels,
+            cadence=self.schedule.cadence,
+        )
+
+    def _known_series(self, name: str) -> Trajectory:
+        """Return the series of a run that goes on."""
+        assert self._session.folder is not None
+        trajectory = Trajectory.load(self._session.folder, name)
+        values = [m.values for m in trajectory if m.segment == trajectory.segment and m.failure is None]
+        for observable in self.observables if values else []:
+            observable.resumed({name: values})
+        return trajectory
+
+    def _take_up(self, experience: int, state: State | None, names: Sequence[str]) -> None:
+        """Stand where a run on disk stood."""
+        self.clock.experience = experience - 1
+        if state is None:
+            return
+        self.clock.iteration, self.clock.epoch = state.counts["iteration"], state.counts["epoch"]
+        self.clock.steps.count = state.counts["optimizer_step"]
+        self._measurer.outputs_seen = dict(state.outputs)
+        shapes = {name: state.parameters[name][0] for name in state.trainable}
+        self._measurer.parameters_seen = dict.fromkeys(names, shapes)
+        self._known = Parameters(state.parameters)
+        self.clock.training_seconds, self.clock.measuring_seconds = state.training_seconds, state.measuring_seconds
+        assert self._session.folder is not None
+        self.evaluations = [record for record in self._session.folder.records() if record["kind"] == "evaluation"]
+
+    def _state(self, host: Host) -> State:
+        assert self._known is not None
+        parameters = dict(self._known.digests)
+        trainable = (name for name, p in host.model.named_parameters() if p.requires_grad)
+        return State(
+            counts=self.clock.counts,
+            outputs=self._measurer.outputs_seen,
+            parameters=parameters,
+            trainable=tuple(name for name in trainable if name in parameters),
+            training_seconds=self.training_seconds,
+            measuring_seconds=self.measuring_seconds,
+        )
+
+    def _meta(self, host: Host, new: dict[str, Probe]) -> dict[str, Any]:
+        return {
+            "probes": [probe.describe() for probe in {**self._probes, **new}.values()],
+            "seed": torch.initial_seed() if self.seed is None else self.seed,
+            "strategy": host.name,
+            "optimizer": described(host.optimizer),
+            "online": host.online,
+            "model": {
+                "name": type(host.model).__name__,
+                "parameters": {name: list(p.shape) for name, p in host.model.named_parameters() if p.requires_grad},
+            },
+            "device": str(host.device),
+            "schedule": self.schedule.describe(),
+            "cadence": self.schedule.cadence,
+            **self._measurer.describe(),
+        }
+
+    # ------------------------------------------------------------------ measuring
+
+    def _measure_if_due(self, host: Callable[[], Host], event: str) -> None:
+        clock = self.clock.now(event)
+        if not self.schedule.due(clock):
+            return
+        here = host()
+        # One process measures for all; the copies of the model are the same in each.
+        if not here.measures:
+            return
+        series = {name: t for name, t in self.trajectories.items() if self._is_due(here, name, clock)}
+        snapshots = self._snapshots
+        if series and snapshots is not None:
+            self._guarded("a snapshot", lambda: snapshots.store(here.model, clock, here.iterations_per_epoch))
+        notes, self._notes = self._notes, []
+        for name, trajectory in series.items():
+            self._measure(here, self._probes[name], trajectory, clock, notes)
+
+    def _is_due(self, host: Host, name: str, clock: TrainingClock) -> bool:
+        """Tell whether a probe is measured now: not twice at one iteration, and not before its head is made."""
+        measured = self.trajectories[name].measurements
+        twice = clock.event == "epoch_end" and measured and measured[-1].clock.iteration == clock.iteration
+        return not twice and host.has_outputs_for(self._probes[name])
+
+    def _measure(
+        self, host: Host, probe: Probe, trajectory: Trajectory, clock: TrainingClock, notes: Sequence[str]
+    ) -> None:
+        begin = time.perf_counter()
+        try:
+            extras = self._measured(host, probe, trajectory, clock, notes, begin)
+        except RunFolderError as error:
+            self._report(error, "writing a measurement")  # the trajectory has it; only the disk has not
+        except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
+            if isinstance(error, (ArgumentError, ProbeError)) and not len(trajectory):
+                raise  # wrong from the start, and nothing has been trained yet
+            if isinstance(error, ModelError) and not len(trajectory):
+                check_precision(host.model, probe, error)
+            try:
+                trajectory.add_failure(clock, f"{type(error).__name__}: {error}")
+            except RunFolderError as second:
+                self._report(second, "writing a measurement")
+            self._report(error)
+        else:
+            for what, failure in extras.errors:
+                self._report(failure, what)
+        finally:
+            self.recorded += 1
+            self.schedule.note(0.0, self.clock.measured(begin))
+
+    def _measured(
+        self,
+        host: Host,
+        probe: Probe,
+        trajectory: Trajectory,
+        clock: TrainingClock,
+        notes: Sequence[str],
+        begin: float,
+    ) -> Extras:
+        """Measure and record; return what was found beside the kernel, and what was not."""
+        # They stay there: the same tensors are measured each time.
+        self._probes = {name: one.to(host.device) for name, one in self._probes.items()}
+        found = self._measurer.measure(host, self._probes[probe.name], self._probes, clock, index=len(trajectory))
+        extras = found.extras
+        if host.iterations_per_epoch is None:
+            extras.reasons["velocity_per_epoch"] = "the number of iterations in an epoch is not known"
+        seconds = since(begin)
+        measurement = trajectory.add(
+            clock,
+            found.kernel,
+            iterations_per_epoch=host.iterations_per_epoch,
+            notes=[*notes, *extras.notes],
+            trust={**found.trust, "seconds": seconds, **extras.trust},
+            extra={
+                **extras.values,
+                "measurement_seconds": seconds,
+                "measuring_share": self.clock.share(begin),
+            },
+            extra_reasons=extras.reasons,
+            extra_kernels=extras.kernels,
+        )
+        self._failures.tell_undefined(measurement, probe.name)
+        for record in extras.records:
+            extras.attempt("a further record", partial(trajectory.note, record))
+        return extras
+
+    # ------------------------------------------------------------------ failures
+
+    def _guarded(self, what: str, action: Callable[[], Any]) -> None:
+        self._failures.guarded(what, self.clock.iteration, action)
+
+    def _report(self, error: Exception, what: str = "a measurement") -> None:
+        self._failures.report(error, self.clock.iteration, what)
+
+
+def name_of(spec: ProbeSpec | Probe) -> str:
+    """Return the name that a probe has or will have."""
+    return spec.name if isinstance(spec, Probe) else spec.label
+
+
+def _specs(probe: Any) -> list[ProbeSpec | Probe]:
+    specs = list(probe) if isinstance(probe, Sequence) and not isinstance(probe, str) else [probe]
+    if not specs or not all(isinstance(p, (Probe, ProbeSpec)) for p in specs):
+        raise ArgumentError(
+            f"probe must be a ProbeSpec, a Probe, or a sequence of them; found {probe!r}. "
+            "Give probe=ProbeSpec(size=64, from_experience=0), for example."
+        )
+    names = [name_of(p) for p in specs]
+    if len(set(names)) < len(names):
+        raise ArgumentError(f"each probe needs a name of its own; found {names}. Give name= to ProbeSpec or Probe.")
+    return specs

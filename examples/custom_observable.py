@@ -1,0 +1,40 @@
+"""A number of your own beside the kernel: in TensorBoard, the tables, the run folder and the report."""
+
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import TensorboardLogger
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin
+from torch.optim import SGD
+
+from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
+from avalanche_ntk.lab.benchmarks import split_digits
+from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.observables import Metric, Moment, Observable, Observation, register
+from avalanche_ntk.report import write_report
+
+
+@register
+class WeightNorm(Observable):
+    """The norm of all weights."""
+
+    name = "weight_norm"
+    flag = "weight_norm"
+    metrics = (Metric("NTK_WeightNorm", "weight_norm"),)
+
+    def observe(self, moment: Moment) -> Observation:
+        """Add up the squares."""
+        return Observation(
+            {"weight_norm": float(sum(p.detach().square().sum() for p in moment.model.parameters()) ** 0.5)}
+        )
+
+
+model = MLP(64, 10, width=32)
+ntk = NTKPlugin(ProbeSpec(size=32), Schedule.every_iterations(10), run_folder="runs/custom", overwrite=True)
+loggers = [TensorboardLogger("tb")]
+evaluator = EvaluationPlugin(accuracy_metrics(experience=True), ntk_metrics(ntk, weight_norm=True), loggers=loggers)
+sgd = SGD(model.parameters(), lr=0.1)
+strategy = Naive(model=model, optimizer=sgd, evaluator=evaluator, plugins=[ntk])
+for experience in split_digits(2).train_stream:
+    strategy.train(experience)
+print(ntk.trajectory.to_pandas()[["iteration", "weight_norm"]])
+write_report("runs/custom", "runs/custom/report")
