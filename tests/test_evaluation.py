@@ -227,7 +227,7 @@ def test_everything_at_once_reaches_every_logger(tmp_path):
         "task_overlap",
         "regression",
     ]
-    metrics = ntk_metrics(ntk, **dict.fromkeys(flags, True), kernel_image=True)
+    metrics = ntk_metrics(ntk, text=None, **dict.fromkeys(flags, True), kernel_image=True)
     text = io.StringIO()
     tensorboard = TensorboardLogger(tmp_path / "tb")
     strategy = make_strategy(plugins=[ntk], metrics=[metrics], loggers=[TextLogger(text), tensorboard])
