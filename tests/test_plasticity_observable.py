@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule
+from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.kernels.support import Batch
 from avalanche_ntk.lab.models import MLP
@@ -166,3 +166,16 @@ def test_refused():
         Plasticity(optimizer="LBFGS")
     with pytest.raises(ArgumentError, match="steps must be 0 or more"):
         Plasticity(steps=-1)
+
+
+def test_its_flag_brings_its_numbers_into_the_loggers():
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only())
+    strategy = make_strategy(plugins=[ntk], metrics=[ntk_metrics(ntk, plasticity=True)])
+    run(strategy, tiny_stream())
+    tags = strategy.evaluator.get_all_metrics()
+    at = "train_phase/train_stream/Task000/Exp000"
+    for name in ("NTK_DormantShare", "NTK_Churn", "NTK_TrainabilityLoss", "NTK_GradientCosine"):
+        assert f"{name}/{at}" in tags
+    for part in ("numerical", "effective_centred"):
+        assert f"NTK_KernelRank/{at}/{part}" in tags
+    assert f"NTK_FeatureRank/{at}/srank" in tags

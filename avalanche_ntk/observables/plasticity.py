@@ -17,6 +17,8 @@ from avalanche_ntk.errors import ArgumentError, ModelError
 from avalanche_ntk.kernels import penultimate_features
 from avalanche_ntk.kernels.support import Batch, measuring, unwrap
 from avalanche_ntk.observables.base import Moment, Observable, Observation
+from avalanche_ntk.observables.declaration import Metric
+from avalanche_ntk.observables.registry import register
 from avalanche_ntk.observables.static import places
 from avalanche_ntk.observables.undefined import value_or_reason, values_or_reason
 from avalanche_ntk.observables.units import look_at_units
@@ -29,6 +31,7 @@ KERNEL_RANKS = ("numerical", "approximate", "participation", "effective")
 FEATURE_RANKS = ("numerical", "approximate", "srank", "participation", "effective")
 
 
+@register
 class Plasticity(Observable):
     """Ranks of kernel and features, dormant units, gradients, churn, and how fast a copy learns a fresh task.
 
@@ -59,6 +62,22 @@ class Plasticity(Observable):
     """
 
     name = "plasticity"
+    flag = "plasticity"
+    metrics = (
+        Metric("NTK_KernelRank", "kernel_rank_{RANK}"),
+        Metric("NTK_FeatureRank", "feature_rank_{RANK}"),
+        Metric("NTK_DormantShare", "dormant_share"),
+        Metric("NTK_LayerDormantShare", "dormant_share[{LAYER}]"),
+        Metric("NTK_ZeroGradientShare", "zero_gradient_share"),
+        Metric("NTK_LayerZeroGradientShare", "zero_gradient_share[{LAYER}]"),
+        Metric("NTK_Churn", "churn"),
+        Metric("NTK_RelativeKernelChange", "relative_kernel_change"),
+        Metric("NTK_WeightNorm", "weight_norm"),
+        Metric("NTK_GradientNorm", "gradient_norm"),
+        Metric("NTK_GradientCosine", "gradient_cosine", when="boundaries"),
+        Metric("NTK_TrainabilityLoss", "trainability_loss", when="boundaries"),
+        Metric("NTK_TrainabilityArea", "trainability_area", when="boundaries"),
+    )
 
     def __init__(
         self,
