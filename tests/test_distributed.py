@@ -30,7 +30,7 @@ from tests.lines import BatchRecorder, fingerprint, make_strategy, run, tiny_str
 from tests.test_distributed import MODELS
 
 torch.set_num_threads(1)
-folder, model_name, strategy_name, wrapped = Path(sys.argv[1]), *sys.argv[2:5]
+folder, model_name, strategy_name, wrapped, share = Path(sys.argv[1]), *sys.argv[2:6]
 assert DistributedHelper.init_distributed(random_seed=0, backend="gloo", use_cuda=False)
 rank = DistributedHelper.rank
 model_class, shape = MODELS[model_name]
@@ -50,6 +50,7 @@ for with_ntk in (False, True):
             Schedule.every_iterations(1),
             run_folder=folder / "run",
             on_error="raise",
+            share=share == "shared",
         )
         plugins, metrics = [ntk, recorder], [ntk_metrics(ntk)]
     loggers = [] if rank else None
@@ -100,16 +101,17 @@ def torchrun(tmp_path, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "strategy", "wrapped"),
+    ("model", "strategy", "wrapped", "share"),
     [
-        ("MLP with dropout", "Naive", "wrapped"),
-        ("CNN with BatchNorm", "Naive", "wrapped"),
-        ("MLP with dropout", "Replay", "wrapped"),
-        ("MLP with dropout", "Naive", "alone"),
+        ("MLP with dropout", "Naive", "wrapped", "shared"),
+        ("CNN with BatchNorm", "Naive", "wrapped", "shared"),
+        ("MLP with dropout", "Replay", "wrapped", "shared"),
+        ("MLP with dropout", "Naive", "alone", "shared"),
+        ("MLP with dropout", "Naive", "alone", "by the first"),
     ],
 )
-def test_two_processes(tmp_path, model, strategy, wrapped):
-    ranks = torchrun(tmp_path, model, strategy, wrapped)
+def test_two_processes(tmp_path, model, strategy, wrapped, share):
+    ranks = torchrun(tmp_path, model, strategy, wrapped, share)
     for rank in ranks:
         assert differences(rank["plain"], rank["measured"]) == []
     # The comparison is one of processes that each saw their half of the data.
@@ -118,7 +120,7 @@ def test_two_processes(tmp_path, model, strategy, wrapped):
         in_step = {name: value for name, value in ranks[0]["measured"]["state"].items() if "running_" not in name}
         assert differences(in_step, {name: ranks[1]["measured"]["state"][name] for name in in_step}) == []
 
-    # One process measured and wrote, the other did neither.
+    # One process recorded, the other did not, whether they shared the work or not.
     steps = ranks[0]["steps"]
     assert ranks[1]["steps"] == steps > 0
     assert ranks[0]["measurements"] == dict.fromkeys(["Exp000", "Exp001"], steps + 4)
@@ -130,6 +132,10 @@ def test_two_processes(tmp_path, model, strategy, wrapped):
     found = [r for r in folder.records() if r["kind"] == "measurement"]
     assert len(found) == 2 * (steps + 4)
     assert not [r["failure"] for r in found if r["failure"] is not None]
+    both = share == "shared" and wrapped == "wrapped"
+    assert {r["trust"].get("processes") for r in found} == ({2} if both else {None})
+    if share == "shared" and not both:  # each process has a model of its own
+        assert all("this process measured alone: parameter" in str(r["notes"]) for r in found[2:])
 
     # The kernel is that of the module inside, with its own names.
     model_class, _ = MODELS[model]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from avalanche_ntk import measures
-from avalanche_ntk.errors import ArgumentError, ProbeError, positive, unknown_name
+from avalanche_ntk.errors import ArgumentError, ProbeError, ProcessError, positive, unknown_name
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
 from avalanche_ntk.kernels.support import checked_precision, spot_check_in_double
 from avalanche_ntk.observables import Moment, Observable
@@ -22,6 +22,7 @@ from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.extras import Extras
 from avalanche_ntk.recorder.host import Host
 from avalanche_ntk.recorder.probes import Probe
+from avalanche_ntk.recorder.processes import said_by_the_first
 
 REDUCTIONS = ("trace", "sum_logits", "projected")
 
@@ -146,8 +147,30 @@ class Measurer:
         for observable in self.observables:
             observable.reset()
 
+    def assist(self, host: Host, probe: Probe, clock: TrainingClock, *, group: Any) -> None:
+        """Do this process's share of a measurement that another one records.
+
+        Args:
+            host: What trains.
+            probe: What is measured on.
+            clock: When this is.
+            group: The processes that share it.
+        """
+        with preserved_rng_state(), host.trained_function():
+            wanted, failed = self._groups(host.model, clock)
+            self._kernel(host, probe, wanted, failed, group)
+            if self._fixes_outputs(probe):
+                self.outputs_seen |= said_by_the_first(group, None)
+
     def measure(
-        self, host: Host, probe: Probe, probes: Mapping[str, Probe], clock: TrainingClock, *, index: int
+        self,
+        host: Host,
+        probe: Probe,
+        probes: Mapping[str, Probe],
+        clock: TrainingClock,
+        *,
+        index: int,
+        group: Any = None,
     ) -> Measured:
         """Measure.
 
@@ -157,6 +180,7 @@ class Measurer:
             probes: All probes chosen so far, on the model's device.
             clock: When this is.
             index: Number of this measurement in its series.
+            group: Processes that share the kernel; None where this one computes it alone.
 
         Returns:
             What was found.
@@ -168,10 +192,22 @@ class Measurer:
         extras = Extras()
         with preserved_rng_state(), host.trained_function():
             wanted, failed = self._groups(host.model, clock)
-            kernel, groups, trust = self._kernel(host, probe, wanted, failed)
-            extras.notes += self._parameter_changes(host.model, probe.name)
-            moment = self._moment(host, probe, probes, clock, kernel.numpy(), groups)
-            self._fix_outputs(moment, extras)
+            try:
+                kernel, groups, trust = self._kernel(host, probe, wanted, failed, group)
+            except ProcessError as error:  # the others have another model, say, and fail too
+                group = None
+                extras.notes.append(f"this process measured alone: {error}")
+                kernel, groups, trust = self._kernel(host, probe, wanted, failed, group)
+            fixes = self._fixes_outputs(probe)
+            try:
+                extras.notes += self._parameter_changes(host.model, probe.name)
+                moment = self._moment(host, probe, probes, clock, kernel.numpy(), groups)
+                if fixes:
+                    self._fix_outputs(moment, extras)
+            finally:  # the others wait for it, whatever happens here
+                if fixes and group is not None:
+                    seen = self.outputs_seen
+                    said_by_the_first(group, {name: seen[name] for name in [probe.name] if name in seen})
             moment = replace(moment, options=self._options(probe))
             if self.spot_check_every and index % self.spot_check_every == 0:
                 self._spot_check(moment, kernel, extras)
@@ -219,17 +255,21 @@ class Measurer:
         probe: Probe,
         wanted: Mapping[tuple[str, str], Sequence[str]],
         failed: dict[str, Exception],
+        group: Any,
     ) -> tuple[Tensor, dict[str, dict[str, np.ndarray]], dict[str, Any]]:
         """Return the kernel, those of groups of parameters, and the trust line; note groups that cannot be."""
         x, tasks = probe.read_only()
         task_labels = tasks if host.multi_task else None
         options = self._options(probe) | {"task_labels": task_labels, "reduction": self.reduction, "return_info": True}
+        options |= {} if group is None else {"process_group": group}
         groups: dict[str, dict[str, np.ndarray]] = {}
         kernel: Tensor | None = None
         if wanted:
             names = {f"{observable}[{group}]": parameters for (observable, group), parameters in wanted.items()}
             try:
                 kernels, info = empirical_ntk_by_group(host.model, x, names, whole=True, **options)
+            except ProcessError:
+                raise
             except Exception as error:  # noqa: BLE001  (the kernel alone may do without the groups)
                 failed |= dict.fromkeys((observable for observable, _ in wanted), error)
             else:
@@ -285,11 +325,13 @@ class Measurer:
             groups=groups,
         )
 
+    def _fixes_outputs(self, probe: Probe) -> bool:
+        """Tell whether this is the measurement that says which outputs the probe's kernel is made of."""
+        return self.outputs == "first" and probe.name not in self.outputs_seen
+
     def _fix_outputs(self, moment: Moment, extras: Extras) -> None:
         """Keep the outputs of the first measurement from now on; all of them where it is not known which are live."""
         probe = moment.probe
-        if self.outputs != "first" or probe.name in self.outputs_seen:
-            return
         x, tasks = probe.read_only()
         labels = tasks if moment.multi_task else None
         found = extras.attempt("live_outputs", lambda: self._live_outputs(moment.model, x, labels))
@@ -376,7 +418,8 @@ def _trust(info: KernelInfo) -> dict[str, Any]:
     counted: dict[str, int] = {}
     for method in info.methods.values():
         counted[str(method)] = counted.get(str(method), 0) + 1
-    return {
+    several = {"processes": info.processes} if info.processes > 1 else {}
+    return several | {
         "methods": counted,
         "reasons": info.reasons,
         "flops": info.flops,

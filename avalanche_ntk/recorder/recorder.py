@@ -66,6 +66,8 @@ class NTKRecorder(Recording):
         seed: Seed of the training run, recorded in `run.json`; torch's initial seed when None.
         snapshots: Whether the model's weights and buffers are stored at every moment that is measured, in the run
             folder's `snapshots`, so that `measure_checkpoints` can measure something else there later.
+        share: Whether the processes of a `torch.distributed` run share the work of each measurement; False lets the
+            first one measure while the others wait. One records in both cases.
 
     Attributes:
         trajectories: The time series by probe name.

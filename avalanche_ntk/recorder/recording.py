@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor
 
-from avalanche_ntk.errors import ArgumentError, ModelError, ProbeError, RunFolderError
+from avalanche_ntk.errors import ArgumentError, ModelError, ProbeError, ProcessError, RunFolderError
 from avalanche_ntk.observables import Observable
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.extras import Extras
@@ -23,6 +23,7 @@ from avalanche_ntk.recorder.host import Host
 from avalanche_ntk.recorder.measurer import Measurer, check_precision
 from avalanche_ntk.recorder.parameters import Parameters
 from avalanche_ntk.recorder.probes import Probe, ProbeSpec
+from avalanche_ntk.recorder.processes import sharing_group
 from avalanche_ntk.recorder.readout import Readout
 from avalanche_ntk.recorder.resume import State
 from avalanche_ntk.recorder.schedule import Schedule
@@ -57,6 +58,7 @@ class RecorderOptions(TypedDict, total=False):
     on_error: str
     seed: int | None
     snapshots: bool
+    share: bool
 
 
 class Recording(Readout):
@@ -85,6 +87,7 @@ class Recording(Readout):
         on_error: str = "warn",
         seed: int | None = None,
         snapshots: bool = False,
+        share: bool = True,
     ) -> None:
         self.specs = _specs(probe)
         self._session = Session(run_folder, overwrite=overwrite, resume=resume, keep_kernels=keep_kernels)
@@ -120,6 +123,8 @@ class Recording(Readout):
         self._probes: dict[str, Probe] = {}
         self._known: Parameters | None = None
         self._notes: list[str] = []
+        self.share = share
+        self._assisted: dict[str, int] = {}  # iteration of what this process last had a share in, by probe
 
     # ------------------------------------------------------------------ the moments of training
 
@@ -309,29 +314,55 @@ class Recording(Readout):
         if not self.schedule.due(clock):
             return
         here = host()
-        # One process measures for all; the copies of the model are the same in each.
-        if not here.measures:
+        # One process records for all; the copies of the model are the same in each.
+        group = sharing_group(self.schedule, resumed=self._session.resume is not False) if self.share else None
+        if not here.measures and group is None:
             return
         series = {name: t for name, t in self.trajectories.items() if self._is_due(here, name, clock)}
+        if not here.measures:
+            self._assist(here, list(series), clock, group)
+            return
         snapshots = self._snapshots
         if series and snapshots is not None:
             self._guarded("a snapshot", lambda: snapshots.store(here.model, clock, here.iterations_per_epoch))
         notes, self._notes = self._notes, []
         for name, trajectory in series.items():
-            self._measure(here, self._probes[name], trajectory, clock, notes)
+            self._measure(here, self._probes[name], trajectory, clock, notes, group)
+
+    def _assist(self, host: Host, names: Sequence[str], clock: TrainingClock, group: Any) -> None:
+        """Do this process's share of what another one records, and leave failures to that one."""
+        begin, self._notes = time.perf_counter(), []
+        self._probes = {name: one.to(host.device) for name, one in self._probes.items()}
+        for name in names:
+            self._assisted[name] = clock.iteration
+            try:
+                self._measurer.assist(host, self._probes[name], clock, group=group)
+            except ProcessError:  # told by the process that records
+                continue
+            except Exception:
+                if self._failures.on_error == "raise":
+                    raise
+        self.schedule.note(0.0, self.clock.measured(begin))
 
     def _is_due(self, host: Host, name: str, clock: TrainingClock) -> bool:
         """Tell whether a probe is measured now: not twice at one iteration, and not before its head is made."""
         measured = self.trajectories[name].measurements
-        twice = clock.event == "epoch_end" and measured and measured[-1].clock.iteration == clock.iteration
+        last = measured[-1].clock.iteration if measured else self._assisted.get(name)
+        twice = clock.event == "epoch_end" and last == clock.iteration
         return not twice and host.has_outputs_for(self._probes[name])
 
     def _measure(
-        self, host: Host, probe: Probe, trajectory: Trajectory, clock: TrainingClock, notes: Sequence[str]
+        self,
+        host: Host,
+        probe: Probe,
+        trajectory: Trajectory,
+        clock: TrainingClock,
+        notes: Sequence[str],
+        group: Any,
     ) -> None:
         begin = time.perf_counter()
         try:
-            extras = self._measured(host, probe, trajectory, clock, notes, begin)
+            extras = self._measured(host, probe, trajectory, clock, notes, begin, group)
         except RunFolderError as error:
             self._report(error, "writing a measurement")  # the trajectory has it; only the disk has not
         except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
@@ -359,11 +390,14 @@ class Recording(Readout):
         clock: TrainingClock,
         notes: Sequence[str],
         begin: float,
+        group: Any,
     ) -> Extras:
         """Measure and record; return what was found beside the kernel, and what was not."""
         # They stay there: the same tensors are measured each time.
         self._probes = {name: one.to(host.device) for name, one in self._probes.items()}
-        found = self._measurer.measure(host, self._probes[probe.name], self._probes, clock, index=len(trajectory))
+        found = self._measurer.measure(
+            host, self._probes[probe.name], self._probes, clock, index=len(trajectory), group=group
+        )
         extras = found.extras
         if host.iterations_per_epoch is None:
             extras.reasons["velocity_per_epoch"] = "the number of iterations in an epoch is not known"

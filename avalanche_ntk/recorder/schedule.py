@@ -46,6 +46,11 @@ class Schedule(ABC):
         """
         return clock.is_boundary or self._due_between(clock)
 
+    @property
+    def by_seconds(self) -> bool:
+        """Whether it goes by the time that was spent, which no two processes have in common."""
+        return False
+
     def note(self, training_seconds: float, measuring_seconds: float) -> None:
         """Tell the schedule what has been spent since the last call; only `share_of_training` makes use of it.
 
@@ -383,6 +388,10 @@ class _ShareOfTraining(Schedule):
     def decisions(self) -> tuple[Decision, ...]:
         return tuple(self._decisions)
 
+    @property
+    def by_seconds(self) -> bool:
+        return True
+
     def due(self, clock: TrainingClock) -> bool:
         due = super().due(clock)
         if due:
@@ -415,6 +424,10 @@ class _ShareOfTraining(Schedule):
 class _Union(Schedule):
     def __init__(self, parts: tuple[Schedule, ...]) -> None:
         self._parts = parts
+
+    @property
+    def by_seconds(self) -> bool:
+        return any(part.by_seconds for part in self._parts)
 
     def describe(self) -> str:
         return "|".join(part.describe() for part in self._parts)
