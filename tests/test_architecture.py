@@ -20,7 +20,9 @@ LAYERS = {
     **dict.fromkeys(["recorder.clock", "recorder.frames", "recorder.labels", "recorder.names"], 0),
     **dict.fromkeys(["recorder.steps", "recorder.stepclock", "recorder._lock", "adapters.tasks"], 0),
     **dict.fromkeys(["kernels", "measures", "recorder.schedule", "recorder.runfolder"], 1),
-    **dict.fromkeys(["recorder.probes", "recorder.samples", "recorder.weights", "recorder.parameters"], 2),
+    **dict.fromkeys(
+        ["recorder.probes", "recorder.processes", "recorder.samples", "recorder.weights", "recorder.parameters"], 2
+    ),
     **dict.fromkeys(
         ["recorder.boundaries", "recorder.measurement", "recorder.plots", "recorder.trajectory", "recorder.resume"], 2
     ),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from avalanche_ntk.errors import ArgumentError, ModelError, ProbeError, ProcessError, RunFolderError
+from avalanche_ntk.kernels.support import synchronise
 from avalanche_ntk.observables import Observable
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.extras import Extras
@@ -360,6 +361,8 @@ class Recording(Readout):
         notes: Sequence[str],
         group: Any,
     ) -> None:
+        synchronise(host.device)  # what training has asked the device for is training
+        self._tick()
         begin = time.perf_counter()
         try:
             extras = self._measured(host, probe, trajectory, clock, notes, begin, group)
