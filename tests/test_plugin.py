@@ -502,7 +502,8 @@ def test_verdicts_need_a_control():
         "a control watches a probe of the same classes: expected 4 of class 0, 4 of class 1, "
         "found 4 of class 2, 4 of class 3. Train the control on the same first task."
     )
-    other, _ = run_with_ntk(ntk=NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(3), on_error="raise"))
+    sparse = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(3), on_error="raise")
+    other, _ = run_with_ntk(ntk=sparse, epochs=4)  # so long that the base has two velocities
     with pytest.raises(ArgumentError, match="cadence"):
         ntk.trajectory.verdicts(other.trajectory)
 

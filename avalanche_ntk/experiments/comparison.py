@@ -399,8 +399,10 @@ def _grouped(table: pd.DataFrame) -> pd.DataFrame:
 
 def _seeds(members: pd.DataFrame) -> list[str]:
     """Return what tells the draws apart: the seed, and the run where it has none."""
+    import pandas as pd
+
     return [
-        f"run {run}" if seed != seed or seed is None else f"seed {seed}"
+        f"run {run}" if pd.isna(seed) else f"seed {seed}"
         for run, seed in zip(members["run"], members["seed"].astype(object), strict=True)
     ]
 
