@@ -31,12 +31,12 @@ def trajectory(after, keep_kernels=True, before=range(10, 100, 10)):
     for t in before:
         add(made, "iteration", t, 0)
     add(made, "experience_end", 100, 0)
-    made.close_experience(0)
+    made._close_experience(0)
     add(made, "experience_start", 100, 1)
     for t in after:
         add(made, "iteration", t, 1)
     add(made, "experience_end", 200, 1)
-    made.close_experience(1)
+    made._close_experience(1)
     return made
 
 

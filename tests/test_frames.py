@@ -127,7 +127,7 @@ def test_comparisons_of_all_kinds_of_runs_are_one(tmp_path):
 
 def test_an_empty_data_set_has_the_types_of_a_full_one():
     series = Trajectory("p", [0, 1])
-    series.add_failure(TrainingClock("experience_start", 0, 0, 0, 0, 0, 0), "no kernel")
+    series._add_failure(TrainingClock("experience_start", 0, 0, 0, 0, 0, 0), "no kernel")
     empty = series.to_xarray()
     series.add(TrainingClock("iteration", 1, 0, 1, 0, 0, 1), np.eye(2))
     full = series.to_xarray()

@@ -250,7 +250,8 @@ def _evaluator(config: RunConfig, ntk: NTKPlugin, accuracy: bool) -> EvaluationP
             bwt_metrics(experience=True, stream=True),
             loss_metrics(epoch=True, experience=True),
         ]
-    metrics.append(ntk_metrics(ntk, kernel_image=config.tensorboard, **dict.fromkeys(config.observables, True)))
+    flags: dict[str, Any] = dict.fromkeys(config.observables, True)
+    metrics.append(ntk_metrics(ntk, kernel_image=config.tensorboard, **flags))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No loggers specified")
         return EvaluationPlugin(*metrics, loggers=[])

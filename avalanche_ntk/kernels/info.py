@@ -65,4 +65,4 @@ class KernelInfo:
     checks: str = "trusted"
     plan_not_kept: str = ""
     processes: int = 1
-    standard_error: Tensor | None = None
+    standard_error: Tensor | None = field(default=None, repr=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from avalanche_ntk.measures._undefined import Undefined
@@ -60,7 +61,7 @@ def log_intervals(by_seed: Sequence[Sequence[float]]) -> tuple[list[float], list
     return mean, low, high
 
 
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     """Return `measures.rank_correlation`, without a warning where it is undefined: many seeds leave some so.
 
     Args:

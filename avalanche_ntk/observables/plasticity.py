@@ -213,7 +213,7 @@ class Plasticity(Observable):
         losses = []
         with measuring(model, batch):
             trained = [p for p in model.parameters() if p.requires_grad]
-            optimizer = OPTIMIZERS[self.optimizer](trained, lr=self.learning_rate)  # type: ignore[operator]
+            optimizer = OPTIMIZERS[self.optimizer](trained, lr=self.learning_rate)
             args, kwargs = batch.arguments(model)
             for step in range(self.steps + 1):
                 loss = nn.functional.cross_entropy(_selected(moment, model(*args, **kwargs)), labels)

@@ -57,4 +57,4 @@ def _is_same(known: type[Observable] | None, new: type[Observable]) -> bool:
 
 
 def _tags(family: Family) -> set[str]:
-    return {shown.tag for shown in (*family.metrics, *family.images)}
+    return {metric.tag for metric in family.metrics} | {image.tag for image in family.images}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,5 +92,5 @@ def _by_unit(module: nn.Module, values: Tensor, reduce: Callable[..., Tensor]) -
     return reduce(flat, dim=1)
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([t.detach().double().norm() for t in tensors]).norm() if tensors else torch.zeros(())

@@ -190,7 +190,7 @@ def _close_tasks(trajectory: Trajectory, measured: Sequence[Moment]) -> None:
     for moment in measured:
         experience = moment.clock.experience
         if moment.clock.event == "experience_end" and experience not in trajectory.reactivations:
-            trajectory.close_experience(experience)
+            trajectory._close_experience(experience)
 
 
 def _open(

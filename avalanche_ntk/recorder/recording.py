@@ -183,7 +183,7 @@ class Recording(Readout):
         """Compute what happened in the task that has ended, and write down where the run stands."""
         experience = self.clock.experience
         for name, trajectory in self.trajectories.items():
-            self._guarded(f"reactivation of {name}", partial(trajectory.close_experience, experience))
+            self._guarded(f"reactivation of {name}", partial(trajectory._close_experience, experience))
         self.recorded += 1
         folder = self._session.folder
         if folder is not None:
@@ -374,7 +374,7 @@ class Recording(Readout):
             if isinstance(error, ModelError) and not len(trajectory):
                 check_precision(host.model, probe, error)
             try:
-                trajectory.add_failure(clock, f"{type(error).__name__}: {error}")
+                trajectory._add_failure(clock, f"{type(error).__name__}: {error}")
             except RunFolderError as second:
                 self._report(second, "writing a measurement")
             self._report(error)

@@ -405,7 +405,7 @@ class Trajectory:
             raise unsaved
         return measurement
 
-    def add_failure(self, clock: TrainingClock, reason: str) -> Measurement:
+    def _add_failure(self, clock: TrainingClock, reason: str) -> Measurement:
         """Record that the measurement due now has failed, and why."""
         measurement = Measurement(index=self._next_index(), clock=clock, segment=self.segment, failure=reason)
         self.measurements.append(measurement)
@@ -417,7 +417,7 @@ class Trajectory:
         self.segment += 1
         self._references.clear()
 
-    def close_experience(self, experience: int) -> measures.Reactivation | None:
+    def _close_experience(self, experience: int) -> measures.Reactivation | None:
         """Compute the reactivation of the experience that has just ended and write it down.
 
         Args:

@@ -141,7 +141,7 @@ def boundary_figure_of(groups: Sequence[Group], probe: str | None = None, *, wid
     if not at:
         return None
     shown = [group for group in groups if not group.control] or list(groups)
-    panels: list[tuple[str, str, Callable[[Axes], None]]] = [
+    panels: list[tuple[str, str, Callable[[Axes], object]]] = [
         ("spike", "Spike of the velocity\n(1/iteration)", lambda axis: axis.axhline(0, color=FAINT, linewidth=0.7)),
         ("norm_dip", "Lowest $\\lambda_{\\max}$ after, as a share\nof that at the boundary", _from_zero),
         ("accuracy", "Accuracy on the probe's\ntask, after", lambda axis: axis.set_ylim(-0.05, 1.05)),

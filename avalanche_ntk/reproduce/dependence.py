@@ -50,10 +50,10 @@ def dependence(cases: Sequence[str], held: Sequence[bool]) -> Dependence | None:
     >>> print(dependence(cases, [False, True] * 5))
     rich (holds in 5 of 5 with it, 0 of 5 without)
     """
-    tried = {}
-    for what, inside in _divisions(cases):
-        key = tuple(inside)
-        if 0 < sum(inside) < len(cases) and key not in tried and tuple(not i for i in inside) not in tried:
+    tried: dict[tuple[bool, ...], str] = {}
+    for what, division in _divisions(cases):
+        key = tuple(division)
+        if 0 < sum(key) < len(cases) and key not in tried and tuple(not i for i in key) not in tried:
             tried[key] = what
     best: tuple[float, Dependence] | None = None
     for inside, what in tried.items():

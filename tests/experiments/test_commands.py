@@ -179,7 +179,7 @@ def test_compare_writes_tables_and_says_what_it_leaves_out(tmp_path):
         "runs were measured at different cadences: every_iterations:5 (a0), every_epochs:1 (b). Compare runs of one "
         "schedule.\n"
     )
-    assert "EWC (3 runs)" in done.stdout
+    assert "EWC (3 seeds)" in done.stdout
     assert done.stdout.endswith("Written: t.csv\nWritten: t.md\nWritten: t.tex\n")
     assert "\x1b" not in done.stdout
     table = pd.read_csv(tmp_path / "t.csv")

@@ -38,9 +38,8 @@ WRONG = {
     "'test'. Did you mean 'test'?",
     "observables: spectrum\n": "x.yaml, line 1: observables must be a list, found the text 'spectrum'. Write [a, b].",
     "observables:\n- spectrum\n- forcast\n": "x.yaml, line 3: unknown observables.1 'forcast': expected one of "
-    "'spectrum', 'linearisation', 'forecast', 'forgetting_forecast', 'per_layer', 'features', 'class_blocks', "
-    "'task_overlap', 'regression', "
-    "'neurons', 'buffer_share'. Did you mean 'forecast'?",
+    "'spectrum', 'class_blocks', 'buffer_share', 'features', 'forecast', 'forgetting_forecast', 'per_layer', "
+    "'linearisation', 'neurons', 'task_overlap', 'plasticity', 'regression'. Did you mean 'forecast'?",
     "schedule: every_iteration:3\n": "x.yaml, line 1: unknown schedule 'every_iteration': expected one of "
     "'around_boundaries', 'at', 'boundaries_only', 'every_epochs', 'every_iterations', 'log_spaced', "
     "'share_of_training'. Did you mean 'every_iterations'?",

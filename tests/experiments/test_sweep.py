@@ -96,7 +96,7 @@ def test_ready_sweeps_have_controls_that_differ_in_the_shift_alone(name):
     shifted = [p.config for p in plan.runs if not p.control]
     assert plan.description
     assert shifted
-    assert {c.seed for c in controls} == {s.seed for s in shifted} == {0, 1, 2}
+    assert {c.seed for c in controls} == {s.seed for s in shifted} == {0, 1, 2, 3, 4}
     without_shift = {json.dumps({**c.as_dict(), "benchmark": None}, sort_keys=True) for c in controls}
     assert without_shift == {json.dumps({**s.as_dict(), "benchmark": None}, sort_keys=True) for s in shifted}
     assert all(c.benchmark.name == "no_shift" or c.benchmark.alpha == 0 for c in controls)

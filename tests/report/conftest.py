@@ -55,11 +55,11 @@ class Made:
                     factor = factor + size * rng.normal(size=factor.shape)
                     now = clock(event, experience, (experience * STEPS + step) * 5)
                     if index in self.fail:
-                        series.add_failure(now, "KernelError: <b>not</b> finite")
+                        series._add_failure(now, "KernelError: <b>not</b> finite")
                     else:
                         self._add(series, now, factor, first=index == 0)
                     index += 1
-                series.close_experience(experience)
+                series._close_experience(experience)
                 self._evaluate(folder, experience)
         return path
 
