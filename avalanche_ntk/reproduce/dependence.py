@@ -50,19 +50,19 @@ def dependence(cases: Sequence[str], held: Sequence[bool]) -> Dependence | None:
     >>> print(dependence(cases, [False, True] * 5))
     rich (holds in 5 of 5 with it, 0 of 5 without)
     """
-    tried: dict[tuple[bool, ...], str] = {}
+    tried: dict[tuple[bool, ...], tuple[str, str]] = {}
     for what, division in _divisions(cases):
         key = tuple(division)
         if 0 < sum(key) < len(cases) and key not in tried and tuple(not i for i in key) not in tried:
             tried[key] = what
     best: tuple[float, Dependence] | None = None
-    for inside, what in tried.items():
+    for inside, names in tried.items():
         a = sum(h for h, i in zip(held, inside, strict=True) if i)
         b, n = sum(held) - a, sum(inside)
         p = fisher(a, n, b, len(cases) - n)
         rises = a / n >= b / (len(cases) - n)
         one, other = (a, n), (b, len(cases) - n)
-        found = Dependence(*((what[0], one, other) if rises else (what[1], other, one)))
+        found = Dependence(*((names[0], one, other) if rises else (names[1], other, one)))
         if best is None or p < best[0]:
             best = p, found
     return best[1] if best is not None and best[0] * len(tried) < LEVEL else None

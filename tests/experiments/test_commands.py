@@ -188,8 +188,8 @@ def test_compare_writes_tables_and_says_what_it_leaves_out(tmp_path):
     assert (tmp_path / "t.tex").read_text().startswith("% ratio is left out")
     few = call("compare", "runs/a0", "runs/a1", cwd=tmp_path)
     sentence = (
-        "No rank correlation with forgetting: it takes three runs whose forgetting, and whose measure, are defined and "
-        "not all the same."
+        "No rank correlation with forgetting: it takes three runs of one seed, none of them a control, whose "
+        "forgetting, and whose measure, are defined and not all the same."
     )
     assert " ".join(few.stdout.split()).endswith(sentence)
     assert "ρ" not in few.stdout
