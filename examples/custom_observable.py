@@ -14,27 +14,25 @@ from avalanche_ntk.report import write_report
 
 
 @register
-class WeightNorm(Observable):
-    """The norm of all weights."""
+class LargestWeight(Observable):
+    """The largest weight."""
 
-    name = "weight_norm"
-    flag = "weight_norm"
-    metrics = (Metric("NTK_WeightNorm", "weight_norm"),)
+    name = "largest_weight"
+    flag = "largest_weight"
+    metrics = (Metric("NTK_LargestWeight", "largest_weight"),)
 
     def observe(self, moment: Moment) -> Observation:
-        """Add up the squares."""
-        return Observation(
-            {"weight_norm": float(sum(p.detach().square().sum() for p in moment.model.parameters()) ** 0.5)}
-        )
+        """Look at all of them."""
+        return Observation({"largest_weight": max(float(p.detach().abs().max()) for p in moment.model.parameters())})
 
 
 model = MLP(64, 10, width=32)
 ntk = NTKPlugin(ProbeSpec(size=32), Schedule.every_iterations(10), run_folder="runs/custom", overwrite=True)
 loggers = [TensorboardLogger("tb")]
-evaluator = EvaluationPlugin(accuracy_metrics(experience=True), ntk_metrics(ntk, weight_norm=True), loggers=loggers)
+evaluator = EvaluationPlugin(accuracy_metrics(experience=True), ntk_metrics(ntk, largest_weight=True), loggers=loggers)
 sgd = SGD(model.parameters(), lr=0.1)
 strategy = Naive(model=model, optimizer=sgd, evaluator=evaluator, plugins=[ntk])
 for experience in split_digits(2).train_stream:
     strategy.train(experience)
-print(ntk.trajectory.to_pandas()[["iteration", "weight_norm"]])
+print(ntk.trajectory.to_pandas()[["iteration", "largest_weight"]])
 write_report("runs/custom", "runs/custom/report")

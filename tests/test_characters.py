@@ -61,7 +61,7 @@ def test_a_terminal_that_has_ascii_only(folder, arguments, code, words):
 def test_a_terminal_of_windows(folder):
     done = call("compare", "κ", "ω", cwd=folder, encoding="cp1252", PYTHONIOENCODING="cp1252")
     assert done.returncode == 0, done.stderr
-    assert "What was learnt (mean ± standard deviation" in done.stdout  # what it has is shown
+    assert "What was learnt (mean over the seeds ± half of its 95 % interval" in done.stdout  # what it has is shown
     assert "?_max dip" in done.stdout
 
 

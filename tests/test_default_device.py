@@ -140,7 +140,7 @@ def probe_hash(dataset):
 
 def test_live_outputs_are_found_on_any_default_device(nowhere):
     model = nn.Linear(3, 2, device="cpu")
-    assert NTKPlugin()._live_outputs(model, torch.ones(4, 3, device="cpu"), None) == [0, 1]
+    assert NTKPlugin()._measurer._live_outputs(model, torch.ones(4, 3, device="cpu"), None) == [0, 1]
 
 
 def test_a_generator_draws_for_weights_elsewhere():

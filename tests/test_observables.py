@@ -543,7 +543,7 @@ def test_a_reason_that_is_a_sentence_ends_once():
             raise RuntimeError("There was no luck.")
 
     ntk = NTKPlugin(ProbeSpec(size=8), Schedule.boundaries_only(), observe=[Overlap()])
-    with pytest.warns(UndefinedMeasureWarning) as caught:
+    with pytest.warns(MeasurementFailedWarning), pytest.warns(UndefinedMeasureWarning) as caught:
         run(make_strategy(plugins=[ntk], epochs=1), tiny_stream())
     told = [str(w.message) for w in caught if issubclass(w.category, UndefinedMeasureWarning)]
     assert told == [

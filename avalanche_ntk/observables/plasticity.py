@@ -208,7 +208,7 @@ class Plasticity(Observable):
 
     def _trainability(self, moment: Moment, classes: int) -> tuple[float, float]:
         model, batch = _copy(moment)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         labels = torch.randint(classes, (len(batch),), generator=generator).to(next(model.parameters()).device)
         losses = []
         with measuring(model, batch):

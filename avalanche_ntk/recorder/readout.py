@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from avalanche_ntk.errors import PluginError
@@ -61,6 +62,11 @@ class Readout:
     def observables(self) -> list[Observable]:
         """What is measured beside the kernel; `request` adds to it."""
         return self._measurer.observables
+
+    @property
+    def run_folder(self) -> str | PathLike[str] | None:
+        """Where the run is written; None keeps it in memory."""
+        return self._session.run_folder
 
     @property
     def reduction(self) -> str:

@@ -99,7 +99,7 @@ def network(arguments: Mapping[str, Any], shape: Sequence[int], seed: int) -> nn
 
 def train(model: nn.Module, x: Tensor, y: Tensor, arguments: Mapping[str, Any], seed: int) -> None:
     """Descend the cross-entropy by minibatches with the step size η/α²."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for chosen in minibatches(len(x), arguments["batch"], arguments["steps"], generator):
         sgd_step(model, cross_entropy(model(x[chosen]), y[chosen]), arguments["lr"] / arguments["alpha"] ** 2)
 
