@@ -204,7 +204,8 @@ def test_what_cannot_be_used_is_said_and_the_rest_is_read(make_run):
         "a record of kind evaluation cannot be used (KeyError: 'values').",
         "a record of kind reactivation cannot be used (ArgumentError: unknown field of a reactivation 'spoke': "
         "expected one of 'alignment_drop', 'at_floor', 'base', 'base_in_onset', 'boundary', 'cadence', 'end', 'floor', "
-        "'half_life', 'half_life_censored', 'moved', 'norm_dip', 'norm_recovery', 'onset', 'onset_ratio', 'path', 'peak', 'rank', "
+        "'half_life', 'half_life_censored', 'moved', 'norm_dip', 'norm_recovery', 'onset', 'onset_ratio', 'path', "
+        "'peak', 'rank', "
         "'ratio', 'reasons', 'spike', 'time_to_peak', 'windows', 'z'. Did you mean 'spike'?).",
         "a record of kind task_overlap cannot be used (ValueError: expected a matrix of shape (0, 0), found (0,)).",
         "the run is not complete (status 'running'); what there is so far is shown.",
