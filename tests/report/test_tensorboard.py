@@ -54,7 +54,7 @@ def test_an_untrained_strategy_has_settings_and_no_metrics(tmp_path):
 def served(tmp_path):
     """Two runs in one folder, and TensorBoard serving it."""
     runs = {}
-    for name, epochs in (("short", 1), ("long", 3)):
+    for name, epochs in (("short", 2), ("long", 3)):
         logger, strategy, ntk = trained(tmp_path / name, epochs=epochs)
         add_dashboard(logger, strategy, width=8, layers=(1, 2))
         runs[name] = (strategy, ntk)
