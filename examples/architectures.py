@@ -18,7 +18,7 @@ parser.add_argument("--tiny", action="store_true", help="a few seconds, says not
 tiny = parser.parse_args().tiny
 
 digits = load_data("digits", standardise=True)
-per_class, epochs, every, size = (12, 3, 2, 10) if tiny else (60, 30, 10, 64)
+per_class, epochs, every, size = (12, 6, 2, 10) if tiny else (60, 30, 10, 64)
 benchmarks = {
     "shift": class_overlap_shift(digits, similarity=0, per_class=per_class),
     "no shift": no_shift(digits, per_class=per_class),

@@ -25,6 +25,7 @@ from avalanche.evaluation.metric_utils import default_metric_name_template, gene
 from avalanche.logging import CSVLogger, TensorboardLogger, TextLogger
 from matplotlib.figure import Figure
 
+from avalanche_ntk.adapters.loggers import WandBLogger
 from avalanche_ntk.adapters.plugin import NTKPlugin
 from avalanche_ntk.adapters.text_logs import PRINTED, Printed, Unprinted
 from avalanche_ntk.errors import PluginError, unknown_name
@@ -79,6 +80,7 @@ class NTKMetric(_FewHooks):
         self._read = -1
         self._last: float | None = None
         self.printed = True
+        self._plain = True
         self._shown: dict[str, tuple[int, float]] = {}
 
     def __str__(self) -> str:
@@ -126,6 +128,7 @@ class NTKMetric(_FewHooks):
         recorded = self.plugin.recorded
         if recorded == self._read:
             return []
+        self._look_at(getattr(getattr(strategy, "evaluator", None), "loggers", ()))
         reached = self.plugin.reached(strategy)
         values: list[MetricValue] = []
         waiting = False
@@ -144,11 +147,18 @@ class NTKMetric(_FewHooks):
         self._read = -1 if waiting else recorded
         return values
 
+    def _look_at(self, loggers: Collection[Any]) -> None:
+        """Learn what the loggers of the evaluator take."""
+        # W&B, for one, stores a subclass of float as text.
+        self._plain = not all(isinstance(logger, (*_MAY_GO_BACK, WandBLogger)) for logger in loggers)
+
     def _as_shown(self, tag: str, x: int, value: Any) -> Any:
         """Return a value as loggers get it: printed once, however often it is measured without a step between."""
         if not isinstance(value, float):
             return value
         self._last = value
+        if self._plain:
+            return value
         again = self._shown.get(tag) == (x, value)
         self._shown[tag] = (x, value)
         return Printed(value) if self.printed and not again else Unprinted(value)
@@ -194,10 +204,9 @@ class ReactivationMetric(NTKMetric):
     the experience's end.
     """
 
-    def _new_values(self, strategy: Any) -> list[MetricValue]:
-        loggers = getattr(getattr(strategy, "evaluator", None), "loggers", ())
+    def _look_at(self, loggers: Collection[Any]) -> None:
+        super()._look_at(loggers)
         self._at_boundary = all(isinstance(logger, _MAY_GO_BACK) for logger in loggers)
-        return super()._new_values(strategy)
 
     def _entries(self, trajectory: Trajectory) -> list[Any]:
         return list(trajectory.reactivations.values())
@@ -215,13 +224,6 @@ class ReactivationMetric(NTKMetric):
             value = getattr(reactivation, self.column)
             if value is not None and not math.isnan(value):
                 yield tag, int(reactivation.boundary if self._at_boundary else reactivation.end), float(value)
-
-    before_training_exp = _new_values
-    after_training_iteration = _new_values
-    after_training_epoch = _new_values
-    after_training_exp = _new_values
-    after_training = _new_values
-    before_eval = _new_values
 
 
 class PatternMetric(NTKMetric):

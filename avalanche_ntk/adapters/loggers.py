@@ -21,6 +21,11 @@ class WandBLogger(logging.WandBLogger):
         super().import_wandb()
         self.wandb: Any = _OlderNames(self.wandb)
 
+    def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
+        """Log a value; a number that knows how text loggers print it is a plain number here."""
+        # wandb writes whatever is not of a built-in type as text.
+        super().log_single_metric(name, float(value) if isinstance(value, float) else value, x_plot)
+
 
 class _OlderNames:
     """The module wandb, with two names that it had."""

@@ -19,9 +19,14 @@ def series_of(folder, column):
 
 
 def spike_of(folder, column="velocity_per_iteration", experience=1):
-    """The largest of the first three velocities after a boundary minus the median of the last ten before it."""
+    """The largest of the first three velocities after a boundary minus the median of the last ten at rest before it.
+
+    At rest are those whose interval begins in the second half of the task before the boundary.
+    """
     boundaries, series = series_of(folder, column)
     start, boundary, end = (*boundaries, float("inf"))[experience - 1 : experience + 2]
-    before = [v for t, v in series if start < t <= boundary][-10:]
+    _, measured = series_of(folder, "iteration")
+    begins = {t: max(s for s, _ in measured if s < t) for t, _ in series}
+    before = [v for t, v in series if t <= boundary and begins[t] >= (start + boundary) / 2][-10:]
     after = [v for t, v in series if boundary < t <= end][:3]
     return max(after) - statistics.median(before)
