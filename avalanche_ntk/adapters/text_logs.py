@@ -3,8 +3,8 @@
 Avalanche's `TextLogger` and `InteractiveLogger` print the last value of every metric after each epoch and each
 evaluation, with four decimals, and have no setting for either. They format a float with `.4f` and pass over images. So
 a value is a float that knows how many digits it needs, or, where it is not to be printed, a float that is an image
-besides. TensorBoard's and the CSV logger ask for a float first, and take both as the numbers they are. Where a logger is
-of a kind that is not known here, every value is a plain float, and text loggers print them all.
+besides. TensorBoard's and the CSV logger ask for a float first, and take both as the numbers they are. Where a logger
+is of a kind that is not known here, every value is a plain float, and text loggers print them all.
 """
 
 from __future__ import annotations
