@@ -11,7 +11,7 @@ import json
 import os
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -147,8 +147,9 @@ class _Bands:
         self.request, self.path, self.progress = request, path, progress
         self.partial = path.with_name(path.name + ".partial")
         self.n, self.m = len(request.b1), None if request.b2 is None else len(request.b2)
+        self.columns = self.m or self.n
         if found is None or not self.partial.exists():
-            found = {"kernel": description, "rows": None, "done": []}
+            found = {"kernel": description, "rows": self._rows(request.budget), "done": []}
         self.state = found
 
     def compute(self) -> KernelInfo:
@@ -157,7 +158,7 @@ class _Bands:
         budget, r.budget, r.report = r.budget, r.budget * 3 // 4, False
         r.block = r.block or _PASSING
         try:
-            bands = parts(self.n, self.m, self.state["rows"] or self._rows(budget))
+            bands = parts(self.n, self.m, self.state["rows"])
             for k, band in enumerate(tqdm(bands, desc=self.path.name, unit="band", disable=None)):
                 if k in self.state["done"]:
                     continue
@@ -172,40 +173,38 @@ class _Bands:
 
     def _rows(self, budget: int) -> int:
         """Return the rows of a band: a few bands, each of which fits into a quarter of the budget."""
-        columns = self.m or self.n
         entry = 3 * 8  # a band is copied while it is checked, made symmetric and written
-        return max(1, min(ceil(self.n / _BANDS), budget // (4 * entry * columns)))
+        return max(1, min(ceil(self.n / _BANDS), budget // (4 * entry * self.columns)))
 
     def _write(self, band: Part, kernel: Tensor) -> None:
-        """Write a band and, of a self-kernel, its mirror image, piece by piece."""
+        """Write a band and, of a self-kernel, its mirror image, row by row."""
         if self.m is None:
             kernel = band.own(kernel)
-        columns = self.m or self.n
-        if not self.partial.exists():
-            self.state["rows"] = band.rows.stop - band.rows.start
-            self._allocate((self.n, columns), kernel)
-        entry = kernel.element_size()
-        with self.partial.open("r+b") as file:
-            shape, _, _ = _header(file)
+        # What a kill left before the first band was written is of nobody knows what: it is written over.
+        with self.partial.open("r+b" if self.state["done"] else "w+b") as file:
+            if not self.state["done"]:
+                self._allocate(file, kernel)
+            file.seek(0)
+            _header(file)
             first = file.tell()
-            for i, row in enumerate(kernel.cpu(), band.rows.start):
-                file.seek(first + (i * shape[1] + band.columns.start) * entry)
-                file.write(row.contiguous().numpy().data)
+            self._put(file, first, kernel, band.rows.start, band.columns.start)
             if self.m is None:
                 size = band.rows.stop - band.rows.start
-                for i, row in enumerate(kernel.T[size:].cpu(), band.rows.stop):
-                    file.seek(first + (i * shape[1] + band.rows.start) * entry)
-                    file.write(row.contiguous().numpy().data)
+                self._put(file, first, kernel.T[size:], band.rows.stop, band.rows.start)
             file.flush()
             os.fsync(file.fileno())
 
-    def _allocate(self, shape: tuple[int, ...], like: Tensor) -> None:
+    def _put(self, file: BinaryIO, first: int, part: Tensor, row: int, column: int) -> None:
+        """Write a part from a row and a column on; the kernel's first entry is at byte `first`."""
+        for i, numbers in enumerate(part.cpu(), row):
+            file.seek(first + (i * self.columns + column) * part.element_size())
+            file.write(numbers.contiguous().numpy().data)
+
+    def _allocate(self, file: BinaryIO, like: Tensor) -> None:
         kind = np.dtype(str(like.dtype).removeprefix("torch."))
-        with self.partial.open("wb") as file:
-            npy.write_array_header_2_0(
-                file, {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-            )
-            file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
+        shape = (self.n, self.columns)
+        npy.write_array_header_2_0(file, {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + self.n * self.columns * kind.itemsize)
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -51,6 +51,15 @@ def test_a_cross_kernel(tmp_path, x):
     assert torch.allclose(found, reference_ntk(m, x, x2, reduction="trace"), rtol=1e-12, atol=1e-13)
 
 
+def test_what_a_kill_left_before_the_first_band_is_written_over(tmp_path, x):
+    np.save(tmp_path / "kernel", np.ones((3, 3), np.float32))
+    (tmp_path / "kernel.npy").rename(tmp_path / "kernel.npy.partial")
+    empirical_ntk(model(), x, out=tmp_path / "kernel.npy")
+    found = np.load(tmp_path / "kernel.npy")
+    assert found.dtype == np.float64
+    assert np.allclose(found, reference_ntk(model(), x, reduction="trace"), rtol=1e-12, atol=1e-13)
+
+
 def test_finished_bands_are_not_repeated(tmp_path, x, monkeypatch):
     path, m, calls = tmp_path / "kernel.npy", model(), []
     real = disk.measured
