@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -48,9 +49,8 @@ def measured(request: Request, part: Part | None = None) -> tuple[dict[str, Tens
             members |= _members(subject, r.groups or {}, wrapper_prefix(r.model))
             if not r.whole:
                 subject = subject.restricted({n for names in members.values() for n in names})
-        result, most = _with_others(r, subject, members, info, (b1, b2))
-    apart = r.averaged and r.report
-    if apart:
+        result, most = _Task(r, subject, members, info, b1, b2).done_by_all()
+    if r.apart:
         if "" in result:
             info.standard_error = _standard_error(result[""], most)
         result = {name: kernel.sum(0) for name, kernel in result.items()}
@@ -61,83 +61,74 @@ def measured(request: Request, part: Part | None = None) -> tuple[dict[str, Tens
     return result, info
 
 
-def _with_others(
-    r: Request,
-    subject: Subject,
-    members: dict[str, list[str]],
-    info: KernelInfo,
-    batches: tuple[Batch, Batch | None],
-) -> tuple[dict[str, Tensor], int]:
-    """Return the kernels, each process having computed its share of them, and how many combinations there could be."""
-    b1 = batches[0]
-    processes = r.processes
-    inputs = {f"{k} of batch {i}": t for i, b in enumerate(batches, 1) if b for k, t in enumerate(b.tensors())}
-    processes.require_equal("parameter", dict(subject.model.named_parameters()))
-    processes.require_equal("input", inputs)
-    buffers = processes.of_the_first(dict(subject.model.named_buffers()))
-    with subject.standing_in(buffers):
-        with processes.together():
+@dataclass(frozen=True)
+class _Task:
+    """The kernels of two batches, to be computed by all processes together.
 
-            def attempt(budget: int) -> tuple[dict[str, Tensor], int]:
-                r.budget = budget
-                return _share(r, subject, members, info, batches)
-
-            result, most = as_fits(attempt, r.budget, subject.model, b1.device)
-        if r.checks is not Checks.NEVER:
-            for b in batches:
-                if b is not None:
-                    known.note(subject.model, b)
-    return {name: processes.sum(kernel) for name, kernel in result.items()}, most
-
-
-def _share(
-    r: Request,
-    subject: Subject,
-    members: dict[str, list[str]],
-    info: KernelInfo,
-    batches: tuple[Batch, Batch | None],
-) -> tuple[dict[str, Tensor], int]:
-    """Return this process's summand of the kernels, and how many combinations of outputs there could be.
-
-    Where there are as many combinations of outputs as processes, these are shared out; else rows of the kernel.
+    Attributes:
+        request: What is asked for.
+        subject: The model.
+        members: Group → its parameters.
+        info: What is told about the computation.
+        b1: First batch.
+        b2: Second batch; None for a self-kernel.
     """
-    processes, apart = r.processes, r.averaged and r.report
-    run = Measurement(subject, members, r, info, *batches)
-    rows, most = r.combinations(run.out)
-    if processes.size == 1:
-        return run.kernels(rows, apart), most
-    if r.reduction == "full" or len(rows) < processes.size:
-        del run
-        return _own_part(r, subject, members, info, batches, rows), most
-    own, index = own_rows(rows, processes.rank, processes.size)
-    result = run.kernels(own, apart)
-    if apart:
-        result = {g: k.new_zeros(len(rows), *k.shape[1:]).index_copy_(0, index, k) for g, k in result.items()}
-    return result, most
 
+    request: Request
+    subject: Subject
+    members: dict[str, list[str]]
+    info: KernelInfo
+    b1: Batch
+    b2: Batch | None
 
-def _own_part(
-    r: Request,
-    subject: Subject,
-    members: dict[str, list[str]],
-    info: KernelInfo,
-    batches: tuple[Batch, Batch | None],
-    rows: Tensor,
-) -> dict[str, Tensor]:
-    """Return kernels with zeros everywhere but in the rows of this process and their mirror images."""
-    b1, b2 = batches
-    n, m = len(b1), None if b2 is None else len(b2)
-    full, apart = r.reduction == "full", r.averaged and r.report
-    shape = (n, m or n, len(rows), len(rows)) if full else (n, m or n)
-    result = {g: rows.new_zeros(len(rows), *shape) if apart else rows.new_zeros(shape) for g in members}
-    part = part_of(r.processes.rank, r.processes.size, n, m)
-    if part is None:
+    def done_by_all(self) -> tuple[dict[str, Tensor], int]:
+        """Return the kernels, of which each process computed its share, and how many combinations there could be."""
+        r, model = self.request, self.subject.model
+        batches = [b for b in (self.b1, self.b2) if b is not None]
+        buffers = r.processes.agreed(model, [b.tensors() for b in batches])
+        with self.subject.standing_in(buffers):
+            with r.processes.together():
+                result, most = as_fits(self._share, r.budget, model, self.b1.device)
+            if r.checks is not Checks.NEVER:
+                for b in batches:
+                    known.note(model, b)
+        return {name: r.processes.sum(kernel) for name, kernel in result.items()}, most
+
+    def _share(self, budget: int) -> tuple[dict[str, Tensor], int]:
+        """Return this process's summand of the kernels, and how many combinations of outputs there could be.
+
+        Where there are as many combinations of outputs as processes, these are shared out; else rows of the kernel.
+        """
+        r = self.request
+        r.budget = budget
+        run = self._of(self.b1, self.b2)
+        rows, most = r.combinations(run.out)
+        if r.processes.size == 1:
+            return run.kernels(rows, r.apart), most
+        if r.reduction == "full" or len(rows) < r.processes.size:
+            del run
+            return self._own_part(rows), most
+        own, index = own_rows(rows, r.processes.rank, r.processes.size)
+        result = run.kernels(own, r.apart)
+        if r.apart:
+            result = {g: k.new_zeros(len(rows), *k.shape[1:]).index_copy_(0, index, k) for g, k in result.items()}
+        return result, most
+
+    def _own_part(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return kernels with zeros everywhere but in the rows of this process and their mirror images."""
+        r, n, m = self.request, len(self.b1), None if self.b2 is None else len(self.b2)
+        shape = (n, m or n, len(rows), len(rows)) if r.reduction == "full" else (n, m or n)
+        result = {g: rows.new_zeros(len(rows), *shape) if r.apart else rows.new_zeros(shape) for g in self.members}
+        part = part_of(r.processes.rank, r.processes.size, n, m)
+        if part is None:
+            return result
+        for g, kernel in self._of(*part.batches(self.b1, self.b2)).kernels(rows, r.apart).items():
+            for into, one in zip(result[g], kernel, strict=True) if r.apart else [(result[g], kernel)]:
+                part.put(into, one, mirrored=self.b2 is None)
         return result
-    run = Measurement(subject, members, r, info, *part.batches(b1, b2))
-    for g, kernel in run.kernels(rows, apart).items():
-        for into, one in zip(result[g], kernel, strict=True) if apart else [(result[g], kernel)]:
-            part.put(into, one, mirrored=b2 is None)
-    return result
+
+    def _of(self, b1: Batch, b2: Batch | None) -> Measurement:
+        return Measurement(self.subject, self.members, self.request, self.info, b1, b2)
 
 
 def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str) -> dict[str, list[str]]:

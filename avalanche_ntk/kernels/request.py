@@ -150,6 +150,11 @@ class Request:
         """Whether the kernel is a mean over random combinations of outputs."""
         return self.reduction == "projected" or self.estimator is not None
 
+    @property
+    def apart(self) -> bool:
+        """Whether the combinations are kept apart, to tell how much their mean varies."""
+        return self.averaged and self.report
+
     def combinations(self, out: Tensor) -> tuple[Tensor, int]:
         """Return the combinations of outputs `(R, C)` whose kernels add up, and how many more there could be.
 

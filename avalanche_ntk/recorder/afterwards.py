@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from glob import glob
 from itertools import pairwise
 from multiprocessing import get_context
@@ -112,6 +112,8 @@ def measure_checkpoints(
     for observable in observe:
         measurer.request(observable)
     probe = probe.to(device)
+    # One model, whose kernel is planned once, takes all weights in turn.
+    make_model = make_model if jobs > 1 else cache(make_model)
     measure = partial(_measure, make_model, probe, measurer, prefix, device)
     trajectory = _open(out, probe, measurer, moments, overwrite, make_model)
     done = len(trajectory)
@@ -156,7 +158,7 @@ def _all(
 ) -> Iterator[tuple[Moment, Measured]]:
     """Measure what is left, in order; the first by itself, since it says which outputs the kernel is made of."""
     left = list(enumerate(moments))[done:]
-    first = left[: 1 if jobs == 1 or not done else 0] if jobs > 1 else left
+    first = left if jobs == 1 else left[: 0 if done else 1]
     for numbered in first:
         measured, measurer.outputs_seen = measure(numbered)
         yield numbered[1], measured

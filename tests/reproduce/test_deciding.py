@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from avalanche_ntk.reproduce.deciding import ALPHA, Evidence, Question, decide, decided
-from avalanche_ntk.reproduce.dependence import dependence, fisher
+from avalanche_ntk.reproduce.dependence import dependence
 from avalanche_ntk.reproduce.verdicts import Claim, Verdict, found
 
 NAN = math.nan
@@ -146,7 +146,3 @@ class TestDependence:
         cases = [f"width {w}, {r}" for w in (8, 16) for r in ("lazy", "rich")]
         assert dependence(cases, [True, True, False, False]) is None
         assert dependence([], []) is None
-
-    @pytest.mark.parametrize(("a", "n", "b", "m"), [(3, 7, 1, 9), (0, 4, 4, 4), (5, 5, 5, 5)])
-    def test_fisher(self, a, n, b, m):
-        assert fisher(a, n, b, m) == pytest.approx(stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue)

@@ -7,13 +7,13 @@ connection, or the timeout that the group was made with).
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from avalanche_ntk.errors import ArgumentError, ProcessError
 
@@ -28,11 +28,19 @@ class Alone:
         """What happens inside fails in all processes where it fails in one."""
         yield
 
-    def require_equal(self, what: str, tensors: dict[str, Tensor]) -> None:
-        """Refuse tensors that are not the same in all processes."""
+    def agreed(self, model: nn.Module, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Refuse processes with other parameters or inputs, and take the buffers of the first one.
 
-    def of_the_first(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies of the first process's tensors; none where they are at hand."""
+        Args:
+            model: The model.
+            batches: Tensors of each batch.
+
+        Returns:
+            Copies of these buffers; none where they are at hand.
+
+        Raises:
+            ProcessError: Parameters or inputs differ, or another process did not answer.
+        """
         return {}
 
     def sum(self, t: Tensor) -> Tensor:
@@ -98,18 +106,28 @@ class Group(Alone):
                 " others have nothing to add up without it."
             )
 
-    def require_equal(self, what: str, tensors: dict[str, Tensor]) -> None:
-        """Refuse tensors that are not the same in all processes, by their sums and sums of squares.
+    def agreed(self, model: nn.Module, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """Compare parameters and inputs, and take the buffers of the first process.
+
+        Returns:
+            Copies of these buffers.
 
         Raises:
-            ProcessError: They differ.
+            ProcessError: Parameters or inputs differ, or another process did not answer.
         """
+        self._require_equal("parameter", dict(model.named_parameters()))
+        inputs = {f"{k} of batch {i}": t for i, batch in enumerate(batches, 1) for k, t in enumerate(batch)}
+        self._require_equal("input", inputs)
+        return self._of_the_first(dict(model.named_buffers()))
+
+    def _require_equal(self, what: str, tensors: dict[str, Tensor]) -> None:
+        """Compare sums and sums of squares."""
         if not tensors:
             return
-        numbers = [
+        numbers = (
             t.detach().double() if not t.is_complex() else torch.view_as_real(t.detach()).double()
             for t in tensors.values()
-        ]
+        )
         own = torch.stack([part for t in numbers for part in (t.sum(), t.square().sum())])
         every = [torch.empty_like(own) for _ in range(self.size)]
         with _answered():
@@ -124,12 +142,7 @@ class Group(Alone):
                     " leave process_group out."
                 )
 
-    def of_the_first(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies of the first process's tensors.
-
-        Raises:
-            ProcessError: Another process did not answer.
-        """
+    def _of_the_first(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         first = dist.get_global_rank(self.group, 0)
         for name, t in tensors.items():
