@@ -22,6 +22,7 @@ from avalanche_ntk.observables import (
     PerLayer,
     StaticKernelForecast,
     TaskOverlap,
+    base,
 )
 from avalanche_ntk.recorder.runfolder import RunFolder
 from tests.lines import Models, make_strategy, run, tiny_stream
@@ -550,3 +551,36 @@ def test_a_reason_that_is_a_sentence_ends_once():
         "task_overlap of probe 'Exp000' undefined (NaN) at iteration 0: RuntimeError: There was no luck. (Warned once; "
         "every measurement's reasons are in the trajectory.)"
     ]
+
+
+# ---------------------------------------------------------------------- what observables share
+
+
+def test_what_several_ask_for_is_computed_once(monkeypatch):
+    decomposed, passes = [], []
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1), on_error="raise", spot_check_every=0)
+
+    def noted(function, calls):
+        def call(first, *args, **kwargs):
+            calls.append((len(ntk.trajectory), first.tobytes() if isinstance(first, np.ndarray) else function))
+            return function(first, *args, **kwargs)
+
+        return call
+
+    def again(*_, **__):
+        raise AssertionError("the kernel has its eigenvalues already")
+
+    monkeypatch.setattr(np.linalg, "eigh", noted(np.linalg.eigh, decomposed))
+    monkeypatch.setattr("avalanche_ntk.kernels.info.eigvalsh", again)
+    monkeypatch.setattr(base, "penultimate_features", noted(base.penultimate_features, passes))
+    monkeypatch.setattr(base.Moment, "_outputs", noted(base.Moment._outputs, passes))
+    flags = dict.fromkeys(["features", "neurons", "plasticity", "linearisation", "class_blocks", "spectrum"], True)
+    metrics = [ntk_metrics(ntk, **flags)]
+    make_strategy(MLP(6, 4, width=8, depth=1), plugins=[ntk], metrics=metrics).train(tiny_stream().train_stream[0])
+    n = len(ntk.trajectory)
+    assert len(decomposed) == len(set(decomposed)) >= 2 * n  # the whole and the features
+    assert len(passes) == len(set(passes)) == 2 * n
+    for m in ntk.trajectory:
+        values = np.linalg.eigvalsh(ntk.trajectory.kernel(m.index).astype(np.float64))
+        assert m.trust["max_eigenvalue"] == pytest.approx(values[-1])
+        assert m.trust["min_eigenvalue"] == pytest.approx(values[0], abs=1e-6 * values[-1])

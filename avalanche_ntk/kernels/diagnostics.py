@@ -15,19 +15,19 @@ from torch import Tensor
 from avalanche_ntk.errors import KernelError, PrecisionWarning
 from avalanche_ntk.kernels._device.profile import in_double
 from avalanche_ntk.kernels.info import KernelInfo
+from avalanche_ntk.kernels.sharing import transposed
 
 LARGEST = 4096  # rows of a matrix whose spectrum is still looked at
 
 
-def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, spectrum: bool) -> Tensor:
+def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo) -> Tensor:
     """Check a kernel, and make a self-kernel symmetric.
 
     Args:
         kernel: `(N, M)` or `(N, M, C, C)`.
         group: Name of its group of parameters, for messages.
         own: Whether it is a self-kernel.
-        info: Where asymmetry and extreme eigenvalues are told.
-        spectrum: Whether eigenvalues are wanted; else they are computed only where some may be too negative.
+        info: Where asymmetry and the symmetric kernel are told.
 
     Returns:
         The kernel.
@@ -36,7 +36,7 @@ def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, spectrum: 
         KernelError: Some entries are not finite.
     """
     rows = kernel.shape[0] * (kernel.shape[2] if kernel.dim() == 4 else 1)
-    turned = kernel.permute(1, 0, 3, 2) if kernel.dim() == 4 else kernel.T
+    turned = transposed(kernel)
     if not own or rows > LARGEST:
         bad, size, gap = _scalars(kernel, turned if own else kernel)
         _require_finite(bad, kernel.numel(), group)
@@ -49,7 +49,7 @@ def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, spectrum: 
     size = float(np.linalg.norm(matrix))
     gap = float(np.linalg.norm(matrix - matrix.T))
     info.asymmetry = max(gap / size if size else 0.0, info.asymmetry or 0.0)
-    _look_at_spectrum((matrix + matrix.T) / 2, info, spectrum)
+    _look_at_spectrum((matrix + matrix.T) / 2, info)
     return (kernel + turned).mul_(0.5)
 
 
@@ -69,28 +69,23 @@ def _require_finite(bad: int, entries: int, group: str) -> None:
         )
 
 
-def _look_at_spectrum(matrix: np.ndarray, info: KernelInfo, wanted: bool) -> None:
-    """Warn where rounding made a self-kernel clearly indefinite; fill in eigenvalues where asked for."""
-    if not wanted:
-        # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
-        v = matrix.sum(1)
-        size = float(v @ (matrix @ v)) / max(float(v @ v), 1e-300)
-        shifted = matrix.copy()
-        shifted.flat[:: len(matrix) + 1] += 0.9e-5 * max(size, 1e-300)
-        try:
-            cholesky(shifted, overwrite_a=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            pass
-        else:
-            return
-    values = eigvalsh(matrix, check_finite=False)
-    low, high = float(values[0]), float(values[-1])
-    info.min_eigenvalue = low if info.min_eigenvalue is None else min(low, info.min_eigenvalue)
-    info.max_eigenvalue = high if info.max_eigenvalue is None else max(high, info.max_eigenvalue)
-    if low < -1e-5 * high:
-        warnings.warn(
-            f"the kernel's smallest eigenvalue is {low:.3g}, its largest {high:.3g}: expected none below -1e-5 of the"
-            " largest. The inputs are nearly equal for this precision; measure with dtype=torch.float64.",
-            PrecisionWarning,
-            stacklevel=5,
-        )
+def _look_at_spectrum(matrix: np.ndarray, info: KernelInfo) -> None:
+    """Warn where rounding made a self-kernel clearly indefinite."""
+    # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
+    v = matrix.sum(1)
+    size = float(v @ (matrix @ v)) / max(float(v @ v), 1e-300)
+    shifted = matrix.copy()
+    shifted.flat[:: len(matrix) + 1] += 0.9e-5 * max(size, 1e-300)
+    try:
+        cholesky(shifted, overwrite_a=True, check_finite=False)
+    except np.linalg.LinAlgError:
+        values = eigvalsh(matrix, check_finite=False)
+        low, high = float(values[0]), float(values[-1])
+        if low < -1e-5 * high:
+            warnings.warn(
+                f"the kernel's smallest eigenvalue is {low:.3g}, its largest {high:.3g}: expected none below -1e-5 of"
+                " the largest. The inputs are nearly equal for this precision; measure with dtype=torch.float64.",
+                PrecisionWarning,
+                stacklevel=5,
+            )
+    info.symmetric.append(matrix)

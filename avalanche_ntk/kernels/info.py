@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
+import numpy as np
+from scipy.linalg import eigvalsh
 from torch import Tensor
 
 
@@ -45,13 +48,12 @@ class KernelInfo:
         flops: Multiply-adds of the contraction (forward and backward passes not counted).
         peak_bytes: Estimate of the largest memory taken beyond the forward pass.
         asymmetry: `‖K − Kᵀ‖ / ‖K‖` before a self-kernel was made symmetric; None for a cross-kernel.
-        min_eigenvalue: Smallest eigenvalue of a self-kernel; None where it was not computed.
-        max_eigenvalue: Largest eigenvalue of a self-kernel; None where it was not computed.
         block: Samples in one block.
         checks: What was compared: `all samples` by themselves, `some samples`, or the plan was `trusted`.
         plan_not_kept: Why the plan is made anew in every measurement; empty where it is kept.
         processes: How many processes shared the measurement; forms, work and bytes are those of this one.
         standard_error: `(N, M)` standard error of an estimated kernel; None for an exact one.
+        symmetric: The self-kernels that this is about as symmetric float64 matrices, of at most 4096 rows.
     """
 
     methods: dict[str, str] = field(default_factory=dict)
@@ -59,10 +61,23 @@ class KernelInfo:
     flops: float = 0.0
     peak_bytes: int = 0
     asymmetry: float | None = None
-    min_eigenvalue: float | None = None
-    max_eigenvalue: float | None = None
     block: int = 0
     checks: str = "trusted"
     plan_not_kept: str = ""
     processes: int = 1
     standard_error: Tensor | None = field(default=None, repr=False)
+    symmetric: list[np.ndarray] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def min_eigenvalue(self) -> float | None:
+        """Smallest eigenvalue of a self-kernel; None for another kernel and for one of many rows."""
+        return min((values[0] for values in self._eigenvalues), default=None)
+
+    @property
+    def max_eigenvalue(self) -> float | None:
+        """Largest eigenvalue of a self-kernel; None for another kernel and for one of many rows."""
+        return max((values[-1] for values in self._eigenvalues), default=None)
+
+    @cached_property
+    def _eigenvalues(self) -> list[list[float]]:
+        return [eigvalsh(matrix, check_finite=False).tolist() for matrix in self.symmetric]

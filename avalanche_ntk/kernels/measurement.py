@@ -25,6 +25,7 @@ from avalanche_ntk.kernels._structure.passes import Pass, forward
 from avalanche_ntk.kernels._structure.plan import Plan, Way
 from avalanche_ntk.kernels.info import KernelInfo, Method
 from avalanche_ntk.kernels.request import Request
+from avalanche_ntk.kernels.sharing import transposed
 
 _BY_GRAPH = {Method.AUTO: None, Method.GHOST: "ghost", Method.EXPLICIT: "explicit"}
 
@@ -120,7 +121,7 @@ class Measurement:
             if mirrored and self.apart:
                 into[:, there, here] += value.transpose(1, 2)
             elif mirrored:
-                into[there, here] += value.permute(1, 0, 3, 2) if self.full else value.T
+                into[there, here] += transposed(value)
 
     def _by_graph(self, rows: Tensor) -> tuple[list[str], bool]:
         """Add what the graph gives; return the parameters left over, and whether samples have to go one by one."""

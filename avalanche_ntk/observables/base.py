@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_ntk.kernels import empirical_ntk
+from avalanche_ntk.kernels import empirical_ntk, penultimate_features
 from avalanche_ntk.kernels.support import Batch, measuring, unwrap
+from avalanche_ntk.measures import KernelView
 from avalanche_ntk.observables.declaration import Family, Image, Metric
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.probes import Probe
@@ -54,6 +55,8 @@ class Moment:
     read: Reader = read_samples
     outputs_were_given: bool = False
     groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    # What was asked for before: observables that need the same share one forward pass and one decomposition.
+    _asked: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def ntk(
         self, x1: Probe, x2: Probe | None = None, *, reduction: str | None = None, every_output: bool = False
@@ -86,16 +89,37 @@ class Moment:
         return self.probe.read_only()[0]
 
     @property
-    def feature_options(self) -> dict[str, Any]:
-        """Arguments with which `kernels.feature_kernel` and `kernels.penultimate_features` see the probe."""
-        return {
-            "output_selector": self.options.get("output_selector"),
-            "dtype": self.options.get("dtype"),
-            "task_labels": self.probe.read_only()[1] if self.multi_task else None,
-        }
+    def view(self) -> KernelView:
+        """The kernel as the measures take it, which is decomposed once for all of them."""
+        if "view" not in self._asked:
+            self._asked["view"] = KernelView(self.kernel)
+        found: KernelView = self._asked["view"]
+        return found
+
+    def features(self) -> Tensor:
+        """Return a copy of the probe's features in the layer that the last linear layer reads, `(N, D)`.
+
+        Raises:
+            ModelError: The model has no such layer, see `kernels.penultimate_features`.
+        """
+        return self._once("features", self._features)
+
+    def _features(self) -> Tensor:
+        options = {name: self.options.get(name) for name in ("output_selector", "dtype")}
+        labels = self.probe.read_only()[1] if self.multi_task else None
+        return penultimate_features(self.model, self.inputs, task_labels=labels, **options).detach()
 
     def outputs(self, probe: Probe) -> Tensor:
-        """Return all of the model's outputs `f(X)` on a probe in eval mode, shape `(N, C)`, without a gradient."""
+        """Return a copy of all of the model's outputs `f(X)` on a probe in eval mode, `(N, C)`, without a gradient."""
+        return self._once("outputs", lambda: self._outputs(probe)) if probe is self.probe else self._outputs(probe)
+
+    def _once(self, what: str, compute: Callable[[], Tensor]) -> Tensor:
+        if what not in self._asked:
+            self._asked[what] = compute()
+        found: Tensor = self._asked[what].clone()
+        return found
+
+    def _outputs(self, probe: Probe) -> Tensor:
         x, tasks = probe.read_only()
         batch = Batch.of(x, tasks if self.multi_task else None)
         args, kwargs = batch.arguments(unwrap(self.model))

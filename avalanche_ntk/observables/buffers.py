@@ -51,7 +51,7 @@ class BufferShare(Observable):
         """Compare the kernel with the one that it would be with the buffers of the boundary."""
         if moment.clock.event == "experience_start":
             copies = {name: buffer.detach().clone() for name, buffer in moment.model.named_buffers()}
-            self._boundaries[moment.probe.name] = _Boundary(measures.KernelView(moment.kernel), copies)
+            self._boundaries[moment.probe.name] = _Boundary(moment.view, copies)
         found = Observation()
         value_or_reason(found, "buffer_share", self._share, moment)
         return found
@@ -71,7 +71,6 @@ class BufferShare(Observable):
         # Copies stand in for the model's own, which nothing writes to; a forward pass may write to these.
         with swapped(moment.model, {name: buffer.clone() for name, buffer in before.items()}):
             kernel = moment.ntk(moment.probe).detach().cpu().numpy()
-        here = measures.KernelView(moment.kernel)
-        moved = measures.kernel_distance(boundary.kernel, here)
-        alone = measures.kernel_distance(kernel, here)
+        moved = measures.kernel_distance(boundary.kernel, moment.view)
+        alone = measures.kernel_distance(kernel, moment.view)
         return alone / moved if moved else "the kernel has not moved since the boundary"

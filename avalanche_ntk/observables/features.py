@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from avalanche_ntk.kernels import feature_kernel
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.observables.declaration import Metric
 from avalanche_ntk.observables.registry import register
@@ -25,5 +24,5 @@ class FeatureKernel(Observable):
 
     def observe(self, moment: Moment) -> Observation:
         """Compute the kernel; it is called `features`."""
-        kernel = feature_kernel(moment.model, moment.inputs, **moment.feature_options)
-        return Observation(kernels={"features": kernel.detach().cpu().numpy()})
+        features = moment.features()
+        return Observation(kernels={"features": (features @ features.T).cpu().numpy()})

@@ -10,7 +10,6 @@ import numpy as np
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
-from avalanche_ntk.kernels import penultimate_features
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.observables.declaration import Metric
 from avalanche_ntk.observables.registry import register
@@ -74,8 +73,7 @@ class Neurons(Observable):
 
     def observe(self, moment: Moment) -> Observation:
         """Measure the units on the probe."""
-        features = penultimate_features(moment.model, moment.inputs, **moment.feature_options)
-        units = features.detach().cpu().numpy()
+        units = moment.features().cpu().numpy()
         if moment.clock.event == "experience_start":
             self._anchors[moment.probe.name] = units
         found = Observation(values={"neurons_silent": float(np.mean(~units.any(axis=0)))})

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, ModelError
-from avalanche_ntk.kernels import penultimate_features
 from avalanche_ntk.kernels.support import Batch, measuring, unwrap
 from avalanche_ntk.observables.base import Moment, Observable, Observation
 from avalanche_ntk.observables.declaration import Metric
@@ -98,7 +97,7 @@ class Plasticity(Observable):
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.seed = seed
-        self._first: dict[str, np.ndarray] = {}
+        self._first: dict[str, measures.KernelView] = {}
         self._outputs: dict[str, np.ndarray] = {}
         self._resumed = False
 
@@ -135,14 +134,13 @@ class Plasticity(Observable):
     def _ranks(self, moment: Moment, found: Observation) -> None:
         features: np.ndarray | str
         try:
-            h = penultimate_features(moment.model, moment.inputs, **moment.feature_options)
-            features = h.detach().cpu().numpy()
+            features = moment.features().cpu().numpy()
         except ModelError as error:
             features = str(error)
         for suffix, centred in (("", False), ("_centred", True)):
             options = {"centred": centred, "delta": self.delta}
             names = [f"kernel_rank_{name}{suffix}" for name in KERNEL_RANKS]
-            values_or_reason(found, names, _as_tuple, measures.kernel_ranks, moment.kernel, options)
+            values_or_reason(found, names, _as_tuple, measures.kernel_ranks, moment.view, options)
             names = [f"feature_rank_{name}{suffix}" for name in FEATURE_RANKS]
             values_or_reason(found, names, _as_tuple, measures.feature_ranks, features, options)
 
@@ -162,8 +160,8 @@ class Plasticity(Observable):
         if self._resumed and name not in self._first:
             found.reasons["relative_kernel_change"] = "the run was resumed: the first kernel is not kept"
             return
-        first = self._first.setdefault(name, moment.kernel)
-        value_or_reason(found, "relative_kernel_change", measures.relative_kernel_change, moment.kernel, first)
+        first = self._first.setdefault(name, moment.view)
+        value_or_reason(found, "relative_kernel_change", measures.relative_kernel_change, moment.view, first)
 
     def _units(self, moment: Moment, labels: Tensor | str, found: Observation) -> None:
         loss: Callable[[Any], Tensor] | None = None

@@ -170,20 +170,9 @@ def _all(
 
 
 def _add(trajectory: Trajectory, moment: Moment, measured: Measured) -> None:
-    extras = measured.extras
-    if moment.iterations_per_epoch is None:
-        extras.reasons["velocity_per_epoch"] = "the number of iterations in an epoch is not known"
-    trajectory.add(
-        moment.clock,
-        measured.kernel,
-        iterations_per_epoch=moment.iterations_per_epoch,
-        notes=[*extras.notes, f"measured afterwards from {moment.path.name}"],
-        trust={**measured.trust, **extras.trust},
-        extra=extras.values,
-        extra_reasons=extras.reasons,
-        extra_kernels=extras.kernels,
-    )
-    for record in extras.records:
+    told = [f"measured afterwards from {moment.path.name}"]
+    measured.add_to(trajectory, moment.clock, iterations_per_epoch=moment.iterations_per_epoch, notes=told)
+    for record in measured.extras.records:
         trajectory.note(record)
 
 

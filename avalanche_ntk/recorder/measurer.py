@@ -21,8 +21,10 @@ from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.extras import Extras
 from avalanche_ntk.recorder.host import Host
+from avalanche_ntk.recorder.measurement import Measurement
 from avalanche_ntk.recorder.probes import Probe
 from avalanche_ntk.recorder.processes import said_by_the_first
+from avalanche_ntk.recorder.trajectory import Trajectory
 
 REDUCTIONS = ("trace", "sum_logits", "projected")
 
@@ -33,13 +35,52 @@ class Measured:
 
     Attributes:
         kernel: The kernel, `(N, N)`.
+        view: The same as the measures take it.
         trust: How it was computed.
         extras: What was found beside it, and what was not.
     """
 
     kernel: np.ndarray
+    view: measures.KernelView
     trust: dict[str, Any]
     extras: Extras
+
+    def add_to(
+        self,
+        trajectory: Trajectory,
+        clock: TrainingClock,
+        *,
+        iterations_per_epoch: float | None,
+        notes: Sequence[str],
+        cost: Mapping[str, float] = {},
+    ) -> Measurement:
+        """Add what was found to a series.
+
+        Args:
+            trajectory: The series.
+            clock: When this was.
+            iterations_per_epoch: Iterations in an epoch of the present task; None where it is not known.
+            notes: What else happened.
+            cost: What measuring took.
+
+        Returns:
+            The measurement.
+        """
+        extras = self.extras
+        if iterations_per_epoch is None:
+            extras.reasons["velocity_per_epoch"] = "the number of iterations in an epoch is not known"
+        seconds = {"seconds": cost["measurement_seconds"]} if cost else {}
+        return trajectory.add(
+            clock,
+            self.kernel,
+            view=self.view,
+            iterations_per_epoch=iterations_per_epoch,
+            notes=[*notes, *extras.notes],
+            trust={**self.trust, **seconds, **extras.trust},
+            extra={**extras.values, **cost},
+            extra_reasons=extras.reasons,
+            extra_kernels=extras.kernels,
+        )
 
 
 class Measurer:
@@ -213,7 +254,10 @@ class Measurer:
                 self._spot_check(moment, kernel, extras)
             with measures.few_threads(probe.size):
                 self._observe(moment, failed, extras, first=not index)
-        return Measured(kernel.numpy(), trust, extras)
+                eigenvalues = extras.attempt("max_eigenvalue", lambda: moment.view.eigenvalues)
+        if eigenvalues is not None:
+            trust |= {"min_eigenvalue": float(eigenvalues[-1]), "max_eigenvalue": float(eigenvalues[0])}
+        return Measured(kernel.numpy(), moment.view, trust, extras)
 
     # ------------------------------------------------------------------ the kernel
 
@@ -425,6 +469,4 @@ def _trust(info: KernelInfo) -> dict[str, Any]:
         "flops": info.flops,
         "peak_bytes": info.peak_bytes,
         "asymmetry": info.asymmetry,
-        "min_eigenvalue": info.min_eigenvalue,
-        "max_eigenvalue": info.max_eigenvalue,
     }

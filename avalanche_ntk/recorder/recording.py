@@ -402,22 +402,12 @@ class Recording(Readout):
             host, self._probes[probe.name], self._probes, clock, index=len(trajectory), group=group
         )
         extras = found.extras
-        if host.iterations_per_epoch is None:
-            extras.reasons["velocity_per_epoch"] = "the number of iterations in an epoch is not known"
-        seconds = since(begin)
-        measurement = trajectory.add(
+        measurement = found.add_to(
+            trajectory,
             clock,
-            found.kernel,
             iterations_per_epoch=host.iterations_per_epoch,
-            notes=[*notes, *extras.notes],
-            trust={**found.trust, "seconds": seconds, **extras.trust},
-            extra={
-                **extras.values,
-                "measurement_seconds": seconds,
-                "measuring_share": self.clock.share(begin),
-            },
-            extra_reasons=extras.reasons,
-            extra_kernels=extras.kernels,
+            notes=notes,
+            cost={"measurement_seconds": since(begin), "measuring_share": self.clock.share(begin)},
         )
         self._failures.tell_undefined(measurement, probe.name)
         for record in extras.records:

@@ -345,6 +345,7 @@ class Trajectory:
         clock: TrainingClock,
         kernel: np.ndarray,
         *,
+        view: measures.KernelView | None = None,
         iterations_per_epoch: float | None = None,
         notes: Sequence[str] = (),
         trust: Mapping[str, Any] | None = None,
@@ -357,6 +358,7 @@ class Trajectory:
         Args:
             clock: When it was measured.
             kernel: Self-kernel of the probe, shape `(N, N)`.
+            view: Its view, where it has one already.
             iterations_per_epoch: Training iterations in one epoch of the present task, for the velocity per epoch.
             notes: What else happened.
             trust: How the kernel was computed.
@@ -371,7 +373,7 @@ class Trajectory:
         index = self._next_index()
         kernel = np.array(kernel)  # what is kept must not change with the caller's arrays
         extra_kernels = {name: np.array(k) for name, k in (extra_kernels or {}).items()}
-        view = measures.KernelView(kernel)
+        view = measures.KernelView(kernel) if view is None else view
         others = {name: measures.KernelView(k) for name, k in extra_kernels.items()}
         self._dtype = str(kernel.dtype)
         with measures.few_threads(len(kernel)):
