@@ -1,29 +1,4 @@
-"""The run folder: what a run has measured, on disk, in files that are data and nothing else.
-
-Layout of a folder, schema version 1:
-
-    run.json                                   schema and its version, creation time, library versions, `meta`
-    measurements.jsonl                         one JSON object a line, appended and flushed to the disk
-    measurements.torn                          what a killed process left of a line (only if that happened)
-    measurements.csv                           the table for people, made by `export_csv`
-    kernels/<folder of the probe>/<index, 6 digits>.safetensors
-    measurements.rewound001.jsonl              what `rewind` set aside, with kernels `<index>.rewound001.safetensors`
-    lock                                       who writes
-
-The folder of a probe is `names.folder_of` its name, which is the name itself for `Exp000` and the like. A record names
-its kernel's file, and that is what is read: folders whose kernels lie under the plain names are read as ever.
-
-`meta` is what the caller stores about the run; where it has `seed` and `probes`, these are an integer (or null) and a
-list of objects with at least a `name` and a `hash`. A line is an object with a `kind`; one of the kind "measurement"
-has `probe`, `index` (growing within a probe), `clock`, `segment`, `values`, `reasons`, `notes`, `trust`, `kernel` and
-`failure`. Unknown keys are allowed everywhere. JSON is strict: a float that is not finite is written as
-`{"nonfinite": "nan"}`, `"inf"` or `"-inf"` and read back as that float.
-
-Promises. A process killed at any point leaves a folder that loads and lacks at most the line being written: a kernel is
-complete on disk before the line that names it, `run.json` is replaced as a whole, and a torn last line is set aside on
-resuming. Reading executes nothing, checks sizes before it allocates, follows no symbolic link inside the folder and
-leaves the folder for no path. What it cannot use, it refuses with `RunFolderError`.
-"""
+"""`RunFolder`: made, read, gone on with, written and closed."""
 
 import csv
 import errno
@@ -49,9 +24,9 @@ import numpy as np
 import safetensors.numpy
 
 from avalanche_ntk.errors import ArgumentError, NTKError, NTKWarning, RunFolderError
-from avalanche_ntk.recorder import _lock
 from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.names import checked_name, folder_of, is_name
+from avalanche_ntk.recorder.runfolder import lock
 
 SCHEMA = "avalanche-ntk-run"
 SCHEMA_VERSION = 1
@@ -145,7 +120,7 @@ class RunFolder:
 
         Args:
             path: The folder to make; its parents are made too. It may exist when it is empty.
-            meta: What to store about the run; see the module's text for `seed` and `probes`.
+            meta: What to store about the run; see the package's text for `seed` and `probes`.
             overwrite: Replace the run that the folder holds; one that recorded nothing is replaced in any case. Only
                 files of a run folder are ever removed; anything else in it stays.
 
@@ -232,7 +207,7 @@ class RunFolder:
         if fd is not None:
             os.close(fd)
         if lock_fd is not None:
-            _lock.release(lock_fd)
+            lock.release(lock_fd)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -620,7 +595,7 @@ class RunFolder:
         with self._writing("its lock"):
             fd = _open_regular(self.path / _LOCK, os.O_RDWR | os.O_CREAT)
             try:
-                _lock.acquire(fd, self.path)
+                lock.acquire(fd, self.path)
             except BaseException:
                 os.close(fd)
                 raise
