@@ -18,7 +18,7 @@ GROUPS = ("recorder", "adapters", "lab")
 LAYERS = {
     **dict.fromkeys(["errors", "files", "frozen", "numerals", "owned", "randomness"], 0),
     **dict.fromkeys(["recorder.clock", "recorder.frames", "recorder.labels", "recorder.names"], 0),
-    **dict.fromkeys(["recorder.steps", "recorder.stepclock", "recorder._lock", "adapters.tasks"], 0),
+    **dict.fromkeys(["recorder.steps", "recorder.stepclock", "adapters.tasks"], 0),
     **dict.fromkeys(["kernels", "measures", "recorder.schedule", "recorder.runfolder"], 1),
     **dict.fromkeys(
         ["recorder.probes", "recorder.processes", "recorder.samples", "recorder.weights", "recorder.parameters"], 2
@@ -163,6 +163,43 @@ def test_the_readme_of_the_kernels_names_every_module():
         modules = {p.stem for p in folder.glob("*.py")} - {"__init__"}
         named = told["the door" if room == "door" else room]
         assert modules <= named | {"support"}, (room, modules - named)
+
+
+# Modules of the run folder, lowest first; its door, which holds the class only, stands above all of them.
+RUN_FOLDER = [
+    *("faults", "files", "lock", "codec", "schema", "kernels", "description", "lines", "table", "rewinding"),
+    *("overwriting", "folder", "__init__"),
+]
+
+
+def run_folder_violations(module: str | None, source: str) -> list[str]:
+    """Modules above its own that a module of the run folder imports; for a module outside, every one of them."""
+    prefix = "avalanche_ntk.recorder.runfolder."
+    used = {name.removeprefix(prefix).split(".")[0] for name in imports(source) if name.startswith(prefix)}
+    limit = -1 if module is None else RUN_FOLDER.index(module)
+    return sorted(f"{module} imports {other}" for other in used & set(RUN_FOLDER[limit + 1 :]))
+
+
+@pytest.mark.parametrize("path", [path for _, path in sources()], ids=lambda p: p.name)
+def test_modules_of_the_run_folder_import_downwards_and_are_private(path):
+    within = path.parent == ROOT / "recorder" / "runfolder"
+    assert run_folder_violations(path.stem if within else None, path.read_text()) == []
+
+
+def test_the_test_of_the_run_folder_can_fail():
+    source = (
+        "from avalanche_ntk.recorder.runfolder import files\nfrom avalanche_ntk.recorder.runfolder.lines import scan"
+    )
+    assert run_folder_violations("codec", source) == ["codec imports lines"]
+    assert run_folder_violations(None, source) == ["None imports files", "None imports lines"]
+    assert run_folder_violations("folder", source) == []
+    assert run_folder_violations(None, "from avalanche_ntk.recorder.runfolder import RunFolder") == []
+
+
+def test_the_table_of_the_run_folder_names_every_module_in_its_order():
+    text = (ROOT.parent / "docs" / "design.md").read_text().split("## Modules of the run folder")[1].split("\n## ")[0]
+    assert [*re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE), "__init__"] == RUN_FOLDER
+    assert {path.stem for path in (ROOT / "recorder" / "runfolder").glob("*.py")} == set(RUN_FOLDER)
 
 
 def loads_torch(statement: str) -> str:

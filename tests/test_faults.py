@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import avalanche_ntk.recorder.measurer
-import avalanche_ntk.recorder.runfolder
+import avalanche_ntk.recorder.runfolder.files
 import avalanche_ntk.recorder.stepclock
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import MeasurementFailedWarning, RunFolderError
@@ -72,7 +72,7 @@ class FullDisk:
     def __init__(self, begin, end=10**9, error=errno.ENOSPC):
         self.begin, self.end, self.error = begin, end, error
         self.calls = 0
-        self.write = avalanche_ntk.recorder.runfolder._write_all
+        self.write = avalanche_ntk.recorder.runfolder.files.write_all
 
     def __call__(self, fd, content):
         self.calls += 1
@@ -85,7 +85,7 @@ class FullDisk:
 
 def test_a_disk_that_is_full_from_some_moment_on(tmp_path, monkeypatch, plain):
     # run.json, then a kernel and a record for each measurement: full within the fourth measurement's kernel.
-    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=8))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder.files, "write_all", FullDisk(begin=8))
     ntk, result, ours = trained(tmp_path / "run")
     assert differences(plain, result) == []
     # The series in memory is whole, its kernels included; the folder holds what was written before.
@@ -109,7 +109,7 @@ def test_a_disk_that_is_full_from_some_moment_on(tmp_path, monkeypatch, plain):
 
 
 def test_a_full_disk_stops_when_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=8))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder.files, "write_all", FullDisk(begin=8))
     with pytest.raises(RunFolderError) as caught:
         trained(tmp_path / "run", on_error="raise")
     assert "could not write" in str(caught.value)
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_when_asked(tmp_path, monkeypatch):
 
 def test_what_a_full_disk_refused_is_written_when_there_is_room_again(tmp_path, monkeypatch, plain):
     trained(tmp_path / "whole")
-    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=8, end=14))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder.files, "write_all", FullDisk(begin=8, end=14))
     _, result, ours = trained(tmp_path / "run")
     monkeypatch.undo()
     assert ours
@@ -155,7 +155,7 @@ def test_a_folder_that_becomes_read_only(tmp_path):
 
 def test_writes_that_are_refused_are_no_end_of_training(tmp_path, monkeypatch, plain):
     # What a read-only file system answers, also to root.
-    monkeypatch.setattr(avalanche_ntk.recorder.runfolder, "_write_all", FullDisk(begin=2, error=errno.EROFS))
+    monkeypatch.setattr(avalanche_ntk.recorder.runfolder.files, "write_all", FullDisk(begin=2, error=errno.EROFS))
     ntk, result, ours = trained(tmp_path / "run")
     assert differences(plain, result) == []
     assert "Read-only file system" in ours[0]

@@ -554,7 +554,7 @@ def test_unknown_keys_are_allowed(path):
 def test_a_run_json_that_is_too_large_is_not_read(path, monkeypatch):
     write_run(path)
     size = (path / "run.json").stat().st_size
-    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.MAX_RUN_JSON_BYTES", 10)
+    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.description.MAX_RUN_JSON_BYTES", 10)
     assert message_of(RunFolder.open, path) == (
         f"run folder {path}: run.json cannot be used: expected at most 10 bytes, found {size}."
     )
@@ -640,7 +640,7 @@ def test_a_damaged_line_before_the_last_is_refused(path):
 
 def test_a_line_that_is_too_long_is_not_read(path, monkeypatch):
     write_run(path, 1)
-    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.lines.MAX_LINE_BYTES", 100)
     assert message_of(RunFolder.open(path).records) == (
         f"run folder {path}: measurements.jsonl cannot be used: line 1: expected at most 100 bytes, found more."
     )
@@ -705,7 +705,7 @@ def test_a_record_that_contains_itself_is_refused(path):
 
 
 def test_a_record_that_is_too_long_is_refused(path, monkeypatch):
-    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.MAX_LINE_BYTES", 50)
+    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.lines.MAX_LINE_BYTES", 50)
     with RunFolder.create(path) as folder:
         assert message_of(folder.append, {"kind": "x", "x": "y" * 50}, kind=ArgumentError) == (
             "record: expected at most 50 bytes of JSON, found 73. Store arrays by save_kernel."

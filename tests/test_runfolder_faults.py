@@ -540,7 +540,7 @@ def test_a_file_system_without_locks_warns(tmp_path, monkeypatch):
     def unsupported(fd):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("avalanche_ntk.recorder._lock._take", unsupported)
+    monkeypatch.setattr("avalanche_ntk.recorder.runfolder.lock._take", unsupported)
     with pytest.warns(NTKWarning) as caught:
         folder = RunFolder.create(tmp_path / "run")
     assert [str(w.message) for w in caught] == [

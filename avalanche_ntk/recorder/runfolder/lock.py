@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from avalanche_ntk.errors import NTKWarning, RunFolderError
+from avalanche_ntk.recorder.runfolder.files import LOCK, open_regular
 
 if sys.platform == "win32":
     import msvcrt
@@ -39,17 +40,29 @@ _BUSY = {errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN, errno.EDEADLK}
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
-def acquire(fd: int, folder: Path) -> None:
-    """Lock the open file `fd` for this process, and write into it who holds it.
+def acquire(folder: Path) -> int:
+    """Lock a run folder for this process, and write into its lock file who holds it.
 
     Args:
-        fd: Descriptor of the lock file, open for reading and writing.
-        folder: The folder that it guards, for messages.
+        folder: The run folder.
+
+    Returns:
+        The descriptor that holds the lock, for `release`.
 
     Raises:
         RunFolderError: Another holder, named with its process id and host, has the lock.
-        OSError: The operating system refuses the lock for another reason.
+        OSError: The operating system refuses the file or the lock for another reason.
     """
+    fd = open_regular(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        _lock(fd, folder)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _lock(fd: int, folder: Path) -> None:
     try:
         _take(fd)
     except OSError as error:
@@ -65,7 +78,7 @@ def acquire(fd: int, folder: Path) -> None:
             f"run folder {folder} is on a file system without locks ({error.strerror}): nothing keeps a second process "
             "from writing it too. Make sure that only one does.",
             NTKWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}).encode() + b"\n"
@@ -83,7 +96,7 @@ def release(fd: int) -> None:
     The lock is undone explicitly: a forked child that still has the descriptor would otherwise keep it alive.
 
     Args:
-        fd: The descriptor given to `acquire`.
+        fd: What `acquire` returned.
     """
     try:
         os.ftruncate(fd, 0)
