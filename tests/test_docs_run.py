@@ -22,6 +22,7 @@ from avalanche_ntk.cli import app
 from avalanche_ntk.kernels import reference_ntk
 from avalanche_ntk.kernels._structure import nodes
 from avalanche_ntk.lab.models import MLP
+from avalanche_ntk.observables import registry
 from avalanche_ntk.reproduce.registry import Scale
 from avalanche_ntk.reproduce.study import Context, Study
 from tests.lines import tiny_stream
@@ -38,6 +39,12 @@ def run_blocks(page: Path, names: dict[str, Any]) -> dict[str, Any]:
     for number, block in enumerate(blocks(page, "python"), start=1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
     return names
+
+
+@pytest.fixture(autouse=True)
+def observables_of_its_own(monkeypatch):
+    """What a page registers is gone after its test."""
+    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
 
 
 def test_the_readmes_snippets_run(tmp_path, monkeypatch):
