@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 MISSING = "–"
 _ESCAPES = {
@@ -91,3 +91,12 @@ def latex_text(text: str) -> str:
         if found:
             return latex_text(before) + formula + latex_text(after)
     return "".join(_ESCAPES.get(character, character) for character in text)
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    r"""Return a row of a Markdown table.
+
+    >>> print(markdown_row(["a", "|b|"]))
+    | a | \|b\| |
+    """
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

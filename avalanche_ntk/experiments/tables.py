@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from avalanche_ntk.errors import RunFolderError, ended
 from avalanche_ntk.experiments.comparison import COLUMNS, KERNEL, LEARNING, Comparison
 from avalanche_ntk.files import write_whole
-from avalanche_ntk.numerals import latex, latex_text, written
+from avalanche_ntk.numerals import latex, latex_text, markdown_row, written
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,15 +69,15 @@ def to_markdown(found: Comparison, *, each: bool = False) -> str:
     """
     columns = shown_columns(found)
     heads, rows = _cells(found, columns, each)
-    lines = [_markdown_row(heads), _markdown_row(["---"] + ["---:"] * (len(heads) - 1))]
-    lines += [_markdown_row(row) for row in rows]
+    lines = [markdown_row(heads), markdown_row(["---"] + ["---:"] * (len(heads) - 1))]
+    lines += [markdown_row(row) for row in rows]
     if not each:
         lines += ["", f"{_SPREAD[0].upper()}{_SPREAD[1:]}; no interval with one seed."]
     lines += ["", *[f"- {ended(refusal)}" for refusal in found.refusals]] if found.refusals else []
     if correlated := _correlation_cells(found):
         lines += ["", f"{_CORRELATION}:", ""]
-        lines += [_markdown_row(_CORRELATION_HEADS), _markdown_row(["---", "---:", "---:", "---:"])]
-        lines += [_markdown_row(row) for row in correlated]
+        lines += [markdown_row(_CORRELATION_HEADS), markdown_row(["---", "---:", "---:", "---:"])]
+        lines += [markdown_row(row) for row in correlated]
     else:
         lines += ["", NO_CORRELATION]
     return "\n".join(lines) + "\n"
@@ -219,7 +219,3 @@ def _correlation_cells(found: Comparison) -> list[list[str]]:
 def _rho(row: dict[Any, Any]) -> str:
     text = f"{row['rho']:.2f}"
     return text if math.isnan(row["rho_low"]) else f"{text} [{row['rho_low']:.2f}, {row['rho_high']:.2f}]"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

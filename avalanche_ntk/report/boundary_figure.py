@@ -22,6 +22,7 @@ from avalanche_ntk.report.style import (
 )
 
 _MOST_LABELS = 5
+_NARROW = 5  # inches: one column of a paper
 
 
 def boundary_figure(runs: Sequence[Run], probe: str | None = None, *, width: float = PAGE_INCHES) -> Figure | None:
@@ -45,24 +46,51 @@ def boundary_figure(runs: Sequence[Run], probe: str | None = None, *, width: flo
     drawers: list[Callable[[Axes, Sequence[Run], str | None, list[int]], None]] = [_pace, _norm]
     if accuracy:
         drawers.append(_accuracy)
-    wide = width > 5
+    names = [run.name for run in runs]
     with drawing():
-        names = [run.name for run in runs]
-        figure = new_figure(width, (2.5 if wide else 0.3 + 1.65 * len(drawers)) + legend_height(names, width))
-        shape = (1, len(drawers)) if wide else (len(drawers), 1)
-        axes = figure.subplots(*shape, squeeze=False).ravel()
+        figure, axes = boundary_panels(len(drawers), names, width)
         for axis, draw in zip(axes, drawers, strict=True):
             draw(axis, runs, probe, boundaries)
-            step = -(-len(boundaries) // _MOST_LABELS)
-            places = list(range(0, len(boundaries), step))
-            axis.set_xticks(places, [f"{boundaries[i]}→{boundaries[i] + 1}" for i in places])
-            axis.set_xlim(-0.6, len(boundaries) - 0.4)
-        axes[-1].set_xlabel("boundary (from task → to task)")
-        if wide:
-            for axis in axes[:-1]:
-                axis.set_xlabel(" ")
-        add_legend(figure, names, markers=True)
+        finish_panels(figure, axes, names, boundaries)
     return figure
+
+
+def boundary_panels(count: int, names: Sequence[str], width: float) -> tuple[Figure, list[Axes]]:
+    """Make a figure of panels beside each other, or below each other where it is narrow.
+
+    Args:
+        count: Number of panels.
+        names: What its legend will name.
+        width: Width in inches.
+
+    Returns:
+        The figure and its axes.
+    """
+    wide = width > _NARROW
+    figure = new_figure(width, (2.5 if wide else 0.3 + 1.65 * count) + legend_height(names, width))
+    shape = (1, count) if wide else (count, 1)
+    return figure, figure.subplots(*shape, squeeze=False).ravel().tolist()
+
+
+def finish_panels(figure: Figure, axes: Sequence[Axes], names: Sequence[str], boundaries: Sequence[int]) -> None:
+    """Label the boundaries below the panels and add the legend.
+
+    Args:
+        figure: The figure.
+        axes: Its axes, on which boundary i stands at i.
+        names: What the legend names.
+        boundaries: The experience that begins at each.
+    """
+    step = -(-len(boundaries) // _MOST_LABELS)
+    places = list(range(0, len(boundaries), step))
+    for axis in axes:
+        axis.set_xticks(places, [f"{boundaries[i]}→{boundaries[i] + 1}" for i in places])
+        axis.set_xlim(-0.6, len(boundaries) - 0.4)
+    axes[-1].set_xlabel("boundary (from task → to task)")
+    if figure.get_figwidth() > _NARROW:
+        for axis in axes[:-1]:
+            axis.set_xlabel(" ")
+    add_legend(figure, names, markers=True)
 
 
 def _is_boundary(reactivation: object) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from avalanche_ntk.measures import interval, log_intervals
 from avalanche_ntk.recorder.trajectory import Trajectory
+from avalanche_ntk.report.boundary_figure import boundary_panels, finish_panels
 from avalanche_ntk.report.figures import PANELS, Panel, mark_boundaries, series_of
 from avalanche_ntk.report.groups import Group, groups_of
 from avalanche_ntk.report.runs import Runs, read_runs
@@ -29,7 +30,6 @@ from avalanche_ntk.report.style import (
     set_log,
 )
 
-_MOST_LABELS = 5
 _ACCURACY = "accuracy on\nthe probe's task"
 
 
@@ -146,12 +146,9 @@ def boundary_figure_of(groups: Sequence[Group], probe: str | None = None, *, wid
         ("norm_dip", "Lowest $\\lambda_{\\max}$ after, as a share\nof that at the boundary", _from_zero),
         ("accuracy", "Accuracy on the probe's\ntask, after", lambda axis: axis.set_ylim(-0.05, 1.05)),
     ]
-    wide = width > 5
+    names = [group.name for group in shown]
     with drawing():
-        names = [group.name for group in shown]
-        figure = new_figure(width, (2.5 if wide else 0.3 + 1.65 * len(panels)) + legend_height(names, width))
-        shape = (1, len(panels)) if wide else (len(panels), 1)
-        axes: list[Axes] = figure.subplots(*shape, squeeze=False).ravel().tolist()
+        figure, axes = boundary_panels(len(panels), names, width)
         for axis, (column, title, finish) in zip(axes, panels, strict=True):
             for group in groups:
                 position = names.index(group.name) if group.name in names else len(names)
@@ -159,15 +156,7 @@ def boundary_figure_of(groups: Sequence[Group], probe: str | None = None, *, wid
                 _points(axis, group, column, at, position, shift, probe)
             finish(axis)
             axis.set_title(title, loc="left")
-            step = -(-len(at) // _MOST_LABELS)
-            places = list(range(0, len(at), step))
-            axis.set_xticks(places, [f"{at[i]}→{at[i] + 1}" for i in places])
-            axis.set_xlim(-0.6, len(at) - 0.4)
-        axes[-1].set_xlabel("boundary (from task → to task)")
-        if wide:
-            for axis in axes[:-1]:
-                axis.set_xlabel(" ")
-        add_legend(figure, names, markers=True)
+        finish_panels(figure, axes, names, at)
     return figure
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from avalanche_ntk.errors import unknown_name
 from avalanche_ntk.measures import interval
-from avalanche_ntk.numerals import latex, latex_text, written
+from avalanche_ntk.numerals import latex, latex_text, markdown_row, written
 from avalanche_ntk.report.boundaries import lost
 from avalanche_ntk.report.groups import Group, groups_of
 from avalanche_ntk.report.runs import Run, Runs, read_runs
@@ -114,8 +114,8 @@ class SeedTable:
 
     def markdown(self) -> str:
         """Return the table as Markdown, with what ± means."""
-        lines = [_line(self.heads()), _line(["---", "---", *["---:"] * (len(self.columns) + 1)])]
-        lines += map(_line, self.cells())
+        lines = [markdown_row(self.heads()), markdown_row(["---", "---", *["---:"] * (len(self.columns) + 1)])]
+        lines += map(markdown_row, self.cells())
         return "\n".join([*lines, "", f"{NOTE[0].upper()}{NOTE[1:]}."]) + "\n"
 
     def latex(self) -> str:
@@ -203,7 +203,3 @@ def _cell(runs: Sequence[Run], column: str, experience: int, probe: str | None) 
     defined = [value for value in values if math.isfinite(value)]
     bound = column == "ratio" and any(run.trajectory(probe).reactivations[experience].at_floor for run in runs)
     return Cell(*interval(defined), seeds=len(defined), bound=bound)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
