@@ -132,6 +132,8 @@ def test_shares_are_written():
 
 # ---------------------------------------------------------------------- the warning
 
+AS_ERROR = pytest.mark.filterwarnings("error::avalanche_ntk.errors.MeasurementCostWarning")  # as with python -W error
+
 # 22 measurements of 4 s and 40 iterations of 1 s; `sum_logits` 2 passes in the place of 5, so 22 of 1.6 s; iterations
 # 1, 3, 10 and 32 and the boundaries; the boundaries; the boundaries, with a twentieth of 40 s left for others.
 MESSAGE = (
@@ -191,6 +193,7 @@ def test_little_is_not_told(timed, seconds, schedule, share):
     assert [str(w.message).partition("about ")[2].partition(" of")[0] for w in found] == ([share] if share else [])
 
 
+@AS_ERROR
 @pytest.mark.parametrize(
     ("schedule", "seconds", "known", "iterations", "share"),
     [
@@ -209,10 +212,11 @@ def test_what_is_not_known_before_a_tasks_end_is_told_there(timed, schedule, sec
     assert "reduction=" not in str(told.value)  # none has fewer passes
 
 
+@AS_ERROR
 @pytest.mark.parametrize("on_error", ["warn", "raise"])
 def test_the_users_own_error_is_no_failed_measurement(timed, on_error):
     time, recorder = timed(1.0, 4.0), NTKRecorder(probe(), "every_iterations:2", on_error=on_error)
-    with pytest.raises(MeasurementCostWarning, match="69 % of this run's time"):  # the tests make warnings errors
+    with pytest.raises(MeasurementCostWarning, match="69 % of this run's time"):
         train(time, recorder)
     assert [m.clock.iteration for m in recorder.trajectory] == [0, 2, 4, 6, 8, 10]
     assert [m.failure for m in recorder.trajectory if m.failure] == []
