@@ -85,6 +85,10 @@ class MemoryWarning(NTKWarning):
     """Memory ran out in a measurement, which goes on in smaller blocks; the message says how small."""
 
 
+class MeasurementCostWarning(NTKWarning):
+    """Measuring will take much of a run's time; the message says how much, and what takes less."""
+
+
 class PrecisionWarning(NTKWarning):
     """A kernel is less exact than it should be (asymmetric, strongly negative eigenvalues); float64 is proposed."""
 

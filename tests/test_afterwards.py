@@ -1,5 +1,7 @@
 """Checkpoints measured afterwards are what was measured while they were trained."""
 
+import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from typer.testing import CliRunner
 
 from avalanche_ntk import NTKRecorder, Probe, Schedule, empirical_ntk, measure_checkpoints
 from avalanche_ntk.cli import app
-from avalanche_ntk.errors import ArgumentError, ModelError
+from avalanche_ntk.errors import ArgumentError, ModelError, ProcessError
+from avalanche_ntk.experiments.launch import JobPool, submitit_executor
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import FeatureKernel, Linearisation
 from avalanche_ntk.recorder.afterwards import moments_of
@@ -169,6 +172,92 @@ def test_goes_on_after_a_kill(saved, jobs):
     assert run.summary().equals(whole.summary())
 
 
+needs_submitit = pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason="submitit is not installed (extra 'cluster')"
+)
+MAKE = partial(MLP, 6, 4, width=8, depth=1)
+
+
+def local_jobs(path):
+    """Submitit's executor that starts a process of this machine for each job."""
+    return JobPool(submitit_executor("local", path / "jobs", {"timeout_min": 5}))
+
+
+@needs_submitit
+def test_a_cluster_measures_the_same(saved):
+    path, _, _ = saved
+    files, options = [path / "v1-step[068].*"], {"boundaries": [6], "prefix": "module."}
+    whole = measure_checkpoints(files, MAKE, probe(), path / "whole", **options)
+    assert len(whole) == 4
+    told = []
+    there = measure_checkpoints(
+        files,
+        MAKE,
+        probe(),
+        path / "there",
+        **options,
+        jobs=2,
+        pool=local_jobs(path),
+        progress=lambda *n: told.append(n),
+    )
+    assert told == [(i + 1, len(whole)) for i in range(len(whole))]
+    assert there.to_pandas().equals(whole.to_pandas())
+    assert there.summary().equals(whole.summary())
+
+
+class Held:
+    """A pool whose calls are made when their result is asked for; the one of a number raises."""
+
+    def __init__(self, raises=None):
+        self.raises, self.most, self.calls, self.cancelled = raises, 0, [], []
+
+    def submit(self, function, *arguments):
+        self.calls.append(HeldCall(self, function, arguments))
+        self.most = max(self.most, sum(not call.done for call in self.calls))
+        return self.calls[-1]
+
+
+class HeldCall:
+    def __init__(self, pool, function, arguments):
+        self.pool, self.function, self.arguments, self.done = pool, function, arguments, False
+
+    def result(self):
+        if self.arguments[0][0] == self.pool.raises:
+            raise ProcessError("job 7 ended without a result")
+        self.done = True
+        return self.function(*self.arguments)
+
+    def cancel(self):
+        self.pool.cancelled.append(self.arguments[0][0])
+
+
+@pytest.mark.parametrize(("jobs", "most"), [(3, 3), (None, 7)])
+def test_so_many_are_measured_at_a_time_and_a_failure_ends_the_others(saved, jobs, most):
+    path, _, _ = saved
+    options = {"boundaries": [6], "prefix": "module.", "jobs": jobs}
+    whole = Held()
+    run = measure_checkpoints([path / "v1*"], MAKE, probe(), path / "whole", **options, pool=whole)
+    assert (len(run), whole.most, whole.cancelled) == (8, most, [])  # the first by itself, then seven
+    broken = Held(raises=4)
+    with pytest.raises(ProcessError, match="job 7 ended without a result"):
+        measure_checkpoints([path / "v1*"], MAKE, probe(), path / "broken", **options, pool=broken)
+    assert broken.cancelled == [4, 5, 6, 7][: None if jobs is None else jobs]
+    again = measure_checkpoints([path / "v1*"], MAKE, probe(), path / "broken", **options, pool=Held())
+    assert again.to_pandas().equals(run.to_pandas())
+
+
+@needs_submitit
+@pytest.mark.slow  # two jobs that each import torch
+def test_what_fails_in_a_job_is_told_as_here(saved):
+    path, _, _ = saved
+    pool = local_jobs(path)
+    with pytest.raises(ModelError, match=r"of another shape: .*weight \[8, 6\] for \[9, 6\]"):
+        measure_checkpoints([path / "v1-step0.pt"], partial(MLP, 6, 4, width=9, depth=1), probe(), path / "run",
+                            prefix="module.", pool=pool)  # fmt: skip
+    with pytest.raises(ProcessError, match=r"job \d+ ended without a result \(\w+: .*\)\. Look into .*_0_log\.err"):
+        pool.submit(os._exit, 3).result()
+
+
 def test_what_does_not_fit_is_named(saved):
     path, _, _ = saved
     file = path / "v1-step2.safetensors"
@@ -187,6 +276,8 @@ def test_what_does_not_fit_is_named(saved):
         measure_checkpoints([path / "bad.pt"], make_mlp, probe(), path / "s", table=table(path, "bad.pt,3,0"))
     with pytest.raises(ArgumentError, match="need the checkpoints in order: expected jobs=1, found jobs=2"):
         measure_checkpoints([file], make_mlp, probe(), path / "t", observe=[Linearisation()], jobs=2)
+    with pytest.raises(ArgumentError, match="need the checkpoints in order: expected jobs=1, found a pool"):
+        measure_checkpoints([file], make_mlp, probe(), path / "t", observe=[Linearisation()], pool=Held())
 
 
 def table(path, *lines):
@@ -233,3 +324,21 @@ def test_the_command(tmp_path):
     assert done.exit_code == 0, done.output
     assert "2 measurements, 1 tasks" in done.output
     assert len(Trajectory.load(str(out)).labels) == 10
+    done = CliRunner().invoke(app, ["measure", str(tmp_path / "step*.pt"), *arguments, "--executor", "slrum"])
+    assert str(done.exception).startswith("unknown executor 'slrum': expected one of 'processes', 'slurm', 'local'.")
+    done = CliRunner().invoke(app, ["measure", str(tmp_path / "step*.pt"), *arguments, "--parameter", "timeout_min=5"])
+    assert str(done.exception).startswith("parameters are for submitit's executors, found 'timeout_min' with executor")
+
+
+@needs_submitit
+def test_the_command_goes_to_a_cluster(tmp_path):
+    torch.manual_seed(0)
+    torch.save(MLP(64, 10, width=8).state_dict(), tmp_path / "step0.pt")
+    out = tmp_path / "run"
+    arguments = ["--model", "mlp", "--set", "width=8", "--data", "digits", "--probe-size", "10", "--out", str(out)]
+    done = CliRunner().invoke(
+        app, ["measure", str(tmp_path / "step0.pt"), *arguments, "--executor", "local", "--parameter", "timeout_min=5"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "2 measurements, 1 tasks" in done.output
+    assert len(list((tmp_path / "run-submitit").glob("*_result.pkl"))) == 2

@@ -19,7 +19,7 @@ LAYERS = {
     **dict.fromkeys(["errors", "files", "frozen", "numerals", "owned", "randomness"], 0),
     **dict.fromkeys(["recorder.clock", "recorder.frames", "recorder.labels", "recorder.names"], 0),
     **dict.fromkeys(["recorder.steps", "recorder.stepclock", "adapters.tasks"], 0),
-    **dict.fromkeys(["kernels", "measures", "recorder.schedule", "recorder.runfolder"], 1),
+    **dict.fromkeys(["kernels", "measures", "recorder.schedule", "recorder.cost", "recorder.runfolder"], 1),
     **dict.fromkeys(
         ["recorder.probes", "recorder.processes", "recorder.samples", "recorder.weights", "recorder.parameters"], 2
     ),

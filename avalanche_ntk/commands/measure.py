@@ -70,13 +70,24 @@ def measure(
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32 or float64; the model's own if none.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of samples.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Device, such as cuda.")] = "cpu",
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Checkpoints measured at a time.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Checkpoints measured at a time; 1 here, no limit on a cluster.")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", help="processes (this machine), or submitit's slurm or local.")
+    ] = "processes",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", metavar="NAME=VALUE", help="Of submitit, such as slurm_partition=gpu."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the run in OUT anew.")] = False,
 ) -> None:
     """Measure the kernel at finished checkpoints."""
     from avalanche_ntk.errors import ArgumentError
+    from avalanche_ntk.experiments.launch import EXECUTORS, JobPool, submitit_executor
 
     arguments = parse_settings(set_ or [])
+    cluster = submitit_executor(executor, Path(f"{out}-submitit"), parse_settings(parameter or [], "--parameter"))
     try:
         begun = [int(part) for part in boundaries.split(",") if part.strip()]
     except ValueError:
@@ -97,7 +108,8 @@ def measure(
             trajectory = checkpoints_to_run(
                 checkpoints, model, data, out, size=probe_size, split=split, n_classes=n_classes, arguments=arguments,
                 data_root=data_root, download=download, dtype=dtype, seed=seed, boundaries=begun, table=table,
-                prefix=prefix, reduction=reduction, n_projections=n_projections, device=device, jobs=jobs,
+                prefix=prefix, reduction=reduction, n_projections=n_projections, device=device,
+                jobs=jobs or EXECUTORS[executor], pool=None if cluster is None else JobPool(cluster),
                 overwrite=overwrite, **further,
                 progress=lambda done, total: bar.update(task, description="measured", completed=done, total=total),
             )  # fmt: skip

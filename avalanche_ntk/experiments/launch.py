@@ -1,4 +1,4 @@
-"""How the runs of a sweep are started: as processes of this machine, or through submitit."""
+"""How the runs of a sweep, and measurements of checkpoints, are started: as processes here, or through submitit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from avalanche_ntk.errors import ProcessError
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
-from avalanche_ntk.experiments.worker import PROGRESS, attempt
+from avalanche_ntk.experiments.worker import PROGRESS, attempt, caught
 
-EXECUTORS = ("processes", "slurm", "local")
+EXECUTORS = {"processes": 1, "slurm": 1_000_000, "local": 1}
+"""How many run at the same time when nothing is said, by executor: a cluster's scheduler sees to that by itself."""
 
 
 class Handle(ABC):
@@ -91,6 +93,26 @@ def launcher(executor: str, folder: Path, parameters: Mapping[str, Any], workers
     Raises:
         ConfigError: The executor is unknown, or submitit is not installed, or does not take a parameter.
     """
+    cluster = submitit_executor(executor, folder / "submitit", parameters)
+    if cluster is None:
+        return _Processes(folder, workers)
+    return _Submitit(cluster, EXECUTORS[executor])
+
+
+def submitit_executor(executor: str, folder: Path, parameters: Mapping[str, Any]) -> Any:
+    """Return submitit's executor, told what it needs.
+
+    Args:
+        executor: A word of `EXECUTORS`.
+        folder: Where submitit keeps its jobs' files.
+        parameters: What submitit's executor is told.
+
+    Returns:
+        The executor; None for processes of this machine, which need none.
+
+    Raises:
+        ConfigError: The executor is unknown, or submitit is not installed, or does not take a parameter.
+    """
     if executor not in EXECUTORS:
         raise ConfigError(unknown_choice("executor", executor, EXECUTORS))
     if executor == "processes":
@@ -99,8 +121,81 @@ def launcher(executor: str, folder: Path, parameters: Mapping[str, Any], workers
                 f"parameters are for submitit's executors, found {', '.join(map(repr, parameters))} with executor "
                 "'processes'. Leave them out, or give executor 'slurm'."
             )
-        return _Processes(folder, workers)
-    return _Submitit(executor, folder, parameters)
+        return None
+    if importlib.util.find_spec("submitit") is None:
+        raise ConfigError(
+            f"executor {executor!r} needs the package submitit, which is not installed. "
+            "Run: pip install 'avalanche-ntk[cluster]'"
+        )
+    import submitit
+
+    try:
+        made = submitit.AutoExecutor(folder=folder, cluster=executor)
+        made.update_parameters(**{"timeout_min": 24 * 60, **parameters})
+    except (NameError, RuntimeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise ConfigError(
+            f"submitit refuses executor {executor!r} with {dict(parameters)!r} ({type(error).__name__}: {told}). "
+            "Change --parameter, or give executor 'processes'."
+        ) from None
+    return made
+
+
+class JobPool:
+    """Calls of functions as jobs of submitit, to be used as a pool of `concurrent.futures`.
+
+    Args:
+        executor: What `submitit_executor` returns.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        self.executor = executor
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> JobCall:
+        """Begin a call in a job.
+
+        Args:
+            function: The function.
+            *arguments: What it takes.
+
+        Returns:
+            The call.
+        """
+        return JobCall(self.executor.submit(caught, function, *arguments))
+
+
+class JobCall:
+    """A call of a function in a job of submitit.
+
+    Args:
+        job: The job.
+    """
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def result(self) -> Any:
+        """Wait for the call and return what the function returned; what it raised is raised.
+
+        Returns:
+            The result.
+
+        Raises:
+            ProcessError: The job has ended without a result.
+        """
+        if (lost := _lost(self.job)) is not None:
+            raise ProcessError(
+                f"job {self.job.job_id} ended without a result ({lost}). Look into {self.job.paths.stderr}, and give "
+                "the same command again: what was measured stays."
+            )
+        result, error = self.job.result()
+        if error is not None:
+            raise error
+        return result
+
+    def cancel(self) -> None:
+        """End the job."""
+        self.job.cancel()
 
 
 class Workers:
@@ -233,24 +328,9 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
 class _Submitit(Launcher):
     """Jobs of submitit: its "slurm" executor hands them to a cluster, its "local" one to processes of this machine."""
 
-    def __init__(self, cluster: str, folder: Path, parameters: Mapping[str, Any]) -> None:
-        if importlib.util.find_spec("submitit") is None:
-            raise ConfigError(
-                f"executor {cluster!r} needs the package submitit, which is not installed. "
-                "Run: pip install 'avalanche-ntk[cluster]'"
-            )
-        import submitit
-
-        self.default_jobs = 1_000_000 if cluster == "slurm" else 1
-        try:
-            self.executor = submitit.AutoExecutor(folder=folder / "submitit", cluster=cluster)
-            self.executor.update_parameters(**{"timeout_min": 24 * 60, **parameters})
-        except (NameError, RuntimeError, TypeError, ValueError) as error:
-            told = " ".join(str(error).split())
-            raise ConfigError(
-                f"submitit refuses executor {cluster!r} with {dict(parameters)!r} ({type(error).__name__}: {told}). "
-                "Change --parameter, or give executor 'processes'."
-            ) from None
+    def __init__(self, executor: Any, default_jobs: int) -> None:
+        self.executor = executor
+        self.default_jobs = default_jobs
 
     def start(self, name: str, job: dict[str, Any]) -> Handle:
         self.executor.update_parameters(name=name)
@@ -269,16 +349,22 @@ class _Job(Handle):
         return bool(self.job.done())
 
     def failure(self) -> str | None:
-        error = self.job.exception()
-        if error is None:
-            told: str | None = self.job.result()
-            return told
-        # Killed, or never begun: submitit's own words, of which the first line says what happened.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}"
+        lost = _lost(self.job)
+        told: str | None = self.job.result() if lost is None else lost
+        return told
 
     def stop(self) -> None:
         self.job.cancel()
+
+
+def _lost(job: Any) -> str | None:
+    """Return why a job of submitit has no result (it was killed, or never began); None when it has one."""
+    error = job.exception()
+    if error is None:
+        return None
+    # Submitit's own words, of which the first line says what happened.
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}"
 
 
 def _tail(path: Path | None, size: int = 20_000) -> list[str]:

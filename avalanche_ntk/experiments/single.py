@@ -85,20 +85,13 @@ def kernel_to_file(
     if out.exists() and not overwrite:
         raise RunFolderError(f"{out} exists already. Give another --out, or --overwrite to replace it.")
     x, labels, indices, found_classes = _samples(data, split, size, seed, data_root, download)
-    # A factory of one's own is looked for where the command is called, as `python -m` does.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    factories_of_this_folder()
     net = build_model(
         model, input_shape=tuple(x.shape[1:]), n_classes=n_classes or found_classes, seed=seed, **(arguments or {})
     )
     if weights is not None:
         _load_weights(net, Path(weights))
-    try:
-        net, x = net.to(device), x.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(
-            f"device {device!r} cannot be used ({error}). Use cpu, or see avalanche-ntk doctor."
-        ) from None
+    net, x = on_device(net, x, device)
     kernel = empirical_ntk(net, x, reduction=reduction, dtype=None if dtype is None else getattr(torch, dtype))
     array = kernel.detach().cpu().numpy()
     content = {"kernel": np.ascontiguousarray(array), "indices": indices}
@@ -106,6 +99,34 @@ def kernel_to_file(
         content["labels"] = labels
     _write(out, content, {"model": model, "data": data, "split": split, "reduction": reduction, "seed": str(seed)})
     return {"file": str(out), "shape": str(tuple(array.shape)), **_told(array, labels, reduction)}
+
+
+def factories_of_this_folder() -> None:
+    """Let a factory of one's own be looked for where the command is called, as `python -m` does."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def on_device(net: torch.nn.Module, x: torch.Tensor, device: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return a model and inputs on a device.
+
+    Args:
+        net: The model.
+        x: The inputs.
+        device: The device.
+
+    Returns:
+        Both.
+
+    Raises:
+        ArgumentError: There is no such device.
+    """
+    try:
+        return net.to(device), x.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            f"device {device!r} cannot be used ({error}). Use cpu, or see avalanche-ntk doctor."
+        ) from None
 
 
 def _samples(
@@ -203,8 +224,7 @@ def checkpoints_to_run(
         raise ArgumentError(f"a probe needs labels, and {data} holds inputs only. Give --data a labelled data set.")
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    factories_of_this_folder()
     make = partial(
         build_model,
         model,

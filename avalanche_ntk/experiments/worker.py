@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,23 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def caught(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
+    """Call a function; the traceback of a failure is printed.
+
+    Args:
+        function: The function.
+        *arguments: What it takes.
+
+    Returns:
+        What it returned, and what it raised; one of them is None.
+    """
+    try:
+        return function(*arguments), None
+    except Exception as error:  # noqa: BLE001  (whatever it is, who asked for it is told)
+        traceback.print_exc()
+        return None, error
+
+
 def attempt(job: Mapping[str, Any]) -> str | None:
     """Make one run; the traceback of a failure is printed.
 
@@ -63,12 +80,8 @@ def attempt(job: Mapping[str, Any]) -> str | None:
     Returns:
         Why it failed, or None.
     """
-    try:
-        work(job)
-    except Exception as error:  # noqa: BLE001  (whatever it is, the sweep reports it and goes on)
-        traceback.print_exc()
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None
+    _, error = caught(work, job)
+    return None if error is None else f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def serve(job: Mapping[str, Any]) -> None:

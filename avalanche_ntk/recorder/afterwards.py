@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from itertools import pairwise
 from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -46,6 +47,13 @@ class Moment:
     iterations_per_epoch: int | None = None
 
 
+class Pool(Protocol):
+    """What calls functions elsewhere: an executor of `concurrent.futures`, or of submitit."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        """Begin a call; what is returned has `result()`, which waits, and `cancel()`."""
+
+
 def measure_checkpoints(
     checkpoints: Iterable[str | PathLike[str]],
     make_model: Callable[[], nn.Module],
@@ -59,7 +67,8 @@ def measure_checkpoints(
     prefix: str = "",
     device: str = "cpu",
     observe: Sequence[Observable] = (),
-    jobs: int = 1,
+    jobs: int | None = None,
+    pool: Pool | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -86,7 +95,10 @@ def measure_checkpoints(
         prefix: What the keys begin with that the model's do not, see `read_state`.
         device: Device.
         observe: What else to measure; nothing of which there is no trace in a checkpoint, as the optimizer's.
-        jobs: Processes at a time. Observables need the order of the checkpoints, and one job.
+        jobs: Checkpoints measured at a time; when None one on this machine, and with a pool all of them. Observables
+            need the order of the checkpoints, and one job.
+        pool: Where they are measured: an executor of submitit, for a cluster, or of `concurrent.futures`. This process
+            only writes the run folder, and needs no such device; `make_model` must be a function of a module.
         overwrite: Whether a run in `out` is begun anew.
         progress: Told the number of checkpoints measured and that of all, after each.
         **options: Those of the kernel: `reduction`, `n_projections`, `outputs`, `params`, `output_selector`, `dtype`,
@@ -103,25 +115,26 @@ def measure_checkpoints(
     moments = moments_of(
         checkpoints, boundaries=boundaries, pattern=pattern, table=table, iterations_per_epoch=iterations_per_epoch
     )
-    if observe and jobs > 1:
+    if observe and (pool is not None or (jobs or 1) > 1):
+        found = "a pool" if pool is not None else f"jobs={jobs}"
         raise ArgumentError(
             f"observables compare with the last boundary and need the checkpoints in order: expected jobs=1, found "
-            f"jobs={jobs}. Leave one of the two out."
+            f"{found}. Leave one of the two out."
         )
     measurer = Measurer(**options)
     for observable in observe:
         measurer.request(observable)
-    probe = probe.to(device)
-    # One model, whose kernel is planned once, takes all weights in turn.
-    make_model = make_model if jobs > 1 else cache(make_model)
+    probe = probe.to(device) if pool is None else probe  # a login node of a cluster has no such device
+    if pool is None and (jobs or 1) == 1:  # one model, whose kernel is planned once, takes all weights in turn
+        make_model = cache(make_model)
     measure = partial(_measure, make_model, probe, measurer, prefix, device)
-    trajectory = _open(out, probe, measurer, moments, overwrite, make_model)
+    trajectory = _open(out, probe, measurer, moments, overwrite, make_model, device)
     done = len(trajectory)
     if done:
         kept = trajectory.folder.meta.get(_KEPT) if trajectory.folder else None
         measurer.outputs_seen = {} if kept is None else {probe.name: [int(i) for i in kept]}
     _close_tasks(trajectory, moments[:done])
-    for index, (moment, measured) in enumerate(_all(measure, moments, done, jobs, measurer), start=done):
+    for index, (moment, measured) in enumerate(_all(measure, moments, done, jobs, pool, measurer), start=done):
         _add(trajectory, moment, measured)
         if not index and trajectory.folder is not None:
             trajectory.folder.update_meta({_KEPT: measurer.outputs_seen.get(probe.name)})
@@ -145,6 +158,7 @@ def _measure(
     index, moment = numbered
     model = make_model().to(device).eval()
     load_state(model, read_state(moment.path, prefix), str(moment.path))
+    probe = probe.to(device)
     measured = measurer.measure(Host(model, name="checkpoints"), probe, {probe.name: probe}, moment.clock, index=index)
     return measured, measurer.outputs_seen
 
@@ -153,20 +167,52 @@ def _all(
     measure: Callable[[tuple[int, Moment]], tuple[Measured, dict[str, list[int]]]],
     moments: Sequence[Moment],
     done: int,
-    jobs: int,
+    jobs: int | None,
+    pool: Pool | None,
     measurer: Measurer,
 ) -> Iterator[tuple[Moment, Measured]]:
     """Measure what is left, in order; the first by itself, since it says which outputs the kernel is made of."""
     left = list(enumerate(moments))[done:]
-    first = left if jobs == 1 else left[: 0 if done else 1]
-    for numbered in first:
-        measured, measurer.outputs_seen = measure(numbered)
+    alone = len(left) if pool is None and (jobs or 1) == 1 else 0 if done else 1
+    for numbered in left[:alone]:
+        found = measure(numbered) if pool is None else pool.submit(measure, numbered).result()
+        measured, measurer.outputs_seen = found
         yield numbered[1], measured
-    rest = left[len(first) :]
-    if rest:
-        with ProcessPoolExecutor(min(jobs, len(rest)), mp_context=get_context("spawn")) as pool:
-            for numbered, (measured, _) in zip(rest, pool.map(measure, rest), strict=True):
-                yield numbered[1], measured
+    rest = left[alone:]
+    if not rest:
+        return
+    if pool is None:  # it takes no more calls at a time than it has processes
+        with ProcessPoolExecutor(min(jobs or 1, len(rest)), mp_context=get_context("spawn")) as own:
+            yield from _in_order(own, measure, rest, len(rest))
+    else:
+        yield from _in_order(pool, measure, rest, jobs or len(rest))
+
+
+def _in_order(
+    pool: Pool,
+    measure: Callable[[tuple[int, Moment]], tuple[Measured, dict[str, list[int]]]],
+    left: Sequence[tuple[int, Moment]],
+    jobs: int,
+) -> Iterator[tuple[Moment, Measured]]:
+    """Measure in a pool, so many at a time; calls whose result nobody will want are cancelled."""
+    waiting: deque[tuple[Moment, Any]] = deque()
+    try:
+        for numbered in left:
+            waiting.append((numbered[1], pool.submit(measure, numbered)))
+            if len(waiting) == jobs:
+                yield _oldest(waiting)
+        while waiting:
+            yield _oldest(waiting)
+    finally:
+        for _, call in waiting:
+            call.cancel()
+
+
+def _oldest(waiting: deque[tuple[Moment, Any]]) -> tuple[Moment, Measured]:
+    moment, call = waiting[0]  # it stays among those that are cancelled until its result is there
+    measured, _ = call.result()
+    waiting.popleft()
+    return moment, measured
 
 
 def _add(trajectory: Trajectory, moment: Moment, measured: Measured) -> None:
@@ -191,6 +237,7 @@ def _open(
     moments: Sequence[Moment],
     overwrite: bool,
     make_model: Callable[[], nn.Module],
+    device: str,
 ) -> Trajectory:
     model = make_model()
     meta = {
@@ -206,7 +253,7 @@ def _open(
         "checkpoints": [[moment.path.name, moment.clock.event, moment.clock.iteration] for moment in moments],
         "schedule": "checkpoints",
         "cadence": "checkpoints",
-        "device": str(probe.y.device),
+        "device": device,
         **measurer.describe(),
     }
     if overwrite or not is_run(out):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
@@ -14,10 +15,18 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor
 
-from avalanche_ntk.errors import ArgumentError, ModelError, ProbeError, ProcessError, RunFolderError
+from avalanche_ntk.errors import (
+    ArgumentError,
+    MeasurementCostWarning,
+    ModelError,
+    ProbeError,
+    ProcessError,
+    RunFolderError,
+)
 from avalanche_ntk.kernels.support import synchronise
 from avalanche_ntk.observables import Observable
 from avalanche_ntk.recorder.clock import TrainingClock
+from avalanche_ntk.recorder.cost import CostWatch, Reduction
 from avalanche_ntk.recorder.extras import Extras
 from avalanche_ntk.recorder.failures import Failures
 from avalanche_ntk.recorder.host import Host
@@ -107,6 +116,7 @@ class Recording(Readout):
         for observable in observe:
             self.request(observable)
         self._failures = Failures(on_error)
+        self._cost = CostWatch()
         if snapshots and run_folder is None:
             raise ArgumentError("snapshots are stored in the run folder; found run_folder=None. Give run_folder= too.")
         self._snapshots = Snapshots(run_folder) if snapshots and run_folder is not None else None
@@ -327,8 +337,11 @@ class Recording(Readout):
         if series and snapshots is not None:
             self._guarded("a snapshot", lambda: snapshots.store(here.model, clock, here.iterations_per_epoch))
         notes, self._notes = self._notes, []
+        before = self.clock.measuring_seconds
         for name, trajectory in series.items():
             self._measure(here, self._probes[name], trajectory, clock, notes, group)
+        if series:
+            self._tell_cost(here, clock, self.clock.measuring_seconds - before)
 
     def _assist(self, host: Host, names: Sequence[str], clock: TrainingClock, group: Any) -> None:
         """Do this process's share of what another one records, and leave failures to that one."""
@@ -413,6 +426,24 @@ class Recording(Readout):
         for record in extras.records:
             extras.attempt("a further record", partial(trajectory.note, record))
         return extras
+
+    def _tell_cost(self, host: Host, clock: TrainingClock, seconds: float) -> None:
+        """Warn, once, where measuring will take much of the run's time."""
+        begin = time.perf_counter()
+        told: list[str | None] = []
+
+        def look() -> None:
+            m = self._measurer
+            outputs = m.outputs_seen.values() if isinstance(m.outputs, str) else [list(m.outputs)]
+            n_outputs = max(map(len, outputs), default=0)
+            reduction = Reduction(m.reduction, n_outputs, m.n_projections) if n_outputs else None
+            length = host.epochs, host.iterations_per_epoch
+            told.append(self._cost.look(clock, self.training_seconds, seconds, self.schedule, reduction, *length))
+
+        self._guarded("the prediction of the cost", look)
+        self.clock.measured(begin)
+        for message in filter(None, told):  # unguarded: to a user who makes warnings errors it is one, and no failure
+            warnings.warn(message, MeasurementCostWarning, stacklevel=5)
 
     # ------------------------------------------------------------------ failures
 
