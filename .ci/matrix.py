@@ -25,13 +25,13 @@ PAGE = ROOT / "docs" / "compatibility.md"
 BEGIN, END = "<!-- versions -->\n", "<!-- end -->\n"
 HEAD = "| combination | Python | torch | numpy | avalanche-lib | result |\n|---|---|---|---|---|---|\n"
 TESTS = (
-    "tests/measures/test_norms.py",
-    "tests/measures/test_similarity.py",
-    "tests/kernels/test_exact.py",
-    "tests/test_plugin.py",
-    "tests/test_evaluation.py",
-    "tests/test_runfolder.py",
-    "tests/report/test_tables.py",
+    "tests/unit/measures/test_norms.py",
+    "tests/unit/measures/test_similarity.py",
+    "tests/unit/kernels/test_exact.py",
+    "tests/integration/test_plugin.py",
+    "tests/integration/test_evaluation.py",
+    "tests/unit/recorder/test_runfolder.py",
+    "tests/integration/report/test_tables.py",
 )
 SHOWN = ("torch", "numpy", "avalanche-lib")
 

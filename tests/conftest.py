@@ -12,8 +12,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from matplotlib.figure import Figure
 
-from tests import standin
-from tests.texts import Drawn
+from tests.support import standin
+from tests.support.texts import Drawn
 
 torch.set_num_threads(1)
 
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import avalanche.training  # noqa: F401
 
-    from tests import lines
+    from tests.support import lines
 
 
 def pytest_addoption(parser):
@@ -33,18 +33,18 @@ def pytest_addoption(parser):
 # Modules whose tests run where `--device` says: what they make, they make there
 ON_DEVICE = frozenset(
     {
-        "kernels/test_exact.py",
-        "kernels/test_refusals.py",
-        "kernels/test_leaves_no_trace.py",
-        "kernels/test_same_bits.py",
-        "kernels/test_projected.py",
-        "kernels/test_preconditioned.py",
-        "test_plugin.py",
-        "test_does_not_disturb.py",
+        "unit/kernels/test_exact.py",
+        "unit/kernels/test_refusals.py",
+        "integration/kernels/test_leaves_no_trace.py",
+        "integration/kernels/test_same_bits.py",
+        "unit/kernels/test_projected.py",
+        "unit/kernels/test_preconditioned.py",
+        "integration/test_plugin.py",
+        "integration/test_does_not_disturb.py",
     }
 )
 # Those whose strategies are moved there while the data stay, as in anyone's training
-MOVED = frozenset({"test_plugin.py", "test_does_not_disturb.py"})
+MOVED = frozenset({"integration/test_plugin.py", "integration/test_does_not_disturb.py"})
 
 
 def _module(path):
