@@ -80,6 +80,7 @@ STUDIES: dict[str, Entry] = {
     "stability-gap": Entry(
         "The kernel in the stability gap, evaluated at every iteration", "De Lange et al. 2023 (arXiv 2205.13452)"
     ),
+    "optimisers": Entry("Reactivation under SGD, momentum and Adam, and in the kernel that the optimiser sees", OPEN),
     "many-tasks": Entry("Twenty tasks in a row: does the kernel's movement add up, decay or settle?", OPEN),
 }
 
