@@ -77,6 +77,10 @@ STUDIES: dict[str, Entry] = {
     "low-rank-forgetting": Entry(
         "Forgetting is low-rank and known before the first step", "Hidekel & Raviv 2026 (arXiv 2606.18024)"
     ),
+    "stability-gap": Entry(
+        "The kernel in the stability gap, evaluated at every iteration", "De Lange et al. 2023 (arXiv 2205.13452)"
+    ),
+    "optimisers": Entry("Reactivation under SGD, momentum and Adam, and in the kernel that the optimiser sees", OPEN),
     "many-tasks": Entry("Twenty tasks in a row: does the kernel's movement add up, decay or settle?", OPEN),
 }
 
