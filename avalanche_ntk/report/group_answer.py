@@ -41,9 +41,12 @@ def answer_over_seeds(group: Group, probe: str | None, controls: Mapping[str, Se
     def told(column: str) -> str:
         return written(*_over_seeds(measured, column, probe))
 
+    over = f"over {counted(most, 'boundary', 'boundaries')}"
+    reason = _why_no_spike(measured, probe)
     sentences = [
-        f"over {counted(most, 'boundary', 'boundaries')} the spike is {told('spike')} per iteration, {told('ratio')} "
-        "times the pace before.",
+        f"{over} no spike can be given: {reason}."
+        if reason
+        else f"{over} the spike is {told('spike')} per iteration, {told('ratio')} times the pace before.",
         f"λ_max falls to {told('norm_dip')} of its value at the boundary and stands at {told('norm_recovery')} of it "
         "when the new task ends.",
         f"Alignment with the labels drops by {told('alignment_drop')}.",
@@ -51,8 +54,17 @@ def answer_over_seeds(group: Group, probe: str | None, controls: Mapping[str, Se
     last = _last(measured, probe)
     if last is not None:
         sentences.append(f"At the end, accuracy on the probe's task is {last[0]} (forgetting {last[1]}).")
-    sentences.append(_verdict(group, probe, controls))
+    if not reason:
+        sentences.append(_verdict(group, probe, controls))
     return f"{called(group)}: " + " ".join(sentence for sentence in sentences if sentence)
+
+
+def _why_no_spike(runs: Sequence[Run], probe: str | None) -> str:
+    """Return the reason where no boundary of any run has a spike; empty where one has."""
+    found = [run.trajectory(probe).reactivations[e] for run in runs for e in boundaries(run, probe)]
+    if any(one.spike is not None for one in found):
+        return ""
+    return next((one.reasons["spike"] for one in found if "spike" in one.reasons), "no velocity is defined")
 
 
 def _over_seeds(runs: Sequence[Run], column: str, probe: str | None) -> tuple[float, float]:

@@ -16,9 +16,9 @@ STEPS = 8  # measurements of an experience after its start, 5 iterations apart
 CADENCE = "every_iterations:5"
 
 
-def clock(event: str, experience: int, iteration: int) -> TrainingClock:
-    inside = iteration - experience * STEPS * 5
-    return TrainingClock(event, iteration, experience, inside, experience, 0, iteration, 0)
+def clock(event: str, experience: int, step: int, steps: int) -> TrainingClock:
+    iteration = (experience * steps + step) * 5
+    return TrainingClock(event, iteration, experience, step * 5, experience, 0, iteration, 0)
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Made:
 
     experiences: int = 3
     probe: str = "Exp000"
+    steps: int = STEPS
     seed: int = 0
     jump: float = 0.5
     accuracies: Any = (1.0, 0.25, 0.0)
@@ -49,11 +50,11 @@ class Made:
             series = Trajectory(self.probe, LABELS, folder=folder, cadence=self.cadence, keep_kernels=self.keep_kernels)
             index = 0
             for experience in range(self.experiences):
-                for step in range(STEPS + 1):
-                    event = "experience_start" if step == 0 else "experience_end" if step == STEPS else "iteration"
+                for step in range(self.steps + 1):
+                    event = "experience_start" if step == 0 else "experience_end" if step == self.steps else "iteration"
                     size = 0.02 + (self.jump * 0.5**step if experience and step else 0)
                     factor = factor + size * rng.normal(size=factor.shape)
-                    now = clock(event, experience, (experience * STEPS + step) * 5)
+                    now = clock(event, experience, step, self.steps)
                     if index in self.fail:
                         series._add_failure(now, "KernelError: <b>not</b> finite")
                     else:
@@ -89,7 +90,7 @@ class Made:
             "Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp001": 0.125,
             "Top1_Acc_Stream/eval_phase/test_stream/Task000": 0.5,
         }
-        iteration = (experience + 1) * STEPS * 5
+        iteration = (experience + 1) * self.steps * 5
         folder.append({"kind": "evaluation", "experience": experience, "iteration": iteration, "values": values})
 
 

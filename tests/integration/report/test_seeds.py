@@ -139,6 +139,16 @@ def test_one_paragraph_a_strategy(sweep):
     assert "No verdict" not in body
 
 
+def test_a_strategy_without_a_spike_says_why(make_run, tmp_path):
+    for seed in range(3):
+        config = {"strategy": {"name": "Naive"}, "seed": seed}
+        tags = {"sweep": "s", "label": "Naive", "control": False, "values": {"strategy.name": "Naive"}}
+        make_run(f"runs/Naive-{seed}", experiences=3, steps=2, seed=seed, meta={"config": config, "tags": tags})
+    body = Report(read_runs(tmp_path / "runs")[0], None, []).answer().body
+    assert "over 2 boundaries no spike can be given: of 2 velocities before the boundary" in body
+    assert "the spike is" not in body and "it takes 3 seeds" not in body
+
+
 def test_the_table(sweep):
     made = seed_table(sweep, ["spike", "ratio", "forgetting"])
     half = stats.t.ppf(0.975, 2) * 1e-4 / math.sqrt(3)
