@@ -46,7 +46,7 @@ def models() -> tuple[str, ...]:
 
 def activations() -> tuple[str, ...]:
     """Return the names of the activations."""
-    return keys_of("avalanche_ntk.lab.models", "ACTIVATIONS")
+    return keys_of("avalanche_ntk.lab.layers", "ACTIVATIONS")
 
 
 def regimes() -> tuple[str, ...]:

@@ -27,7 +27,7 @@ LAYERS = {
         ["recorder.boundaries", "recorder.measurement", "recorder.plots", "recorder.trajectory", "recorder.resume"], 2
     ),
     **dict.fromkeys(["adapters.reading", "adapters.trained"], 2),
-    **dict.fromkeys(["lab", "lab.benchmarks", "lab.models", "lab.regimes"], 2),
+    **dict.fromkeys(["lab", "lab.benchmarks", "lab.layers", "lab.networks", "lab.models", "lab.regimes"], 2),
     **dict.fromkeys(
         ["recorder.afterwards", "recorder.measurer", "recorder.readout", "recorder.recording", "recorder.recorder"], 3
     ),
