@@ -8,7 +8,7 @@ from torch import nn
 
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.benchmarks import load_data
-from avalanche_ntk.lab.benchmarks.shifts import Rotate
+from avalanche_ntk.lab.benchmarks.transformed import Rotate
 from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import task_overlap
 

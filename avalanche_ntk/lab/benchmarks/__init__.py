@@ -2,19 +2,17 @@
 
 from avalanche_ntk.lab.benchmarks.data import LabelledData, load_data
 from avalanche_ntk.lab.benchmarks.digits import split_digits
+from avalanche_ntk.lab.benchmarks.mixtures import blurred
 from avalanche_ntk.lab.benchmarks.sequences import markov_chains, markov_sequences
 from avalanche_ntk.lab.benchmarks.shifts import (
-    blurred,
     class_frequency_shift,
     class_incremental,
     class_overlap_shift,
-    label_permuted,
     no_shift,
-    permuted,
     reachable_similarities,
-    rotated,
 )
 from avalanche_ntk.lab.benchmarks.streams import Description
+from avalanche_ntk.lab.benchmarks.transformed import label_permuted, permuted, rotated
 
 # What an experiment may name.
 SHIFTS = {

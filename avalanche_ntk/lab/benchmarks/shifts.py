@@ -12,86 +12,17 @@ Rules that all of them keep, so that runs can be compared:
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from avalanche_ntk.errors import ArgumentError, checked_seed
-from avalanche_ntk.lab.benchmarks.data import LabelledData, load_data
-from avalanche_ntk.lab.benchmarks.streams import Part, benchmark_of
-
-Data = LabelledData | str | Path
-
-
-class _Pool:
-    """Samples by class in an order drawn from the seed, and the classes in an order of their own."""
-
-    def __init__(self, data: LabelledData, seed: int) -> None:
-        self.data, self.seed = data, checked_seed(seed)
-        self.train = _by_class(data.train_labels, data.n_classes, np.random.default_rng([seed, 0]))
-        self.test = _by_class(data.test_labels, data.n_classes, np.random.default_rng([seed, 1]))
-        self.order: list[int] = np.random.default_rng([seed, 2]).permutation(data.n_classes).tolist()
-
-    def fewest(self, classes: Sequence[int] | None = None) -> int:
-        """Training samples of the smallest class."""
-        return min(len(self.train[c]) for c in (range(self.data.n_classes) if classes is None else classes))
-
-    def part(self, samples: Mapping[int, tuple[int, int]]) -> Part:
-        """Training samples `start … stop` of each class."""
-        # In the data's own order, so that a loader that does not shuffle gets no class after the other.
-        return Part(self.data.train, sorted((i, c) for c, (a, b) in samples.items() for i in self.train[c][a:b]))
-
-    def test_part(self, classes: Sequence[int]) -> Part:
-        """Equally many test samples of each class."""
-        n = min(len(members) for members in self.test)
-        return Part(self.data.test, sorted((i, c) for c in classes for i in self.test[c][:n]))
-
-
-def _by_class(labels: Tensor, n_classes: int, generator: np.random.Generator) -> list[list[int]]:
-    values = labels.numpy()
-    return [generator.permutation(np.flatnonzero(values == c)).tolist() for c in range(n_classes)]
-
-
-def _n_classes(data: LabelledData, wanted: int | None, least: int = 1) -> int:
-    n = data.n_classes if wanted is None else wanted
-    if not least <= n <= data.n_classes:
-        raise ArgumentError(
-            f"{data.name} has {data.n_classes} classes, found classes_per_task={wanted}."
-            f" Use a number from {least} to {data.n_classes}."
-        )
-    return n
-
-
-def _per_class(pool: _Pool, wanted: int | None, draws: int, classes: Sequence[int] | None = None) -> int:
-    """Samples of a class in one task when each class is drawn from `draws` times; all there are when None."""
-    fewest = pool.fewest(classes)
-    most = fewest // draws
-    if most < 1 or (wanted is not None and not 1 <= wanted <= most):
-        times = "once" if draws == 1 else f"{draws} times, without repetition,"
-        remedy = f"Use per_class={most} or less" if most else "Take data with more samples of each class"
-        if draws > 1:
-            remedy += ", or the same samples in each task (fresh=False)" if draws == 2 else ", or fewer tasks"
-        raise ArgumentError(
-            f"each task takes samples of a class {times} and the smallest class of {pool.data.name} has {fewest};"
-            f" found per_class={wanted}. {remedy}."
-        )
-    return most if wanted is None else wanted
-
-
-def _n_tasks(n_tasks: int) -> None:
-    if n_tasks < 2:
-        raise ArgumentError(f"a shift needs at least two tasks, found n_tasks={n_tasks}. Use n_tasks=2 or more.")
-
-
-def _names(data: LabelledData, classes: Sequence[int]) -> list[str]:
-    return [data.class_names[c] for c in classes]
+from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.lab.benchmarks.data import load_data
+from avalanche_ntk.lab.benchmarks.pool import Data, Pool, names_of, number_of_classes, require_tasks, samples_per_class
+from avalanche_ntk.lab.benchmarks.streams import benchmark_of
 
 
 def reachable_similarities(classes_per_task: int, n_classes: int | None = None) -> list[Fraction]:
@@ -147,7 +78,7 @@ def class_overlap_shift(
     Source: "Reactivation: Empirical NTK Dynamics Under Task Shifts" (arXiv 2507.16039).
     """
     data = load_data(data)
-    k = _n_classes(data, classes_per_task)
+    k = number_of_classes(data, classes_per_task)
     near = min(reachable_similarities(k), key=lambda s: abs(float(s) - similarity))
     exact = [near] if abs(float(near) - similarity) <= 0.005 else []
     possible = reachable_similarities(k, data.n_classes)
@@ -162,8 +93,8 @@ def class_overlap_shift(
         smaller = [n for n in range(1, k) if exact and exact[0] in reachable_similarities(n, data.n_classes)]
         other = f", or classes_per_task={max(smaller)}" if smaller else ""
         raise ArgumentError(f"{why}; found similarity={similarity}. Use one of {offers}{other}.")
-    pool = _Pool(data, seed)
-    n = _per_class(pool, per_class, 2 if fresh else 1)
+    pool = Pool(data, seed)
+    n = samples_per_class(pool, per_class, 2 if fresh else 1)
     shared = 2 * k - _union(k, exact[0])
     first, second = pool.order[:k], pool.order[k - shared : 2 * k - shared]
     start = n if fresh else 0
@@ -173,7 +104,7 @@ def class_overlap_shift(
     sentence = (
         f"class overlap: two tasks of {k} classes of {data.name} share {shared}"
         f" (Jaccard similarity {float(exact[0]):.3f})"
-        + (f"; {_list(_names(data, gone))} give way to {_list(_names(data, new))}" if new else "")
+        + (f"; {_list(names_of(data, gone))} give way to {_list(names_of(data, new))}" if new else "")
         + (f"; shared classes have {'fresh' if fresh else 'the same'} samples." if shared else ".")
     )
     facts = {
@@ -233,10 +164,10 @@ def no_shift(
         ArgumentError: Classes or samples are lacking; the message gives numbers that work.
     """
     data = load_data(data)
-    _n_tasks(n_tasks)
-    k = _n_classes(data, classes_per_task)
-    pool = _Pool(data, seed)
-    n = _per_class(pool, per_class, n_tasks if fresh else 1)
+    require_tasks(n_tasks)
+    k = number_of_classes(data, classes_per_task)
+    pool = Pool(data, seed)
+    n = samples_per_class(pool, per_class, n_tasks if fresh else 1)
     classes = pool.order[:k]
     starts = [task * n if fresh else 0 for task in range(n_tasks)]
     return benchmark_of(
@@ -290,8 +221,8 @@ def class_frequency_shift(
     data = load_data(data)
     if not 0 <= alpha <= 1:
         raise ArgumentError(f"alpha must lie in [0, 1], found {alpha}. Use 0 for no shift and 1 for D1 itself.")
-    k = _n_classes(data, classes_per_task, least=2)
-    pool = _Pool(data, seed)
+    k = number_of_classes(data, classes_per_task, least=2)
+    pool = Pool(data, seed)
     classes = pool.order[:k]
     d0, d1 = _profiles(k, imbalance, frequencies)
     available = np.array([len(pool.train[c]) for c in classes])
@@ -405,7 +336,7 @@ def class_incremental(
     Source: van de Ven & Tolias 2019 (class-incremental; with task labels, task-incremental).
     """
     data = load_data(data)
-    k = _n_classes(data, classes_per_task)
+    k = number_of_classes(data, classes_per_task)
     if n_tasks is None:
         if data.n_classes % k:
             divisors = [n for n in range(1, data.n_classes + 1) if data.n_classes % n == 0]
@@ -419,8 +350,8 @@ def class_incremental(
             f"{n_tasks} tasks of {k} classes need {n_tasks * k} classes and {data.name} has {data.n_classes}."
             f" Use n_tasks from 1 to {data.n_classes // k}, or fewer classes_per_task."
         )
-    pool = _Pool(data, seed)
-    n = _per_class(pool, per_class, 1)
+    pool = Pool(data, seed)
+    n = samples_per_class(pool, per_class, 1)
     tasks = [pool.order[t * k : (t + 1) * k] for t in range(n_tasks)]
     return benchmark_of(
         data,
@@ -429,317 +360,5 @@ def class_incremental(
         kind="class_incremental",
         sentence=f"class-incremental: {n_tasks} tasks of {k} classes of {data.name}, each class in one task.",
         facts={"classes": tasks, "per_class": n, "seed": seed},
-        task_labels=task_labels,
-    )
-
-
-def blurred(
-    data: Data,
-    classes_per_task: int = 2,
-    *,
-    steps: int = 3,
-    n_tasks: int | None = None,
-    per_class: int | None = None,
-    seed: int = 0,
-) -> Any:
-    """Class-incremental tasks with gradual boundaries: between two tasks A and B come `steps` mixtures of both.
-
-    Mixture j of `steps` holds `1 − j/(steps+1)` of A and `j/(steps+1)` of B; all experiences have the same size, no
-    sample is in two of them, and all have task label 0. Its limit `steps=0` is `class_incremental`.
-
-    Args:
-        data: Data, or what `load_data` takes.
-        classes_per_task: k.
-        steps: Mixtures at each boundary.
-        n_tasks: Number of pure tasks; as in `class_incremental`.
-        per_class: Training samples of each class in a pure task; the most that is possible when None.
-        seed: Seed of the classes and samples.
-
-    Returns:
-        An Avalanche benchmark of `n_tasks + (n_tasks − 1) · steps` experiences.
-
-    Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
-    """
-    data = load_data(data)
-    if steps < 0:
-        raise ArgumentError(f"steps must be 0 or more, found {steps}. Use 3, for example.")
-    pure = class_incremental(data, classes_per_task, n_tasks=n_tasks, seed=seed).description.facts["classes"]
-    pool = _Pool(data, seed)
-    fewest = pool.fewest()
-    # A class with a task before and one after it is in two boundaries.
-    most = next((n for n in range(fewest, 0, -1) if _blurred_need(n, steps, len(pure)) <= fewest), 0)
-    if not most or (per_class is not None and not 1 <= per_class <= most):
-        remedy = f"Use per_class={most} or less, or fewer steps" if most else f"Use steps={fewest - 1} or less"
-        raise ArgumentError(
-            f"a class is spread over its task and {steps} mixtures at each side, and the smallest class of {data.name}"
-            f" has {fewest} samples; found per_class={per_class}. {remedy}."
-        )
-    n = most if per_class is None else per_class
-    used = dict.fromkeys([c for classes in pure for c in classes], 0)
-
-    def take(share: Mapping[int, int]) -> Part:
-        span = {c: (used[c], used[c] + count) for c, count in share.items() if count}
-        used.update({c: stop for c, (_, stop) in span.items()})
-        return pool.part(span)
-
-    train, test, present = [], [], []
-    for number, classes in enumerate(pure):
-        train.append(take(dict.fromkeys(classes, n)))
-        present.append(classes)
-        if number + 1 < len(pure):
-            for new in _mixture(n, steps):
-                after = pure[number + 1]
-                train.append(take({**dict.fromkeys(classes, n - new), **dict.fromkeys(after, new)}))
-                present.append([*(classes if new < n else []), *(after if new else [])])
-    test = [pool.test_part(classes) for classes in present]
-    return benchmark_of(
-        data,
-        train,
-        test,
-        kind="blurred",
-        sentence=f"blurred boundaries: {len(pure)} tasks of {len(pure[0])} classes of {data.name}, and {steps} mixtures"
-        " of both tasks at each boundary.",
-        facts={"classes": present, "pure": [i * (steps + 1) for i in range(len(pure))], "per_class": n, "seed": seed},
-    )
-
-
-def _mixture(n: int, steps: int) -> list[int]:
-    """Of n samples, how many are of the new task in each mixture."""
-    return [round(n * j / (steps + 1)) for j in range(1, steps + 1)]
-
-
-def _blurred_need(n: int, steps: int, n_tasks: int) -> int:
-    new = sum(_mixture(n, steps))
-    old = n * steps - new
-    sides = [old if n_tasks > 1 else 0, new if n_tasks > 1 else 0]
-    return n + (sum(sides) if n_tasks > 2 else max(sides))
-
-
-class Permute:
-    """Puts the positions of an input in another order, in every channel the same.
-
-    Args:
-        order: The order, a permutation of the positions H·W (or of the features of a vector).
-    """
-
-    def __init__(self, order: Tensor) -> None:
-        self.order = order
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the permuted input."""
-        flat = x.flatten(1) if x.dim() > 1 else x
-        return flat[..., self.order].reshape(x.shape)
-
-
-class Rotate:
-    """Turns an image counter-clockwise; corners that come into view are 0.
-
-    Args:
-        degrees: The angle.
-    """
-
-    def __init__(self, degrees: float) -> None:
-        self.degrees = degrees
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the rotated image; multiples of 90° move pixels and interpolate nothing."""
-        quarters, rest = divmod(self.degrees, 90)
-        x = torch.rot90(x, int(quarters) % 4, dims=(-2, -1)) if quarters % 4 else x
-        if not rest:
-            return x
-        transforms = importlib.import_module("torchvision.transforms")
-        turned: Tensor = transforms.functional.rotate(x, rest, transforms.InterpolationMode.BILINEAR)
-        return turned
-
-
-def permuted(
-    data: Data,
-    *,
-    n_tasks: int = 2,
-    classes_per_task: int | None = None,
-    fresh: bool = False,
-    per_class: int | None = None,
-    task_labels: bool = False,
-    seed: int = 0,
-) -> Any:
-    """Tasks with the same classes whose pixels are in another order each; the first task's are as they were.
-
-    Args:
-        data: Data, or what `load_data` takes.
-        n_tasks: Number of tasks.
-        classes_per_task: Classes of each task; all when None.
-        fresh: Whether each task has new samples; the original benchmark repeats them.
-        per_class: Training samples of each class in one task; the most that `fresh` allows when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
-        seed: Seed of classes, samples and orders.
-
-    Returns:
-        An Avalanche benchmark of `n_tasks` experiences.
-
-    Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
-
-    Source: Goodfellow et al. 2013 (permuted MNIST).
-    """
-    data = load_data(data)
-    _n_tasks(n_tasks)
-    shape = data.input_shape
-    positions = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
-    generator = np.random.default_rng([checked_seed(seed), 3])
-    orders = [torch.from_numpy(generator.permutation(positions)) for _ in range(n_tasks - 1)]
-    return _transformed(
-        data,
-        [None, *map(Permute, orders)],
-        "permuted",
-        "the pixels are in another order in each task but the first",
-        {},
-        classes_per_task,
-        fresh,
-        per_class,
-        task_labels,
-        seed,
-    )
-
-
-def rotated(
-    data: Data,
-    degrees: Sequence[float] = (0.0, 90.0),
-    *,
-    classes_per_task: int | None = None,
-    fresh: bool = False,
-    per_class: int | None = None,
-    task_labels: bool = False,
-    seed: int = 0,
-) -> Any:
-    """Tasks with the same classes whose images are turned by another angle each.
-
-    Args:
-        data: Images, or what `load_data` takes.
-        degrees: The angle of each task, counter-clockwise.
-        classes_per_task: Classes of each task; all when None.
-        fresh: Whether each task has new samples; the original benchmark repeats them.
-        per_class: Training samples of each class in one task; the most that `fresh` allows when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
-        seed: Seed of classes and samples.
-
-    Returns:
-        An Avalanche benchmark with one experience for each angle.
-
-    Raises:
-        ArgumentError: The data are not square images, or classes or samples are lacking; the message gives numbers that
-            work.
-
-    Source: Lopez-Paz & Ranzato 2017 (MNIST rotations).
-    """
-    data = load_data(data)
-    _n_tasks(len(degrees))
-    shape = data.input_shape
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ArgumentError(
-            f"only square images can be turned, found inputs of shape {shape}. Give images (channels, side, side), or"
-            " use permuted."
-        )
-    angles = [float(d) for d in degrees]
-    return _transformed(
-        data,
-        [Rotate(d) if d % 360 else None for d in angles],
-        "rotated",
-        f"images are turned by {', '.join(f'{d:g}°' for d in angles)}",
-        {"degrees": angles},
-        classes_per_task,
-        fresh,
-        per_class,
-        task_labels,
-        seed,
-    )
-
-
-def label_permuted(
-    data: Data,
-    *,
-    n_tasks: int = 2,
-    classes_per_task: int | None = None,
-    fresh: bool = False,
-    per_class: int | None = None,
-    task_labels: bool = False,
-    seed: int = 0,
-) -> Any:
-    """Tasks with the same inputs whose labels change places: at each boundary, every class gets another label.
-
-    Args:
-        data: Data, or what `load_data` takes.
-        n_tasks: Number of tasks.
-        classes_per_task: Classes of each task, at least 2; all when None.
-        fresh: Whether each task has new samples.
-        per_class: Training samples of each class in one task; the most that `fresh` allows when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
-        seed: Seed of classes, samples and labels.
-
-    Returns:
-        An Avalanche benchmark of `n_tasks` experiences.
-
-    Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
-    """
-    data = load_data(data)
-    _n_tasks(n_tasks)
-    k = _n_classes(data, classes_per_task, least=2)
-    classes = _Pool(data, seed).order[:k]
-    generator = np.random.default_rng([seed, 4])
-    maps = [{c: c for c in classes}]
-    for _ in range(n_tasks - 1):
-        # A cycle through all classes in random order leaves no label in its place (Sattolo 1986).
-        cycle = generator.permutation(classes).tolist()
-        onward = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
-        maps.append({c: onward[label] for c, label in maps[-1].items()})
-    return _transformed(
-        data,
-        [None] * n_tasks,
-        "label_permuted",
-        "at each boundary every class gets another label",
-        {"labels": [[m[c] for c in classes] for m in maps]},
-        k,
-        fresh,
-        per_class,
-        task_labels,
-        seed,
-        maps,
-    )
-
-
-def _transformed(
-    data: LabelledData,
-    transforms: Sequence[Callable[[Tensor], Tensor] | None],
-    kind: str,
-    what: str,
-    facts: dict[str, Any],
-    classes_per_task: int | None,
-    fresh: bool,
-    per_class: int | None,
-    task_labels: bool,
-    seed: int,
-    labels: Sequence[Mapping[int, int]] | None = None,
-) -> Any:
-    """Tasks of the same classes that differ by a transform of inputs or labels."""
-    k = _n_classes(data, classes_per_task)
-    pool = _Pool(data, seed)
-    n_tasks = len(transforms)
-    n = _per_class(pool, per_class, n_tasks if fresh else 1)
-    classes = pool.order[:k]
-    train, test = [], []
-    for task, transform in enumerate(transforms):
-        start = task * n if fresh else 0
-        mapping = None if labels is None else labels[task]
-        train.append(pool.part(dict.fromkeys(classes, (start, start + n))).changed(transform, mapping))
-        test.append(pool.test_part(classes).changed(transform, mapping))
-    return benchmark_of(
-        data,
-        train,
-        test,
-        kind=kind,
-        sentence=f"{kind.replace('_', ' ')}: {n_tasks} tasks of the same {k} classes of {data.name}; {what}; "
-        + ("fresh samples in each." if fresh else "the same samples in each."),
-        facts={"classes": [classes] * n_tasks, **facts, "fresh": fresh, "per_class": n, "seed": seed},
         task_labels=task_labels,
     )

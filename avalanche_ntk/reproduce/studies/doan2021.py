@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from avalanche_ntk import measures
 from avalanche_ntk.kernels import empirical_ntk
-from avalanche_ntk.lab.benchmarks.shifts import Permute, Rotate
+from avalanche_ntk.lab.benchmarks.transformed import Permute, Rotate
 from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures.intervals import rank_correlation
 from avalanche_ntk.recorder.probes import Probe
