@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -32,10 +30,11 @@ from avalanche_ntk.report.part_figures import (
 from avalanche_ntk.report.runs import Overlap, Run
 from avalanche_ntk.report.seed_figures import boundary_figure_of, curves_of
 from avalanche_ntk.report.seeds import COLUMNS, NOTE, SeedTable, table_of
+from avalanche_ntk.report.settings import flattened
 from avalanche_ntk.report.style import COLUMN_INCHES, PAGE_INCHES, settle, to_inline_svg
 from avalanche_ntk.report.text import MISSING, counted, escaped, iterations, listed, number, plain, share
+from avalanche_ntk.report.trust import TRUST, trust_row
 
-_LONGEST_SETTING = 300
 _MOST_FAILURES = 5
 _MOST_OVERLAPS = 4
 _MOST_LINES = 14
@@ -392,8 +391,8 @@ class Report:
 
     def trust(self) -> Section:
         """How the kernels were computed, and what went wrong."""
-        rows = [_trust_row(run, run.trajectory(self.probe)) for run in self.runs]
-        body = table("How far the numbers can be trusted", [c for c, _ in _TRUST], rows, explained=dict(_TRUST[1:]))
+        rows = [trust_row(run, run.trajectory(self.probe)) for run in self.runs]
+        body = table("How far the numbers can be trusted", [c for c, _ in TRUST], rows, explained=dict(TRUST[1:]))
         notes = []
         for run in self.runs:
             trajectory = run.trajectory(self.probe)
@@ -426,7 +425,7 @@ class Report:
 
     def configuration(self) -> Section:
         """What was run: what differs first, then everything."""
-        flat = [_flattened(run) for run in self.runs]
+        flat = [flattened(run) for run in self.runs]
         body = ""
         if len(self.runs) > 1:
             names = list(dict.fromkeys(name for one in flat for name in one))
@@ -527,19 +526,6 @@ _COLUMNS = [
     ("accuracy", "on the probe's task, after the new task was learnt"),
     ("forgetting", "accuracy when the probe's task was first learnt less accuracy now"),
 ]
-_TRUST = [
-    ("run", ""),
-    ("measurements", "how many were made, and how many of them failed"),
-    ("samples", "size of the probe"),
-    ("kernel", "reduction and outputs of the kernel"),
-    ("when", "the schedule of measurements"),
-    ("kernels kept", "measurements whose kernel is in the folder"),
-    ("spot check", "largest relative error of an entry against the slow computation in float64"),
-    ("asymmetry", "largest relative asymmetry before the kernel was made symmetric"),
-    ("λ_min / λ_max", "most negative; a kernel has none below zero but by rounding"),
-    ("methods", "how the parameters' parts were contracted, and for how many parameters"),
-    ("cost", "share of the time since training began that went into measuring, at the last measurement"),
-]
 
 
 def _layers(trajectory: Trajectory, width: float) -> Figure | None:
@@ -558,43 +544,6 @@ def _answers(answers: Sequence[str], names: Sequence[str]) -> str:
         for text, name in zip(answers, names, strict=True)
     ]
     return f'<ul class="answer">{"".join(items)}</ul>'
-
-
-def _trust_row(run: Run, trajectory: Trajectory) -> list[str]:
-    meta = run.folder.meta
-    failed = sum(m.failure is not None for m in trajectory)
-    trusted = [m.trust for m in trajectory if m.failure is None]
-    low = [
-        t["min_eigenvalue"] / t["max_eigenvalue"]
-        for t in trusted
-        if _is_number(t.get("min_eigenvalue")) and _is_number(t.get("max_eigenvalue")) and t["max_eigenvalue"] > 0
-    ]
-    methods: Counter[str] = Counter()
-    for t in trusted[-1:]:
-        if isinstance(t.get("methods"), Mapping):
-            methods.update({plain(k, 30): v for k, v in t["methods"].items() if isinstance(v, int)})
-    shares = [m.values["measuring_share"] for m in trajectory if "measuring_share" in m.values]
-    return [
-        run.name,
-        f"{len(trajectory):,}" + (f", {failed:,} failed" if failed else ""),
-        f"{len(trajectory.labels):,}",
-        f"{_setting(meta.get('reduction'))}, outputs {_setting(meta.get('outputs'))}",
-        plain(trajectory.cadence) or MISSING,
-        f"{sum(m.kernel is not None for m in trajectory):,}",
-        _largest(t.get("spot_check_max_relative_error") for t in trusted),
-        _largest(t.get("asymmetry") for t in trusted),
-        number(min(low, default=None)),
-        listed([f"{name} × {count}" for name, count in methods.items()], 4) or MISSING,
-        f"{100 * shares[-1]:.1f} %" if shares else MISSING,
-    ]
-
-
-def _largest(values: Iterable[Any]) -> str:
-    return number(max((float(v) for v in values if _is_number(v)), default=None))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 _ORDERS = {
@@ -620,29 +569,3 @@ def _block_means(trajectory: Trajectory, experience: int) -> str:
     for when, m in (("at the boundary", ends[0]), ("at the end of the task", ends[-1])):
         words.append(f"Alignment with the labels {when}: {number(m.values.get('alignment'))}.")
     return " ".join(words)
-
-
-def _flattened(run: Run) -> dict[str, str]:
-    found = {"created": plain(run.folder.created), "folder": str(run.folder.path)}
-    _flatten(run.folder.meta, "", found)
-    _flatten(run.folder.versions, "versions.", found)
-    return {plain(name, 120): value for name, value in found.items()}
-
-
-def _flatten(value: Any, name: str, found: dict[str, str]) -> None:
-    if isinstance(value, Mapping) and value:
-        for key, part in value.items():
-            _flatten(part, f"{name}{key}.", found)
-        return
-    if isinstance(value, list) and value and all(isinstance(part, Mapping) for part in value):
-        for position, part in enumerate(value):
-            label = part["name"] if isinstance(part.get("name"), str) else position
-            _flatten(part, f"{name.removesuffix('.')}[{label}].", found)
-        return
-    found[name.removesuffix(".")] = _setting(value)
-
-
-def _setting(value: Any) -> str:
-    if value is None:
-        return MISSING
-    return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), _LONGEST_SETTING)
