@@ -179,12 +179,7 @@ def _train(
         "error": None,
     }
     diary = _Diary(path, meta, config.tensorboard)
-    state = checkpoint.load(path / checkpoint.NAME, config) if known else None
-    whole = bool(known) and state is None and config.checkpoint == "whole" and (path / checkpoint.WHOLE).is_file()
-    done = int(state["experiences"]) if state else 0
-    setup = make_setup(config, path, done=done, further=[diary])
-    diary.ntk = setup.ntk
-    reason = checkpoint.why_not(config, setup.strategy.model)
+    setup, diary, done, reason = _set_up(config, path, known, diary)
     meta |= {
         **setup.facts,
         "n_experiences": len(setup.streams),
@@ -193,18 +188,8 @@ def _train(
         if reason is None or config.checkpoint == "whole"
         else f"from its start: {reason}",
     }
-    if state:
-        checkpoint.restore(state, setup.strategy)
-    elif whole:
-        try:
-            done = _load_whole(setup, diary, path)
-            diary = next(plugin for plugin in setup.strategy.plugins if isinstance(plugin, _Diary))
-        except Exception:  # noqa: BLE001  (whatever is wrong with the file, training anew is right)
-            setup = make_setup(config, path, done=0, further=[diary])
-            diary.ntk = setup.ntk
     if not done:
         _begin(path, config, meta, replace=known is not None or overwrite)
-    meta["experiences_done"] = done
 
     def spent() -> float:
         return earlier + time.perf_counter() - begin
@@ -245,6 +230,39 @@ def _train(
             if isinstance(logger, TensorboardLogger):
                 logger.writer.close()
     _remove_checkpoints(path)
+
+
+def _set_up(
+    config: RunConfig, path: Path, known: dict[str, Any] | None, diary: _Diary
+) -> tuple[Setup, _Diary, int, str | None]:
+    """Make what is trained, or take it up where an earlier attempt left it.
+
+    Args:
+        config: The configuration.
+        path: The run folder.
+        known: What is known of an earlier attempt; None where there was none.
+        diary: Writes down how far the run is.
+
+    Returns:
+        What is trained, its diary, the experiences that it has behind it, and why a later attempt would begin anew;
+        None where it would not.
+    """
+    state = checkpoint.load(path / checkpoint.NAME, config) if known else None
+    whole = bool(known) and state is None and config.checkpoint == "whole" and (path / checkpoint.WHOLE).is_file()
+    done = int(state["experiences"]) if state else 0
+    setup = make_setup(config, path, done=done, further=[diary])
+    diary.ntk = setup.ntk
+    reason = checkpoint.why_not(config, setup.strategy.model)
+    if state:
+        checkpoint.restore(state, setup.strategy)
+    elif whole:
+        try:
+            done = _load_whole(setup, diary, path)
+            diary = next(plugin for plugin in setup.strategy.plugins if isinstance(plugin, _Diary))
+        except Exception:  # noqa: BLE001  (whatever is wrong with the file, training anew is right)
+            setup = make_setup(config, path, done=0, further=[diary])
+            diary.ntk = setup.ntk
+    return setup, diary, done, reason
 
 
 def _load_whole(setup: Setup, diary: _Diary, path: Path) -> int:

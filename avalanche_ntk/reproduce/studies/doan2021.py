@@ -210,75 +210,25 @@ def shared_order(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> 
 def judge(results: Results) -> list[Claim]:
     """Compare the order of levels by overlap, and by the theory's expression, with that by forgetting."""
     measured = {family: results.measured(family) for family in FAMILIES}
-
-    def series(family: str, *path: str) -> list[list[float]]:
-        found_at = []
-        for one in measured[family]:
-            values = []
-            for at in one["levels"]:
-                for key in path:
-                    at = at[key]
-                values.append(float(at))
-            found_at.append(values)
-        return found_at
-
-    def follows_overlap(labels: str) -> tuple[Finding, ...]:
-        return tuple(
-            found(
-                f"{what}, {LABELS[labels]}",
-                f"rank correlation of the overlap with {told}",
-                shared_order(series(family, "overlap"), series(family, labels, kind)),
-                0.0,
-            )
-            for family, what in FAMILIES.items()
-            for kind, told in (
-                ("change", "the change of the first task's outputs"),
-                ("lost", "the accuracy lost on it"),
-            )
-        )
-
-    def off(family: str, labels: str) -> list[float]:
-        pairs = zip(series(family, labels, "expected"), series(family, labels, "change"), strict=True)
-        return [float(np.median(np.log2(np.divide(a, b)))) for a, b in pairs]
-
-    cases = [(family, labels) for family in FAMILIES for labels in LABELS]
     return [
         Claim(
             "aligned-forget-more",
             "Where the second task wants other labels, more is forgotten the more the two kernels overlap",
-            follows_overlap("new"),
+            _follows_overlap(measured, "new"),
             "The overlap alone orders forgetting only where the residual ỹ is about the same at every level, as it is "
             "when every label is exchanged.",
         ),
         Claim(
             "aligned-same-labels",
             "Where the second task wants the same labels, more is forgotten the more the two kernels overlap",
-            follows_overlap("same"),
+            _follows_overlap(measured, "same"),
             "The sentence without that condition. Here overlap and residual go against each other: a second task that "
             "is the first has the largest overlap, and its residual is what the first's training has left.",
         ),
         Claim(
             "expression",
             "Overlap and residual together, as in the theory's expression, give the order of forgetting",
-            (
-                *(
-                    found(
-                        f"{FAMILIES[family]}, {LABELS[labels]}",
-                        "rank correlation of the expression with the change of the first task's outputs",
-                        shared_order(series(family, labels, "expected"), series(family, labels, "change")),
-                        0.0,
-                    )
-                    for family, labels in cases
-                ),
-                *(
-                    reported(
-                        f"{FAMILIES[family]}, {LABELS[labels]}",
-                        "median over levels of log₂(expression / change)",
-                        off(family, labels),
-                    )
-                    for family, labels in cases
-                ),
-            ),
+            _expression(measured),
             "The kernel is that of the boundary; where the network leaves its tangent plane, the size differs though "
             "the order may not: 1 in the reported logarithms is a factor of two.",
         ),
@@ -289,7 +239,7 @@ def judge(results: Results) -> list[Claim]:
                 found(
                     what,
                     "rank correlation of the level with the overlap",
-                    shared_order(series(family, "level"), series(family, "overlap")),
+                    shared_order(_series(measured[family], "level"), _series(measured[family], "overlap")),
                     0.0,
                     above=False,
                 )
@@ -305,6 +255,48 @@ def judge(results: Results) -> list[Claim]:
             "sample's own logit; what they do not keep, and what is of second order, is forgotten all the same.",
         ),
     ]
+
+
+def _series(seeds: Sequence[Mapping[str, Any]], *path: str) -> list[list[float]]:
+    """Return a number at each level, seed by seed."""
+    found_at = []
+    for one in seeds:
+        values = []
+        for at in one["levels"]:
+            for key in path:
+                at = at[key]
+            values.append(float(at))
+        found_at.append(values)
+    return found_at
+
+
+def _follows_overlap(measured: Mapping[str, list[dict[str, Any]]], labels: str) -> tuple[Finding, ...]:
+    return tuple(
+        found(
+            f"{what}, {LABELS[labels]}",
+            f"rank correlation of the overlap with {told}",
+            shared_order(_series(measured[family], "overlap"), _series(measured[family], labels, kind)),
+            0.0,
+        )
+        for family, what in FAMILIES.items()
+        for kind, told in (
+            ("change", "the change of the first task's outputs"),
+            ("lost", "the accuracy lost on it"),
+        )
+    )
+
+
+def _expression(measured: Mapping[str, list[dict[str, Any]]]) -> tuple[Finding, ...]:
+    judged, told = [], []
+    for family, what in FAMILIES.items():
+        for labels, words in LABELS.items():
+            expected = _series(measured[family], labels, "expected")
+            change = _series(measured[family], labels, "change")
+            statistic = "rank correlation of the expression with the change of the first task's outputs"
+            judged.append(found(f"{what}, {words}", statistic, shared_order(expected, change), 0.0))
+            off = [float(np.median(np.log2(np.divide(a, b)))) for a, b in zip(expected, change, strict=True)]
+            told.append(reported(f"{what}, {words}", "median over levels of log₂(expression / change)", off))
+    return (*judged, *told)
 
 
 def _projections(measured: Mapping[str, list[dict[str, Any]]]) -> tuple[Finding, ...]:

@@ -40,7 +40,7 @@ from avalanche_ntk.reproduce.around import (
 from avalanche_ntk.reproduce.results import DoneRun, Results, per_seed
 from avalanche_ntk.reproduce.settings import NO_SHIFT, run_settings, with_changes
 from avalanche_ntk.reproduce.study import Context, Plan, Study
-from avalanche_ntk.reproduce.verdicts import Claim, found, minus, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,74 +149,7 @@ def soon(trajectory: Trajectory, interval: int) -> float:
 
 def judge(results: Results) -> Sequence[Claim]:
     """Judge the four statements."""
-    context = results.context
-    seeds, interval = context.seeds, every(context)
-
-    def correlation(run: DoneRun) -> float:
-        return together(run.trajectory(), interval)
-
-    def spike(run: DoneRun) -> float:
-        return jump(run.trajectory())
-
-    def error(run: DoneRun) -> float:
-        return soon(run.trajectory(), interval)
-
-    both, jumps, anchored = [], [], []
-    after: dict[tuple[str, int], list[float]] = {}
-    for regime in REGIMES:
-        for width in widths(context):
-            case = f"{regime}, width {width}"
-            runs = runs_of(results, regime, width)
-            shifted = runs_of(results, regime, width, control=False)
-            after[regime, width] = per_seed(shifted, error, seeds)
-            both += [
-                found(
-                    case,
-                    "rank correlation of velocity and change of the error",
-                    per_seed(shifted, correlation, seeds),
-                    0.0,
-                ),
-                found(case, "that correlation minus the control's", above_control(runs, correlation, seeds), 0.0),
-            ]
-            jumps.append(
-                found(
-                    case,
-                    "spike of the error's change, per iteration, minus the control's",
-                    above_control(runs, spike, seeds),
-                    0.0,
-                )
-            )
-            anchored.append(
-                found(
-                    case,
-                    "largest error of the first three measurements minus the control's",
-                    above_control(runs, error, seeds),
-                    0.0,
-                )
-            )
-            anchored.append(reported(case, "that error", after[regime, width]))
-            anchored.append(
-                reported(case, "test accuracy on the first task at the boundary", per_seed(shifted, learnt, seeds))
-            )
-    narrow, wide = widths(context)
-    compared = [
-        found(
-            f"width {width}",
-            "error soon after the boundary, rich minus lazy",
-            minus(after["rich", width], after["lazy", width]),
-            0.0,
-        )
-        for width in (narrow, wide)
-    ]
-    compared.append(
-        found(
-            "lazy",
-            f"error soon after the boundary, width {wide} minus width {narrow}",
-            minus(after["lazy", wide], after["lazy", narrow]),
-            0.0,
-            above=False,
-        )
-    )
+    both, jumps, anchored, after = _by_case(results)
     return (
         Claim(
             "together",
@@ -241,10 +174,70 @@ def judge(results: Results) -> Sequence[Claim]:
         Claim(
             "regime",
             "The error soon after a boundary is larger in the rich regime, and smaller in a wider lazy network",
-            tuple(compared),
+            _compared(*widths(results.context), after),
             "At these widths and step sizes the lazy regime is no limit: its networks leave their linearisation too.",
         ),
     )
+
+
+def _by_case(
+    results: Results,
+) -> tuple[list[Finding], list[Finding], list[Finding], dict[tuple[str, int], list[float]]]:
+    """Return, over regimes and widths: correlations, jumps, errors from the boundary, and the latter's numbers."""
+    context = results.context
+    seeds, interval = context.seeds, every(context)
+
+    def correlation(run: DoneRun) -> float:
+        return together(run.trajectory(), interval)
+
+    def spike(run: DoneRun) -> float:
+        return jump(run.trajectory())
+
+    def error(run: DoneRun) -> float:
+        return soon(run.trajectory(), interval)
+
+    both, jumps, anchored = [], [], []
+    after: dict[tuple[str, int], list[float]] = {}
+    for regime in REGIMES:
+        for width in widths(context):
+            case = f"{regime}, width {width}"
+            runs = runs_of(results, regime, width)
+            shifted = runs_of(results, regime, width, control=False)
+            after[regime, width] = per_seed(shifted, error, seeds)
+            statistic = "rank correlation of velocity and change of the error"
+            both += [
+                found(case, statistic, per_seed(shifted, correlation, seeds), 0.0),
+                found(case, "that correlation minus the control's", above_control(runs, correlation, seeds), 0.0),
+            ]
+            statistic = "spike of the error's change, per iteration, minus the control's"
+            jumps.append(found(case, statistic, above_control(runs, spike, seeds), 0.0))
+            statistic = "largest error of the first three measurements minus the control's"
+            anchored += [
+                found(case, statistic, above_control(runs, error, seeds), 0.0),
+                reported(case, "that error", after[regime, width]),
+                reported(case, "test accuracy on the first task at the boundary", per_seed(shifted, learnt, seeds)),
+            ]
+    return both, jumps, anchored, after
+
+
+def _compared(narrow: int, wide: int, after: Mapping[tuple[str, int], list[float]]) -> tuple[Finding, ...]:
+    rich = [
+        found(
+            f"width {width}",
+            "error soon after the boundary, rich minus lazy",
+            minus(after["rich", width], after["lazy", width]),
+            0.0,
+        )
+        for width in (narrow, wide)
+    ]
+    lazy = found(
+        "lazy",
+        f"error soon after the boundary, width {wide} minus width {narrow}",
+        minus(after["lazy", wide], after["lazy", narrow]),
+        0.0,
+        above=False,
+    )
+    return (*rich, lazy)
 
 
 def runs_of(results: Results, regime: str, width: int, control: bool | None = None) -> list[DoneRun]:

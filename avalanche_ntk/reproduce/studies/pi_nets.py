@@ -43,7 +43,7 @@ from avalanche_ntk.reproduce.drawing import draw_points
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import sgd_step
-from avalanche_ntk.reproduce.verdicts import Claim, found, minus, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
 
 NETWORKS = {
     "mlp-1": "MLP, 1 hidden layer",
@@ -220,8 +220,6 @@ def judge(results: Results) -> list[Claim]:
         for name in NETWORKS
     }
     highest = len(measured["mlp-1"][0]["eigenvalues"])
-    missed = {name: sum(not math.isfinite(one["half"][-1]) for one in measured[name]) for name in NETWORKS}
-    losses = [one["loss"][1] / one["loss"][0] for name in NETWORKS for one in measured[name]]
     relative = {
         (name, key): [relative_eigenvalue(one[key]) for one in measured[name]] for name in NETWORKS for key in INPUTS
     }
@@ -268,38 +266,45 @@ def judge(results: Results) -> list[Claim]:
         Claim(
             "order",
             "A Π-net learns high frequencies sooner, relative to low ones",
-            (
-                *(
-                    found(
-                        f"{NETWORKS[mlp]} − {NETWORKS[pi]}",
-                        f"log(t_{highest}/t_1), difference",
-                        minus(slow[mlp], slow[pi]),
-                        0.0,
-                        note=f"{missed[mlp]} perceptrons had not reached t_{highest}: lower bounds"
-                        if missed[mlp]
-                        else "",
-                    )
-                    for pi, mlp in PAIRS
-                ),
-                *(reported(NETWORKS[name], f"log(t_{highest}/t_1)", slow[name]) for name in NETWORKS),
-                *(
-                    reported(
-                        NETWORKS[name],
-                        "share of the first residual, Σ (u_iᵀ r)²/‖r‖², in the 10 leading modes of Θ_0",
-                        [one["top_modes"] for one in measured[name]],
-                    )
-                    for name in NETWORKS
-                ),
-                reported(
-                    "all networks",
-                    "share of the initial loss left at the end, largest",
-                    [max(losses[i :: len(results.context.seeds)]) for i in range(len(results.context.seeds))],
-                ),
-            ),
+            _order(measured, results.context, slow),
             "The ratio t_K/t_1 does not depend on the unit of time. It follows from the eigenvalues as far as the "
             "kernel stays what it was; products of layers move theirs more than perceptrons of the same width.",
         ),
     ]
+
+
+def _order(
+    measured: Mapping[str, Sequence[Mapping[str, Any]]], context: Context, slow: Mapping[str, list[float]]
+) -> tuple[Finding, ...]:
+    highest = len(measured["mlp-1"][0]["eigenvalues"])
+    missed = {name: sum(not math.isfinite(one["half"][-1]) for one in measured[name]) for name in NETWORKS}
+    losses = [one["loss"][1] / one["loss"][0] for name in NETWORKS for one in measured[name]]
+    return (
+        *(
+            found(
+                f"{NETWORKS[mlp]} − {NETWORKS[pi]}",
+                f"log(t_{highest}/t_1), difference",
+                minus(slow[mlp], slow[pi]),
+                0.0,
+                note=f"{missed[mlp]} perceptrons had not reached t_{highest}: lower bounds" if missed[mlp] else "",
+            )
+            for pi, mlp in PAIRS
+        ),
+        *(reported(NETWORKS[name], f"log(t_{highest}/t_1)", slow[name]) for name in NETWORKS),
+        *(
+            reported(
+                NETWORKS[name],
+                "share of the first residual, Σ (u_iᵀ r)²/‖r‖², in the 10 leading modes of Θ_0",
+                [one["top_modes"] for one in measured[name]],
+            )
+            for name in NETWORKS
+        ),
+        reported(
+            "all networks",
+            "share of the initial loss left at the end, largest",
+            [max(losses[i :: len(context.seeds)]) for i in range(len(context.seeds))],
+        ),
+    )
 
 
 def draw(results: Results) -> dict[str, Figure]:

@@ -165,41 +165,13 @@ def _column(run: DoneRun, name: str) -> float:
 def judge(results: Results) -> list[Claim]:
     """Compare the order of the strategies by forgetting with that by each movement of the kernel."""
     shifted, still = _table(results), _table(results, control=True)
-
-    def order(kind: str, among: Sequence[str]) -> list[float]:
-        return order_shared([shifted[n]["forgetting"] for n in among], [shifted[n][kind] for n in among])
-
-    compared = names(results.context)
-    held = [name for name in compared if name != "PackNet"]
-    others = [name for name in compared if name != "Naive"]
-
-    def over_strategies(*kinds: str) -> tuple[Finding, ...]:
-        told = [
-            found(
-                f"{len(compared)} strategies",
-                f"rank correlation of forgetting with {kind}: {MOVEMENTS[kind]}",
-                values,
-                0.0,
-            )
-            for kind in kinds
-            for values in [order(kind, compared)]
-        ]
-        # PackNet neither forgets nor moves the kernel by construction: it alone makes the two go together.
-        return (*told, *(reported("without PackNet", f"rank correlation, {k}", order(k, held)) for k in kinds))
-
-    def beside_naive(kind: str) -> tuple[Finding, ...]:
-        return tuple(
-            found(
-                name, f"{kind} − Naive's {kind}", minus(shifted[name][kind], shifted["Naive"][kind]), 0.0, above=False
-            )
-            for name in others
-        )
-
+    held = [name for name in shifted if name != "PackNet"]
+    others = [name for name in shifted if name != "Naive"]
     return [
         Claim(
             "moves-less",
             "A strategy that forgets less moves the kernel of the first task less",
-            over_strategies("moved", "path"),
+            _over_strategies(shifted, "moved", "path"),
             "Threshold 0: no common order of the strategies. PackNet's place is given by construction, as what it "
             "has learned of the first task is fixed; the lines without it say whether the others have an order. "
             "An order is no cause: replay and distillation change the loss, and with it both numbers. And forgetting "
@@ -208,7 +180,7 @@ def judge(results: Results) -> list[Claim]:
         Claim(
             "spikes-less",
             "A strategy that forgets less has a smaller spike at the boundary",
-            over_strategies("spike", "ratio"),
+            _over_strategies(shifted, "spike", "ratio"),
             "The spike is the largest velocity of the first 30 iterations: most strategies act later, when outputs or "
             "weights have left what they hold.",
         ),
@@ -216,9 +188,9 @@ def judge(results: Results) -> list[Claim]:
             "forget-less",
             "Each strategy forgets less than Naive",
             (
-                *beside_naive("forgetting"),
-                *(reported(name, "forgetting", shifted[name]["forgetting"]) for name in compared),
-                *(reported(name, "accuracy on all tasks at the end", shifted[name]["accuracy"]) for name in compared),
+                *_beside_naive(shifted, "forgetting"),
+                *(reported(name, "forgetting", shifted[name]["forgetting"]) for name in shifted),
+                *(reported(name, "accuracy on all tasks at the end", shifted[name]["accuracy"]) for name in shifted),
             ),
             "The premise of the question: without strategies that differ in forgetting there is nothing to order.",
         ),
@@ -226,7 +198,7 @@ def judge(results: Results) -> list[Claim]:
             "naive-spikes-most",
             "Each strategy has a smaller spike than Naive",
             (
-                *beside_naive("spike"),
+                *_beside_naive(shifted, "spike"),
                 *(
                     reported(name, "moved − Naive's", minus(shifted[name]["moved"], shifted["Naive"]["moved"]))
                     for name in others
@@ -250,6 +222,32 @@ def judge(results: Results) -> list[Claim]:
             "The control trains on with the same samples, under the same strategy.",
         ),
     ]
+
+
+def _over_strategies(shifted: Mapping[str, Mapping[str, list[float]]], *kinds: str) -> tuple[Finding, ...]:
+    def order(kind: str, among: Sequence[str]) -> list[float]:
+        return order_shared([shifted[n]["forgetting"] for n in among], [shifted[n][kind] for n in among])
+
+    held = [name for name in shifted if name != "PackNet"]
+    told = [
+        found(
+            f"{len(shifted)} strategies",
+            f"rank correlation of forgetting with {kind}: {MOVEMENTS[kind]}",
+            order(kind, list(shifted)),
+            0.0,
+        )
+        for kind in kinds
+    ]
+    # PackNet neither forgets nor moves the kernel by construction: it alone makes the two go together.
+    return (*told, *(reported("without PackNet", f"rank correlation, {k}", order(k, held)) for k in kinds))
+
+
+def _beside_naive(shifted: Mapping[str, Mapping[str, list[float]]], kind: str) -> tuple[Finding, ...]:
+    return tuple(
+        found(name, f"{kind} − Naive's {kind}", minus(shifted[name][kind], shifted["Naive"][kind]), 0.0, above=False)
+        for name in shifted
+        if name != "Naive"
+    )
 
 
 def draw(results: Results) -> dict[str, Figure]:
