@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avalanche_ntk.commands.shared import complete_from, error_console, names_of, out_console, parse_settings
+from avalanche_ntk.commands.shared import (
+    DataRoot,
+    Download,
+    ModelArguments,
+    NClasses,
+    complete_from,
+    error_console,
+    names_of,
+    out_console,
+    parse_settings,
+)
 
 if TYPE_CHECKING:
     from avalanche_ntk.experiments.costs import Costs
@@ -51,14 +60,10 @@ def doctor(
     n_projections: Annotated[
         int, typer.Option("--n-projections", min=1, help="Number of sign vectors, for projected.")
     ] = 8,
-    n_classes: Annotated[
-        int | None, typer.Option("--n-classes", min=1, help="Number of outputs C; that of the data when left out.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the model, such as width=128.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of torchvision's datasets.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")] = False,
+    n_classes: NClasses = None,
+    set_: ModelArguments = None,
+    data_root: DataRoot = None,
+    download: Download = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is installed, whether it works, what to do about what does not, and what measuring a model costs."""

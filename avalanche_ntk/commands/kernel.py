@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from avalanche_ntk.commands.shared import complete_from, error_console, names_of, parse_settings
+from avalanche_ntk.commands.shared import (
+    DataRoot,
+    Device,
+    Download,
+    ModelArguments,
+    NClasses,
+    complete_from,
+    error_console,
+    names_of,
+    parse_settings,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -45,19 +55,15 @@ def kernel(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="State dict: .safetensors, or what torch.save wrote.")
     ] = None,
-    n_classes: Annotated[
-        int | None, typer.Option("--n-classes", min=1, help="Number of outputs C; that of the data when left out.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the model, such as width=128.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of torchvision's datasets.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")] = False,
+    n_classes: NClasses = None,
+    set_: ModelArguments = None,
+    data_root: DataRoot = None,
+    download: Download = False,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 or float64; the model's own by default.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of weights and choice of samples.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="Device, such as cuda.")] = "cpu",
+    device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
 ) -> None:
     """Compute the kernel of a model on data, and store it."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from avalanche_ntk.commands.shared import complete_from, error_console, names_of, parse_settings
+from avalanche_ntk.commands.shared import (
+    DataRoot,
+    Device,
+    Download,
+    ModelArguments,
+    NClasses,
+    complete_from,
+    error_console,
+    names_of,
+    parse_settings,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -59,17 +71,13 @@ def measure(
     n_projections: Annotated[
         int | None, typer.Option("--n-projections", min=1, help="Number of sign vectors, for projected.")
     ] = None,
-    n_classes: Annotated[
-        int | None, typer.Option("--n-classes", min=1, help="Number of outputs C; that of the data when left out.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the model, such as width=128.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of torchvision's datasets.")] = None,
-    download: Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")] = False,
+    n_classes: NClasses = None,
+    set_: ModelArguments = None,
+    data_root: DataRoot = None,
+    download: Download = False,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32 or float64; the model's own if none.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of samples.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="Device, such as cuda.")] = "cpu",
+    device: Device = "cpu",
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Checkpoints measured at a time; 1 here, no limit on a cluster.")
     ] = None,
@@ -92,13 +100,7 @@ def measure(
         begun = [int(part) for part in boundaries.split(",") if part.strip()]
     except ValueError:
         raise ArgumentError(f"--boundaries takes iterations, such as 500,1000; found {boundaries!r}.") from None
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = error_console()
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    ) as bar:
-        task = bar.add_task("loading torch", total=None)
+    with _bar() as progress:
         from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
 
         with without_avalanches_own_warnings():
@@ -111,6 +113,17 @@ def measure(
                 prefix=prefix, reduction=reduction, n_projections=n_projections, device=device,
                 jobs=jobs or EXECUTORS[executor], pool=None if cluster is None else JobPool(cluster),
                 overwrite=overwrite, **further,
-                progress=lambda done, total: bar.update(task, description="measured", completed=done, total=total),
+                progress=progress,
             )  # fmt: skip
     print(f"{out}: {len(trajectory)} measurements, {len(trajectory.reactivations)} tasks")
+
+
+@contextmanager
+def _bar() -> Generator[Callable[[int, int], None], None, None]:
+    """Show a progress bar; what is returned is told how many are measured, and of how many."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console()) as bar:
+        task = bar.add_task("loading torch", total=None)
+        yield lambda done, total: bar.update(task, description="measured", completed=done, total=total)

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 160
+
+# Options of every command that makes a model and reads data.
+NClasses = Annotated[
+    int | None, typer.Option("--n-classes", min=1, help="Number of outputs C; that of the data when left out.")
+]
+ModelArguments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Argument of the model, such as width=128.")
+]
+DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder of torchvision's datasets.")]
+Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")]
+Device = Annotated[str, typer.Option("--device", help="Device, such as cuda.")]
 
 
 def parse_settings(given: Iterable[str], flag: str = "--set") -> dict[str, Any]:

@@ -241,3 +241,41 @@ def test_strategies_refuse_another_name():
     if (ROOT.parent / "strategies").is_dir():
         assert done.returncode == 1
         assert "this folder was imported as 'strategies'; it is the package avalanche_ntk.strategies." in done.stderr
+
+
+# ---------------------------------------------------------------------- sizes
+
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 80
+
+
+def sources() -> dict[str, Path]:
+    """Every file of the package by its name below it, strategies included."""
+    found = {path.relative_to(ROOT).as_posix(): path for path in ROOT.rglob("*.py")}
+    return found | {f"strategies/{path.name}": path for path in (ROOT.parent / "strategies").glob("*.py")}
+
+
+def test_a_long_file_has_its_reason():
+    design = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    section = design.partition("## Files of more than 400 lines\n")[2].partition("\n## ")[0]
+    told = re.findall(r"`([\w/]+\.py)`", section)
+    long = [name for name, path in sources().items() if len(path.read_text("utf-8").splitlines()) > MOST_LINES]
+    assert sorted(told) == sorted(long)
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and ast.get_docstring(function) is not None
+    return (function.end_lineno or 0) - function.lineno + 1 - documented * ((first.end_lineno or 0) - first.lineno + 1)
+
+
+def test_no_function_is_long():
+    for name, path in sources().items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert lines_of_code(node) <= MOST_LINES_OF_A_FUNCTION, f"{name}: {node.name}"
+
+
+def test_the_length_of_a_function_is_that_of_its_code():
+    text = 'def f():\n    """Two\n    lines."""\n    return 1\n'
+    (node,) = ast.parse(text).body
+    assert isinstance(node, ast.FunctionDef) and lines_of_code(node) == 2
