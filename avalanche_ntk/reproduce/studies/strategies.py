@@ -224,7 +224,7 @@ def judge(results: Results) -> list[Claim]:
     ]
 
 
-def _over_strategies(shifted: Mapping[str, Mapping[str, list[float]]], *kinds: str) -> tuple[Finding, ...]:
+def _over_strategies(shifted: Table, *kinds: str) -> tuple[Finding, ...]:
     def order(kind: str, among: Sequence[str]) -> list[float]:
         return order_shared([shifted[n]["forgetting"] for n in among], [shifted[n][kind] for n in among])
 
@@ -242,7 +242,7 @@ def _over_strategies(shifted: Mapping[str, Mapping[str, list[float]]], *kinds: s
     return (*told, *(reported("without PackNet", f"rank correlation, {k}", order(k, held)) for k in kinds))
 
 
-def _beside_naive(shifted: Mapping[str, Mapping[str, list[float]]], kind: str) -> tuple[Finding, ...]:
+def _beside_naive(shifted: Table, kind: str) -> tuple[Finding, ...]:
     return tuple(
         found(name, f"{kind} − Naive's {kind}", minus(shifted[name][kind], shifted["Naive"][kind]), 0.0, above=False)
         for name in shifted
