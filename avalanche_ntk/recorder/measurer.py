@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -254,9 +255,10 @@ class Measurer:
                 self._spot_check(moment, kernel, extras)
             with measures.few_threads(probe.size):
                 self._observe(moment, failed, extras, first=not index)
-                eigenvalues = extras.attempt("max_eigenvalue", lambda: moment.view.eigenvalues)
-        if eigenvalues is not None:
-            trust |= {"min_eigenvalue": float(eigenvalues[-1]), "max_eigenvalue": float(eigenvalues[0])}
+                # The series says why a spectrum is undefined.
+                with contextlib.suppress(np.linalg.LinAlgError):
+                    values = moment.view.eigenvalues
+                    trust |= {"min_eigenvalue": float(values[-1]), "max_eigenvalue": float(values[0])}
         return Measured(kernel.numpy(), moment.view, trust, extras)
 
     # ------------------------------------------------------------------ the kernel
