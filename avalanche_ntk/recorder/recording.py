@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -42,9 +42,6 @@ from avalanche_ntk.recorder.stepclock import StepClock, since
 from avalanche_ntk.recorder.steps import described
 from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.recorder.weights import Snapshots
-
-if TYPE_CHECKING:
-    pass
 
 
 class RecorderOptions(TypedDict, total=False):
