@@ -61,7 +61,7 @@ def pairs() -> dict[str, Pair]:
     around = Schedule.around_boundaries
 
     def training(*plugin: NTKPlugin) -> object:
-        return train(benchmark, make_model, batch, 4, *(plugin or [None]))
+        return train(benchmark, make_model, batch, 4, *(plugin or [None]), device=torch.device("cpu"))
 
     return {
         "kernel of an MLP / written by hand": (lambda: empirical_ntk(dense, images), lambda: by_hand(dense, images)),
