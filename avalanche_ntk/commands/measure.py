@@ -13,8 +13,10 @@ from avalanche_ntk.commands.shared import (
     DataRoot,
     Device,
     Download,
+    Executor,
     ModelArguments,
     NClasses,
+    Parameters,
     complete_from,
     error_console,
     names_of,
@@ -81,13 +83,8 @@ def measure(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Checkpoints measured at a time; 1 here, no limit on a cluster.")
     ] = None,
-    executor: Annotated[
-        str, typer.Option("--executor", help="processes (this machine), or submitit's slurm or local.")
-    ] = "processes",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", metavar="NAME=VALUE", help="Of submitit, such as slurm_partition=gpu."),
-    ] = None,
+    executor: Executor = "processes",
+    parameter: Parameters = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the run in OUT anew.")] = False,
 ) -> None:
     """Measure the kernel at finished checkpoints."""

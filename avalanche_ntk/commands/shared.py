@@ -23,6 +23,12 @@ ModelArguments = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder of torchvision's datasets.")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")]
+# Of every command whose work a cluster can do.
+Executor = Annotated[str, typer.Option("--executor", help="processes (this machine), or submitit's slurm or local.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--parameter", metavar="NAME=VALUE", help="Of submitit, such as slurm_partition=gpu."),
+]
 Device = Annotated[str, typer.Option("--device", help="Device, such as cuda.")]
 
 

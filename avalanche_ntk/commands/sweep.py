@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avalanche_ntk.commands.shared import complete_from, error_console, names_of, out_console, parse_settings
+from avalanche_ntk.commands.shared import (
+    Executor,
+    Parameters,
+    complete_from,
+    error_console,
+    names_of,
+    out_console,
+    parse_settings,
+)
 
 if TYPE_CHECKING:
     from avalanche_ntk.experiments.sweep import Outcome, Sweep
@@ -41,13 +49,8 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Runs at the same time; 1 here, no limit on a cluster.")
     ] = None,
-    executor: Annotated[
-        str, typer.Option("--executor", help="processes (this machine), or submitit's slurm or local.")
-    ] = "processes",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", metavar="NAME=VALUE", help="Of submitit, such as slurm_partition=gpu."),
-    ] = None,
+    executor: Executor = "processes",
+    parameter: Parameters = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of all runs, such as epochs=1.")
     ] = None,

@@ -20,14 +20,15 @@ from avalanche_ntk.kernels.sharing import transposed
 LARGEST = 4096  # rows of a matrix whose spectrum is still looked at
 
 
-def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo) -> Tensor:
+def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, keep: bool) -> Tensor:
     """Check a kernel, and make a self-kernel symmetric.
 
     Args:
         kernel: `(N, M)` or `(N, M, C, C)`.
         group: Name of its group of parameters, for messages.
         own: Whether it is a self-kernel.
-        info: Where asymmetry and the symmetric kernel are told.
+        info: Where asymmetry is told.
+        keep: Whether the symmetric kernel is kept there too, for its eigenvalues.
 
     Returns:
         The kernel.
@@ -49,7 +50,10 @@ def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo) -> Tensor:
     size = float(np.linalg.norm(matrix))
     gap = float(np.linalg.norm(matrix - matrix.T))
     info.asymmetry = max(gap / size if size else 0.0, info.asymmetry or 0.0)
-    _look_at_spectrum((matrix + matrix.T) / 2, info)
+    symmetric = (matrix + matrix.T) / 2
+    _warn_where_indefinite(symmetric)
+    if keep:
+        info.symmetric.append(symmetric)
     return (kernel + turned).mul_(0.5)
 
 
@@ -69,7 +73,7 @@ def _require_finite(bad: int, entries: int, group: str) -> None:
         )
 
 
-def _look_at_spectrum(matrix: np.ndarray, info: KernelInfo) -> None:
+def _warn_where_indefinite(matrix: np.ndarray) -> None:
     """Warn where rounding made a self-kernel clearly indefinite."""
     # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
     v = matrix.sum(1)
@@ -88,4 +92,3 @@ def _look_at_spectrum(matrix: np.ndarray, info: KernelInfo) -> None:
                 PrecisionWarning,
                 stacklevel=5,
             )
-    info.symmetric.append(matrix)

@@ -57,7 +57,7 @@ def measured(request: Request, part: Part | None = None) -> tuple[dict[str, Tens
     others = KernelInfo()  # of the groups, where the report is about the whole
     for name, kernel in result.items():
         about = others if r.whole and name else info
-        result[name] = finished(kernel, name, b2 is None, about)
+        result[name] = finished(kernel, name, b2 is None, about, r.report and about is info)
     return result, info
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,8 +56,6 @@ class Moment:
     read: Reader = read_samples
     outputs_were_given: bool = False
     groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
-    # What was asked for before: observables that need the same share one forward pass and one decomposition.
-    _asked: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def ntk(
         self, x1: Probe, x2: Probe | None = None, *, reduction: str | None = None, every_output: bool = False
@@ -88,13 +87,12 @@ class Moment:
         """The probe's inputs themselves, not a copy, to be read only."""
         return self.probe.read_only()[0]
 
-    @property
+    # What observables share is computed once: a forward pass for the features, one for the outputs, a decomposition.
+
+    @cached_property
     def view(self) -> KernelView:
-        """The kernel as the measures take it, which is decomposed once for all of them."""
-        if "view" not in self._asked:
-            self._asked["view"] = KernelView(self.kernel)
-        found: KernelView = self._asked["view"]
-        return found
+        """The kernel as the measures take it."""
+        return KernelView(self.kernel)
 
     def features(self) -> Tensor:
         """Return a copy of the probe's features in the layer that the last linear layer reads, `(N, D)`.
@@ -102,8 +100,9 @@ class Moment:
         Raises:
             ModelError: The model has no such layer, see `kernels.penultimate_features`.
         """
-        return self._once("features", self._features)
+        return self._features.clone()
 
+    @cached_property
     def _features(self) -> Tensor:
         options = {name: self.options.get(name) for name in ("output_selector", "dtype")}
         labels = self.probe.read_only()[1] if self.multi_task else None
@@ -111,13 +110,11 @@ class Moment:
 
     def outputs(self, probe: Probe) -> Tensor:
         """Return a copy of all of the model's outputs `f(X)` on a probe in eval mode, `(N, C)`, without a gradient."""
-        return self._once("outputs", lambda: self._outputs(probe)) if probe is self.probe else self._outputs(probe)
+        return self._own_outputs.clone() if probe is self.probe else self._outputs(probe)
 
-    def _once(self, what: str, compute: Callable[[], Tensor]) -> Tensor:
-        if what not in self._asked:
-            self._asked[what] = compute()
-        found: Tensor = self._asked[what].clone()
-        return found
+    @cached_property
+    def _own_outputs(self) -> Tensor:
+        return self._outputs(self.probe)
 
     def _outputs(self, probe: Probe) -> Tensor:
         x, tasks = probe.read_only()

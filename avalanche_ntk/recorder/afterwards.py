@@ -115,7 +115,8 @@ def measure_checkpoints(
     moments = moments_of(
         checkpoints, boundaries=boundaries, pattern=pattern, table=table, iterations_per_epoch=iterations_per_epoch
     )
-    if observe and (pool is not None or (jobs or 1) > 1):
+    jobs = jobs or (1 if pool is None else len(moments))
+    if observe and (pool is not None or jobs > 1):
         found = "a pool" if pool is not None else f"jobs={jobs}"
         raise ArgumentError(
             f"observables compare with the last boundary and need the checkpoints in order: expected jobs=1, found "
@@ -125,7 +126,7 @@ def measure_checkpoints(
     for observable in observe:
         measurer.request(observable)
     probe = probe.to(device) if pool is None else probe  # a login node of a cluster has no such device
-    if pool is None and (jobs or 1) == 1:  # one model, whose kernel is planned once, takes all weights in turn
+    if pool is None and jobs == 1:  # one model, whose kernel is planned once, takes all weights in turn
         make_model = cache(make_model)
     measure = partial(_measure, make_model, probe, measurer, prefix, device)
     trajectory = _open(out, probe, measurer, moments, overwrite, make_model, device)
@@ -167,13 +168,13 @@ def _all(
     measure: Callable[[tuple[int, Moment]], tuple[Measured, dict[str, list[int]]]],
     moments: Sequence[Moment],
     done: int,
-    jobs: int | None,
+    jobs: int,
     pool: Pool | None,
     measurer: Measurer,
 ) -> Iterator[tuple[Moment, Measured]]:
     """Measure what is left, in order; the first by itself, since it says which outputs the kernel is made of."""
     left = list(enumerate(moments))[done:]
-    alone = len(left) if pool is None and (jobs or 1) == 1 else 0 if done else 1
+    alone = len(left) if pool is None and jobs == 1 else 0 if done else 1
     for numbered in left[:alone]:
         found = measure(numbered) if pool is None else pool.submit(measure, numbered).result()
         measured, measurer.outputs_seen = found
@@ -182,10 +183,10 @@ def _all(
     if not rest:
         return
     if pool is None:  # it takes no more calls at a time than it has processes
-        with ProcessPoolExecutor(min(jobs or 1, len(rest)), mp_context=get_context("spawn")) as own:
+        with ProcessPoolExecutor(min(jobs, len(rest)), mp_context=get_context("spawn")) as own:
             yield from _in_order(own, measure, rest, len(rest))
     else:
-        yield from _in_order(pool, measure, rest, jobs or len(rest))
+        yield from _in_order(pool, measure, rest, jobs)
 
 
 def _in_order(

@@ -93,6 +93,18 @@ def sgd_step(model: nn.Module, loss: Tensor, lr: float) -> None:
                 parameter.sub_(lr * gradient)
 
 
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Make one step of an optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        loss: What it descends, a scalar.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the share of samples whose largest logit is their label's."""
     with torch.no_grad():

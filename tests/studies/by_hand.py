@@ -1,7 +1,10 @@
-"""Numbers of run folders, worked out from their CSV files alone."""
+"""Numbers worked out by hand: of run folders from their CSV files alone, and of trainings."""
 
 import csv
 import statistics
+
+import numpy as np
+import torch
 
 
 def run_of(plan, start, seed):
@@ -30,3 +33,16 @@ def spike_of(folder, column="velocity_per_iteration", experience=1):
     before = [v for t, v in series if t <= boundary and begins[t] >= (start + boundary) / 2][-10:]
     after = [v for t, v in series if boundary < t <= end][:3]
     return max(after) - statistics.median(before)
+
+
+def unit(kernel):
+    """The centred kernel with the Frobenius norm 1."""
+    h = np.eye(len(kernel)) - 1 / len(kernel)
+    return h @ kernel @ h / np.linalg.norm(h @ kernel @ h)
+
+
+def orders(n, size, seed):
+    """The samples of each minibatch, epoch after epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(n, generator=generator).split(size)

@@ -17,6 +17,7 @@ from avalanche_ntk.reproduce.registry import Scale
 from avalanche_ntk.reproduce.studies import optimisers as study
 from avalanche_ntk.reproduce.study import Context
 from avalanche_ntk.reproduce.training import samples
+from tests.studies.by_hand import orders, unit
 
 
 def one(before, new, fresh):
@@ -106,16 +107,8 @@ class AdamByHand:
         return reference_jacobian(self.model, probe)
 
 
-def unit(jacobian, weights):
-    kernel = torch.einsum("ncp,p,mcp->nm", jacobian, weights, jacobian).numpy()
-    h = np.eye(len(kernel)) - 1 / len(kernel)
-    return h @ kernel @ h / np.linalg.norm(h @ kernel @ h)
-
-
-def orders(n, size, seed):
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(n, generator=generator).split(size)
+def unit_of(jacobian, weights):
+    return unit(torch.einsum("ncp,p,mcp->nm", jacobian, weights, jacobian).numpy())
 
 
 def test_a_second_training_with_adam_gives_the_same_numbers():
@@ -144,9 +137,9 @@ def test_a_second_training_with_adam_gives_the_same_numbers():
         return (1 - float(np.sum(one * other))) / 2  # over two iterations
 
     ones = torch.ones_like(moments[0][1])
-    plain = [distance(unit(a, ones), unit(b, ones)) for (a, _), (b, _) in pairwise(moments)]
-    seen = [distance(unit(a, p), unit(b, q)) for (a, p), (b, q) in pairwise(moments)]
-    held = [distance(unit(a, p), unit(b, p)) for (a, p), (b, _) in pairwise(moments)]
+    plain = [distance(unit_of(a, ones), unit_of(b, ones)) for (a, _), (b, _) in pairwise(moments)]
+    seen = [distance(unit_of(a, p), unit_of(b, q)) for (a, p), (b, q) in pairwise(moments)]
+    held = [distance(unit_of(a, p), unit_of(b, p)) for (a, p), (b, _) in pairwise(moments)]
     assert min(*plain, *seen, *held) > 1e-7  # 1 − CKA cancels: below that it says nothing
     for kind, expected in (("plain", plain), ("seen", seen), ("held", held)):
         assert [*measured["first"][kind], *measured["new"][kind]][1:] == pytest.approx(expected, rel=1e-6), kind

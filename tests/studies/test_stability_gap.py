@@ -17,6 +17,7 @@ from avalanche_ntk.reproduce.registry import Scale
 from avalanche_ntk.reproduce.studies import stability_gap as study
 from avalanche_ntk.reproduce.study import Context
 from avalanche_ntk.reproduce.training import samples
+from tests.studies.by_hand import orders, unit
 
 # 20 steps: a quarter are 5, the last tenth are 2 measurements.
 ARM = {
@@ -112,15 +113,7 @@ class ByHand:
         return cross_entropy(self.model(x[chosen]), y[chosen])
 
     def unit_kernel(self, probe):
-        kernel = reference_ntk(self.model, probe, reduction="trace").numpy()
-        h = np.eye(len(kernel)) - 1 / len(kernel)
-        return h @ kernel @ h / np.linalg.norm(h @ kernel @ h)
-
-
-def orders(n, size, seed):
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(n, generator=generator).split(size)
+        return unit(reference_ntk(self.model, probe, reduction="trace").numpy())
 
 
 def test_a_second_training_gives_the_same_numbers():

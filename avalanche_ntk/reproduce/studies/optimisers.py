@@ -51,7 +51,7 @@ from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.settings import CLASSES, paper_per_class
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import accuracy, minibatches, samples
+from avalanche_ntk.reproduce.training import accuracy, minibatches, optimizer_step, samples
 from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ class Watch:
         """Make some steps, and return the velocities of the kernels over them; NaN before P is there."""
         for _ in range(steps):
             chosen = next(batches)
-            self.optimizer.zero_grad()
-            cross_entropy(self.model(x[chosen]), y[chosen]).backward()
-            self.optimizer.step()
+            optimizer_step(self.optimizer, cross_entropy(self.model(x[chosen]), y[chosen]))
         before, self.plain = self.plain, self.kernel()
         velocity = measures.kernel_velocity(before, self.plain, steps)
         if not isinstance(self.optimizer, torch.optim.Adam):

@@ -51,7 +51,7 @@ from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.settings import CLASSES, paper_per_class
 from avalanche_ntk.reproduce.study import Context, Study
-from avalanche_ntk.reproduce.training import accuracy, minibatches, samples
+from avalanche_ntk.reproduce.training import accuracy, minibatches, optimizer_step, samples
 from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[s
     optimizer = torch.optim.SGD(model.parameters(), lr=a["lr"], momentum=a["momentum"])
     generator = torch.Generator("cpu").manual_seed(seed)
     for chosen in minibatches(len(x), a["batch"], a["steps"], generator):
-        step(optimizer, cross_entropy(model(x[chosen]), y[chosen]))
+        optimizer_step(optimizer, cross_entropy(model(x[chosen]), y[chosen]))
     order = np.random.default_rng(seed).permutation(len(x))
     memory, probe = order[: a["memory"]], order[a["memory"] : a["memory"] + a["probe"]]
     arms = {}
@@ -117,13 +117,6 @@ def measure(context: Context, arguments: Mapping[str, Any], seed: int) -> dict[s
         arms[arm] = watch(model, optimizer, new, (x[memory], y[memory]), x[probe], test, arguments, seed)
         arms[twin] = watch(model, optimizer, new, None, x[probe], test, arguments, seed)
     return {"fitted": accuracy(model, x, y), "arms": arms}
-
-
-def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Make one step of an optimizer."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
 
 
 def watch(
@@ -164,7 +157,7 @@ def watch(
         if memory:
             remembered = next(again)
             loss = (loss + cross_entropy(model(memory[0][remembered]), memory[1][remembered])) / 2
-        step(optimizer, loss)
+        optimizer_step(optimizer, loss)
         before, kernel = kernel, measures.KernelView(empirical_ntk(model, probe).cpu())
         velocities.append(measures.kernel_distance(before, kernel))
         accuracies.append(accuracy(model, x_test, y_test))

@@ -307,6 +307,7 @@ def test_the_whole_kernel_beside_its_groups(x, reduction):
             return_info=True,
         )  # fmt: skip
         assert torch.equal(got[""], want) and list(got) == ["", "first", "rest"]
+        assert len(info.symmetric) == 1  # the whole; those of the groups are not held
         assert (info.asymmetry, info.min_eigenvalue, info.methods) == (
             about.asymmetry, about.min_eigenvalue, about.methods,
         )  # fmt: skip

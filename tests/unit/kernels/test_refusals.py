@@ -487,7 +487,7 @@ def test_nearly_equal_inputs_in_float32_warn_and_float64_does_not(recwarn):
 
     kernel = torch.tensor([[1.0, 1.01], [1.01, 1.0]])
     with pytest.warns(PrecisionWarning) as caught:
-        finished(kernel, "", True, KernelInfo())
+        finished(kernel, "", True, KernelInfo(), False)
     assert str(caught[0].message) == (
         "the kernel's smallest eigenvalue is -0.01, its largest 2.01: expected none below -1e-5 of the"
         " largest. The inputs are"
