@@ -2,8 +2,10 @@
 
     python timings/processes.py [--processes 2] [--device cpu]
 
-Both are measured in one run by the same processes, one after the other: the kernel of rank 0 alone (the others wait),
-then that of all. On CUDA each process takes the device of its rank, and nccl carries the sums.
+All are measured in one run by the same processes, one after the other: the kernel of rank 0 alone (the others wait),
+then one that all share, then as many whole kernels at the same time, one each. The last says how much the machine can
+gain: processes on one processor share its memory and its clock. On CUDA each process takes the device of its rank, and
+nccl carries the sums.
 """
 
 import argparse
@@ -68,8 +70,15 @@ def work(rank, size, meeting, kind, repeats):
         dist.barrier()
         together = {**options, "process_group": dist.group.WORLD}
         shared = seconds(lambda m=model, x=x, o=together: empirical_ntk(m, x, **o), device, repeats)
+        dist.barrier()
+        beside = seconds(lambda m=model, x=x, o=options: empirical_ntk(m, x, **o), device, repeats)
+        dist.barrier()
         if not rank:
-            print(f"{name:50} {alone:8.3f} s alone {shared:8.3f} s by {size}: {alone / shared:.2f} x", flush=True)
+            print(
+                f"{name:50} {alone:8.3f} s alone, {shared:8.3f} s by {size}: {alone / shared:.2f} x; {beside:8.3f} s each "
+                f"at the same time: {size * alone / beside:.2f} x at most",
+                flush=True,
+            )
     dist.destroy_process_group()
 
 
