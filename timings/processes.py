@@ -75,8 +75,8 @@ def work(rank, size, meeting, kind, repeats):
         dist.barrier()
         if not rank:
             print(
-                f"{name:50} {alone:8.3f} s alone, {shared:8.3f} s by {size}: {alone / shared:.2f} x; {beside:8.3f} s each "
-                f"at the same time: {size * alone / beside:.2f} x at most",
+                f"{name:50} {alone:8.3f} s alone, {shared:8.3f} s by {size}: {alone / shared:.2f} x; "
+                f"{beside:8.3f} s each at the same time: {size * alone / beside:.2f} x at most",
                 flush=True,
             )
     dist.destroy_process_group()
