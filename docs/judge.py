@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from scipy.special import stdtrit
 
 from avalanche_ntk.report.style import COLOURS, PAGE_INCHES, drawing, new_figure, to_bytes
 from avalanche_ntk.reproduce.deciding import Evidence, Question, decide
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, Verdict
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, Verdict, usual_margin
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "reproduction.md"
@@ -68,13 +68,13 @@ def read(path: Path) -> Stored:
             half = (high - low) / 2
             evidence.append(Evidence(mean, half / float(stdtrit(n - 1, 0.975)) if n > 1 else math.nan, n))
             at = _number(threshold)
-            findings.append(Finding(case, statistic, (), at, sign == ">", mean, low, high, _verdict(verdict)))
+            margin = usual_margin(statistic, at)
+            findings.append(
+                Finding(case, statistic, (), at, sign == ">", mean, low, high, _verdict(verdict), margin=margin)
+            )
         if "--budget" not in text:
-            verdicts = decide([Question(f.threshold, f.above) for f in findings], [evidence], 1)
-            findings = [
-                Finding(f.case, f.statistic, (), f.threshold, f.above, f.mean, f.low, f.high, v)
-                for f, (v, _) in zip(findings, verdicts, strict=True)
-            ]
+            verdicts = decide([Question(f.threshold, f.above, f.margin) for f in findings], [evidence], 1)
+            findings = [replace(f, verdict=v) for f, (v, _) in zip(findings, verdicts, strict=True)]
         claims.append((Claim("", lines[start][3:], tuple(findings)), [start, *(i for i, _ in rows)]))
     return Stored(path.stem, lines, claims)
 

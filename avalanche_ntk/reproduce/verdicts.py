@@ -11,6 +11,7 @@ from avalanche_ntk.measures.intervals import interval, rank_correlation
 from avalanche_ntk.reproduce.dependence import Dependence, dependence
 
 FEWEST = 3  # seeds with a defined number, below which nothing is said
+CORRELATION, ACCURACY = 0.2, 0.02  # smaller correlations, and smaller differences of accuracy, do not matter
 
 
 class Verdict(str, Enum):
@@ -136,7 +137,7 @@ def found(
     *,
     above: bool = True,
     note: str = "",
-    margin: float = math.nan,
+    margin: float | None = None,
 ) -> Finding:
     """Compare the mean over seeds with what was claimed.
 
@@ -151,7 +152,8 @@ def found(
         threshold: What is to be exceeded, or not reached.
         above: Whether the claim is that the mean is above the threshold (else below).
         note: What else must be known.
-        margin: Differences from the threshold that are smaller do not matter; NaN where every difference does.
+        margin: Differences from the threshold that are smaller do not matter; NaN where every difference does, and
+            `usual_margin` when None.
 
     Returns:
         The finding.
@@ -180,8 +182,29 @@ def found(
         high,
         verdict,
         _noted(values, note),
-        margin,
+        usual_margin(statistic, threshold) if margin is None else margin,
     )
+
+
+def usual_margin(statistic: str, threshold: float) -> float:
+    """Return which differences from a threshold of 0 are too small to matter, by the scale of the statistic.
+
+    Args:
+        statistic: Its words.
+        threshold: What it is compared with.
+
+    Returns:
+        0.2 for a rank correlation or a difference of two; 0.02, two percentage points, for a difference of accuracies;
+        NaN for any other scale, and for any other threshold, which is a choice of the study's.
+
+    >>> usual_margin("rank correlation of the overlap with the accuracy lost", 0)
+    0.2
+    """
+    if threshold != 0:
+        return math.nan
+    if "correlation" in statistic or "Spearman" in statistic:
+        return CORRELATION
+    return ACCURACY if "accuracy" in statistic or statistic == "forgetting" else math.nan
 
 
 def reported(case: str, statistic: str, values: Sequence[float], *, note: str = "") -> Finding:
