@@ -78,7 +78,7 @@ def test_kernels_are_those_of_the_model_at_that_moment():
         model = weights.models.get((m.clock.event, m.clock.iteration))
         if model is None:
             continue
-        expected = reference_ntk(model, x, dtype=torch.float64, reduction="trace").numpy()
+        expected = reference_ntk(model, x, dtype=torch.float64, reduction="trace").cpu().numpy()
         np.testing.assert_allclose(ntk.trajectory.kernel(m.index), expected, rtol=2e-5, atol=1e-5 * expected.max())
         seen += 1
     assert seen == 14
@@ -151,7 +151,7 @@ def test_the_probe_is_evaluated_in_eval_mode():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
     ntk, strategy = run_with_ntk(model=model, ntk=NTKPlugin(ProbeSpec(size=8), on_error="raise"))
     expected = reference_ntk(strategy.model, ntk.probes["Exp000"].x, dtype=torch.float64, reduction="trace")
-    np.testing.assert_allclose(ntk.trajectory.kernel(len(ntk.trajectory) - 1), expected.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(ntk.trajectory.kernel(len(ntk.trajectory) - 1), expected.cpu().numpy(), rtol=1e-4)
 
 
 class ChangesAfterBoundary(SupervisedPlugin):
@@ -212,8 +212,8 @@ def test_a_growing_head_keeps_its_first_outputs():
     theta = reference_ntk(strategy.model, x, dtype=torch.float64, reduction="full").diagonal(dim1=2, dim2=3)
     assert theta.shape == (8, 8, 4)
     last = len(ntk.trajectory) - 1
-    np.testing.assert_allclose(ntk.trajectory.kernel(last), theta[..., :2].sum(-1).numpy(), rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(all_outputs.trajectory.kernel(last), theta.sum(-1).numpy(), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(ntk.trajectory.kernel(last), theta[..., :2].sum(-1).cpu().numpy(), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(all_outputs.trajectory.kernel(last), theta.sum(-1).cpu().numpy(), rtol=1e-4, atol=1e-3)
     grown = [m for m in ntk.trajectory if m.notes]
     assert [(m.clock.event, m.clock.experience) for m in grown] == [("experience_start", 1)]
     assert grown[0].notes == (

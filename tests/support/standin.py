@@ -34,6 +34,13 @@ class StandIn(Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    def __tensor_flatten__(self):  # `module.double()` exchanges such tensors whole
+        return ["inner"], None
+
+    @staticmethod
+    def __tensor_unflatten__(tensors, context, size, stride):
+        return StandIn(tensors["inner"])
+
     def data_ptr(self):
         return self.inner.data_ptr()
 
@@ -110,7 +117,31 @@ def _gru_cell_backward(grad, workspace, has_bias):
     return gi, gh, grad * z, *((gi.sum(0), gh.sum(0)) if has_bias else (None, None))
 
 
-_OWN = {"_thnn_fused_gru_cell": _gru_cell, "_thnn_fused_gru_cell_backward": _gru_cell_backward}
+def _lstm_cell(igates, hgates, cx, ibias=None, hbias=None):
+    """One step of an LSTM, likewise."""
+    i, f, g, o = (igates + hgates + sum(b for b in (ibias, hbias) if b is not None)).chunk(4, 1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * cx + i * g
+    return o * c.tanh(), c, torch.cat([i, f, g, o], 1)
+
+
+def _lstm_cell_backward(grad_h, grad_c, cx, c, workspace, has_bias):
+    if grad_h is None and grad_c is None:
+        return None, None, None
+    i, f, g, o = workspace.chunk(4, 1)
+    t = c.tanh()
+    dh = torch.zeros_like(c) if grad_h is None else grad_h
+    dc = dh * o * (1 - t * t) + (0 if grad_c is None else grad_c)
+    gates = torch.cat([dc * g * i * (1 - i), dc * cx * f * (1 - f), dc * i * (1 - g * g), dh * t * o * (1 - o)], 1)
+    return gates, dc * f, gates.sum(0) if has_bias else None
+
+
+_OWN = {
+    "_thnn_fused_gru_cell": _gru_cell,
+    "_thnn_fused_gru_cell_backward": _gru_cell_backward,
+    "_thnn_fused_lstm_cell": _lstm_cell,
+    "_thnn_fused_lstm_cell_backward_impl": _lstm_cell_backward,
+}
 
 
 class _Module:

@@ -17,7 +17,7 @@ class Generator:
     """Stands for one card's generator."""
 
     def __init__(self, kind, cards):
-        self.kind, self.states = kind, [torch.tensor([k, 0], dtype=torch.uint8) for k in range(cards)]
+        self.kind, self.states = kind, [torch.tensor([k, 0], dtype=torch.uint8, device="cpu") for k in range(cards)]
 
     def draw(self):
         self.states[-1][1] += 1

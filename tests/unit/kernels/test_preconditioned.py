@@ -19,9 +19,9 @@ NAMES = ["mlp", "conv2d", "vit", "embedding_padding", "reused_layer", "lora", "r
 
 
 def positive(model, every=1):
-    generator = torch.Generator().manual_seed(3)
-    named = list(model.named_parameters())[::every]
-    return {n: torch.rand(p.shape, generator=generator).to(p.dtype) + 0.1 for n, p in named if p.requires_grad}
+    generator = torch.Generator("cpu").manual_seed(3)
+    named = [(n, p) for n, p in list(model.named_parameters())[::every] if p.requires_grad]
+    return {n: torch.rand(p.shape, generator=generator, device="cpu").to(p) + 0.1 for n, p in named}
 
 
 def by_hand(model, x, x2, preconditioner, one, two):

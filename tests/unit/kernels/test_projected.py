@@ -24,6 +24,7 @@ X2 = torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(2)).double(
 def by_hand(model, x, x2, signs):
     """The definition: the mean over rows v of the kernel of the single output v·f, from the full kernel."""
     theta = reference_ntk(model, x, x2, reduction="full")
+    signs = signs.to(theta.device)
     return torch.einsum("rc,nmcd,rd->nm", signs, theta, signs) / len(signs)
 
 
@@ -32,10 +33,10 @@ def test_rows_are_signs_whose_products_average_to_the_identity(outputs, size):
     assert number_of_rows(outputs) == size
     v = hadamard_rows(range(outputs), size, 3)
     assert v.shape == (size, outputs) and set(v.flatten().tolist()) <= {-1.0, 1.0}
-    torch.testing.assert_close(v.T @ v / size, torch.eye(outputs, dtype=torch.float64), rtol=0, atol=0)
+    torch.testing.assert_close(v.T @ v / size, torch.eye(outputs, dtype=torch.float64, device="cpu"), rtol=0, atol=0)
     torch.testing.assert_close(hadamard_rows(range(outputs), 2 * size, 3), v, rtol=0, atol=0)  # there are no more
     mean = sum(r.T @ r / len(r) for r in (hadamard_rows(range(outputs), 1, s) for s in range(4000))) / 4000
-    assert float((mean - torch.eye(outputs)).abs().max()) < 6 / 4000**0.5
+    assert float((mean - torch.eye(outputs, device="cpu")).abs().max()) < 6 / 4000**0.5
 
 
 def test_a_larger_number_takes_the_same_rows_and_signs_belong_to_outputs():
@@ -47,10 +48,10 @@ def test_a_larger_number_takes_the_same_rows_and_signs_belong_to_outputs():
     assert {float(hadamard_rows([i], 1, 5)) for i in range(20)} == {1.0, -1.0}
 
 
-@pytest.mark.parametrize("second", [None, X2])
+@pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize("kwargs", [{}, {"method": "ghost"}, {"method": "explicit"}, {"method": "loop"}, {"block": 2}])
-def test_it_is_the_mean_over_signed_sums_of_outputs(kwargs, second):
-    model = net()
+def test_it_is_the_mean_over_signed_sums_of_outputs(kwargs, cross):
+    model, second = net(), X2 if cross else None
     want = by_hand(model, X, second, hadamard_rows(range(13), 5, 7))
     projected = {"reduction": "projected", "n_projections": 5, "seed": 7}
     assert error(empirical_ntk(model, X, second, **projected, **kwargs), want) <= 1e-12
@@ -58,7 +59,7 @@ def test_it_is_the_mean_over_signed_sums_of_outputs(kwargs, second):
     assert error(got, want) <= 1e-12 and info.standard_error.shape == want.shape
     assert error(reference_ntk(model, X, second, **projected), want) <= 1e-12
     kept = [3, 0, 11]
-    chosen = hadamard_rows(kept, 2, 7) @ torch.eye(13, dtype=torch.float64)[kept]
+    chosen = hadamard_rows(kept, 2, 7) @ torch.eye(13, dtype=torch.float64, device="cpu")[kept]
     got = empirical_ntk(model, X, second, outputs=kept, reduction="projected", n_projections=2, seed=7, **kwargs)
     assert error(got, by_hand(model, X, second, chosen)) <= 1e-12
 
