@@ -48,7 +48,8 @@ class Modes:
         with trained_function(model), evaluating(model):
             outputs = call(model, self.samples)
         moved = outputs[:, self.live] - self.outputs[:, self.live]
-        return self.vectors.to(moved).T @ moved.flatten()
+        along: Tensor = self.vectors.to(moved).T @ moved.flatten()
+        return along
 
 
 def leading_modes(model: nn.Module, samples: Probe, n_modes: int) -> Modes:
@@ -86,7 +87,7 @@ class SpectralDriftPlugin(SupervisedPlugin):
 
     What the outputs do in the other N·C − k directions is free. With all modes R is `μ/(N·C) ‖f − f_b‖²`, distillation
     with squared error. At the boundary R and its gradient are 0. Training by plain SGD of step size η is stable where
-    `η · μ · λ_1 / k` is well below 1, λ_1 the largest eigenvalue (`modes[i].values`); each old task adds its own.
+    `η · μ · λ_1 / k` stays below 1, λ_1 the largest eigenvalue (`modes[i].values`); each old task adds its own.
 
     A layer that gives each output its own weights makes each eigenvalue C-fold: then k = C covers one direction among
     the samples, and where k cuts such a group, which of its vectors are kept is arbitrary.
@@ -109,9 +110,9 @@ class SpectralDriftPlugin(SupervisedPlugin):
     Raises:
         ArgumentError: A value is out of range.
 
-    Source: Hidekel & Raviv 2026 (arXiv 2606.18024), spectral regularisation. Of the paper itself only the abstract and
-    the introduction could be read; the formula is the one that a reader's notes give of it (docs/strategies.md names
-    them). `every`, the treatment of heads that grow and the defaults are ours.
+    Source: Hidekel & Raviv 2026 (arXiv 2606.18024), spectral regularisation. The paper could not be read beyond its
+    abstract and the beginning of its introduction: the formula is the one that a reader's notes give of it
+    (docs/strategies.md names them). `every`, the treatment of heads that grow and the defaults are ours.
     """
 
     def __init__(
