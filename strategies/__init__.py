@@ -18,7 +18,7 @@ if __name__ != "avalanche_ntk.strategies":
 if TYPE_CHECKING:
     from avalanche_ntk.strategies.drift import KernelDrift, KernelDriftPlugin
     from avalanche_ntk.strategies.linearised import Linearised, LinearisedPlugin
-    from avalanche_ntk.strategies.orthogonal import OGD, PCAOGD, OGDPlugin, PCAOGDPlugin
+    from avalanche_ntk.strategies.orthogonal import OGD, PCAOGD, OGDPlugin, OGDPlus, OGDPlusPlugin, PCAOGDPlugin
     from avalanche_ntk.strategies.reactive import (
         ReactivationAwareLR,
         ReactivationAwareLRPlugin,
@@ -26,16 +26,21 @@ if TYPE_CHECKING:
         ReactivationReplayPlugin,
     )
     from avalanche_ntk.strategies.recipes import RECIPES, build
+    from avalanche_ntk.strategies.spectral import SpectralDrift, SpectralDriftPlugin
 
 _WHERE = {
     "OGD": "orthogonal",
     "OGDPlugin": "orthogonal",
+    "OGDPlus": "orthogonal",
+    "OGDPlusPlugin": "orthogonal",
     "PCAOGD": "orthogonal",
     "PCAOGDPlugin": "orthogonal",
     "Linearised": "linearised",
     "LinearisedPlugin": "linearised",
     "KernelDrift": "drift",
     "KernelDriftPlugin": "drift",
+    "SpectralDrift": "spectral",
+    "SpectralDriftPlugin": "spectral",
     "ReactivationAwareLR": "reactive",
     "ReactivationAwareLRPlugin": "reactive",
     "ReactivationReplay": "reactive",
@@ -53,11 +58,15 @@ __all__ = [
     "Linearised",
     "LinearisedPlugin",
     "OGDPlugin",
+    "OGDPlus",
+    "OGDPlusPlugin",
     "PCAOGDPlugin",
     "ReactivationAwareLR",
     "ReactivationAwareLRPlugin",
     "ReactivationReplay",
     "ReactivationReplayPlugin",
+    "SpectralDrift",
+    "SpectralDriftPlugin",
     "build",
 ]
 

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from avalanche_ntk.strategies.memory import at_least, call, evaluating, labels_for, remember
+from avalanche_ntk.strategies.memory import at_least, call, evaluating, live_outputs, remember
 from torch import Tensor, nn
 
 from avalanche_ntk.adapters.reading import model_of
 from avalanche_ntk.adapters.trained import trained_function
 from avalanche_ntk.errors import ModelError
-from avalanche_ntk.kernels import jvp_prediction
 from avalanche_ntk.recorder.probes import Probe
 
 
@@ -163,25 +162,6 @@ def outputs_and_features(model: nn.Module, samples: Probe) -> tuple[Tensor, Tens
             " another strategy."
         )
     return out, inputs[-1]
-
-
-def live_outputs(model: nn.Module, samples: Probe) -> list[int]:
-    """Return the outputs that depend on a parameter: those of classes to come are masked by a head that grows.
-
-    Args:
-        model: The model.
-        samples: N samples.
-
-    Returns:
-        Their indices; all of them where none moves.
-    """
-    # The derivative along one random direction is exactly zero for an output that depends on no parameter.
-    generator = torch.Generator("cpu").manual_seed(0)
-    here = {name: p.detach() for name, p in model.named_parameters()}
-    direction = {name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in here.items()}
-    moved = jvp_prediction(model, samples.x, here, direction, task_labels=labels_for(model, samples))
-    live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
-    return live or list(range(moved.shape[1]))
 
 
 class KernelDrift(SupervisedTemplate):

@@ -6,11 +6,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_ntk.adapters.reading import reader_of
-from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.errors import ArgumentError, is_whole
+from avalanche_ntk.kernels import jvp_prediction
 from avalanche_ntk.recorder.probes import Probe, ProbeSpec
 
 
@@ -43,6 +45,25 @@ def call(model: nn.Module, samples: Probe) -> Tensor:
     return out
 
 
+def live_outputs(model: nn.Module, samples: Probe) -> list[int]:
+    """Return the outputs that depend on a parameter: those of classes to come are masked by a head that grows.
+
+    Args:
+        model: The model.
+        samples: N samples.
+
+    Returns:
+        Their indices; all of them where none moves.
+    """
+    # The derivative along one random direction is exactly zero for an output that depends on no parameter.
+    generator = torch.Generator("cpu").manual_seed(0)
+    here = {name: p.detach() for name, p in model.named_parameters()}
+    direction = {name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in here.items()}
+    moved = jvp_prediction(model, samples.x, here, direction, task_labels=labels_for(model, samples))
+    live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
+    return live or list(range(moved.shape[1]))
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
     """Put every module in eval mode and each back into its own mode on exit; gradients flow as ever."""
@@ -57,7 +78,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
             module.training = flag
 
 
-def at_least(what: str, value: float, least: float, example: float) -> None:
+def at_least(what: str, value: float, least: float, example: float, whole: bool = False) -> None:
     """Refuse a number below the least one that makes sense.
 
     Args:
@@ -65,9 +86,11 @@ def at_least(what: str, value: float, least: float, example: float) -> None:
         value: Its value.
         least: The least one allowed.
         example: One to propose.
+        whole: Whether it must be a whole number besides.
 
     Raises:
-        ArgumentError: It is below.
+        ArgumentError: It is below, or has a part behind the point.
     """
-    if not value >= least:
-        raise ArgumentError(f"{what} must be at least {least}; found {value}. Give {what}={example}, for example.")
+    if not value >= least or (whole and not is_whole(value)):
+        kind = "a whole number of at least" if whole else "at least"
+        raise ArgumentError(f"{what} must be {kind} {least}; found {value}. Give {what}={example}, for example.")

@@ -227,6 +227,47 @@ class PCAOGDPlugin(OGDPlugin):
         return directions
 
 
+class OGDPlusPlugin(OGDPlugin):
+    """Orthogonal gradient descent whose directions are taken anew at each boundary, of the samples of all tasks so far.
+
+    OGD keeps a task's gradients as they were at that task's end. OGD+ keeps the samples: after each task the gradients
+    `∂f_c(x_n)/∂θ` on the remembered samples of every task so far are computed with the parameters as they are then, and
+    take the place of all stored directions. Where the kernel does not move both are the same.
+
+    A projection away from what old outputs depend on now holds them to first order from this boundary on, and not where
+    they were at their own task's end: what has been lost is not brought back. Samples are kept beside the directions,
+    and each boundary costs the gradients of all of them.
+
+    Args:
+        n_samples: See `OGDPlugin`.
+        logits: See `OGDPlugin`.
+        seed: See `OGDPlugin`.
+
+    Attributes:
+        remembered: The samples of each task.
+        added: Directions that all tasks together had at each boundary, in order.
+
+    Source: Bennani, Doan & Sugiyama 2020 (arXiv 2006.11942), OGD+, as the authors' program has it
+    (github.com/MehdiAbbanaBennani/continual-learning-ogdplus, `ogd/ogd_core_new.py`). "Understanding the Dynamics of
+    Forgetting and Generalization in Continual Learning via the Neural Tangent Kernel" (ICLR 2026) gives the name to the
+    same span. The program leaves the heads of a multi-head model outside the projection; here they are inside, as in
+    `OGDPlugin`.
+    """
+
+    def __init__(self, n_samples: int = 100, logits: str = "true", seed: int = 0) -> None:
+        super().__init__(n_samples, logits, seed)
+        self.remembered: list[Probe] = []
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        """Remember samples of the task, and take the directions of all remembered samples as the model is now."""
+        model = model_of(strategy)
+        self.remembered.append(remember(strategy, self.n_samples, self.seed + len(self.remembered)))
+        columns = [self.reduce(logit_gradients(model, samples, self.logits)) for samples in self.remembered]
+        self.directions = Directions()
+        self.added.append(self.directions.add(torch.cat(columns, 1), trainable_shapes(model)))
+        self._basis = None
+
+
 class OGD(SupervisedTemplate):
     """Orthogonal gradient descent as a strategy, see `OGDPlugin`.
 
@@ -284,4 +325,32 @@ class PCAOGD(SupervisedTemplate):
         **usual: Any,
     ) -> None:
         own = PCAOGDPlugin(n_samples, n_components, logits, centre, seed)
+        super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or ()), own], **usual)
+
+
+class OGDPlus(SupervisedTemplate):
+    """Orthogonal gradient descent with directions taken anew at each boundary as a strategy, see `OGDPlusPlugin`.
+
+    Args:
+        model: The model.
+        optimizer: The optimizer; plain SGD for what the method promises.
+        n_samples: See `OGDPlugin`.
+        logits: See `OGDPlugin`.
+        seed: See `OGDPlugin`.
+        plugins: Your plugins; they are called before `OGDPlusPlugin`, so that it has the last word on the gradient.
+        **usual: The other arguments of `avalanche.training.templates.SupervisedTemplate`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        n_samples: int = 100,
+        logits: str = "true",
+        seed: int = 0,
+        plugins: Any = None,
+        **usual: Any,
+    ) -> None:
+        own = OGDPlusPlugin(n_samples, logits, seed)
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or ()), own], **usual)

@@ -387,6 +387,7 @@ RECIPES: dict[str, Recipe] = {
         note="each experience trains another expert, which is noted",
     ),
     "OGD": Recipe(_OWN + "OGD", arguments=lambda s: {"n_samples": MEMORY}),
+    "OGDPlus": Recipe(_OWN + "OGDPlus", arguments=lambda s: {"n_samples": MEMORY}),
     "PCAOGD": Recipe(_OWN + "PCAOGD", arguments=lambda s: {"n_samples": MEMORY, "n_components": MEMORY // 4}),
     "Linearised": Recipe(
         _OWN + "Linearised",
@@ -394,6 +395,7 @@ RECIPES: dict[str, Recipe] = {
         note="the kernel stands still from the second experience on",
     ),
     "KernelDrift": Recipe(_OWN + "KernelDrift", arguments=lambda s: {"n_samples": 16}),
+    "SpectralDrift": Recipe(_OWN + "SpectralDrift", arguments=lambda s: {"n_samples": 16}),
     "ReactivationAwareLR": Recipe(
         _OWN + "ReactivationAwareLR", note="reads an NTKPlugin of its own, or the one given as ntk="
     ),

@@ -7,7 +7,7 @@ one on a GPU could not beside a model on the CPU.
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche_ntk.strategies import RECIPES, build, drift, memory, orthogonal, reactive
+from avalanche_ntk.strategies import RECIPES, build, drift, memory, orthogonal, reactive, spectral
 from avalanche_ntk.strategies.directions import Directions
 
 from avalanche_ntk import NTKPlugin, Probe, Schedule
@@ -77,7 +77,7 @@ def test_a_strategy_is_what_it_is_with_any_default_device(name, monkeypatch):
         with torch.device("cpu"):
             return real(strategy, size, seed)
 
-    for module in (drift, orthogonal, reactive):
+    for module in (drift, orthogonal, reactive, spectral):
         monkeypatch.setattr(module, "remember", remember)
     assert weights(name, True) == weights(name, False)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
-from avalanche_ntk.strategies import RECIPES, build, directions, drift, linearised, orthogonal, reactive
+from avalanche_ntk.strategies import RECIPES, build, directions, drift, linearised, orthogonal, reactive, spectral
 
 from avalanche_ntk.adapters.checkpoints import load_checkpoint, save_checkpoint
 from avalanche_ntk.lab.benchmarks import split_digits
@@ -35,7 +35,7 @@ def test_every_strategy_of_ours_has_a_recipe():
     exported = [getattr(avalanche_ntk.strategies, name) for name in avalanche_ntk.strategies.__all__]
     ready = {cls.__name__ for cls in exported if isinstance(cls, type) and issubclass(cls, SupervisedTemplate)}
     assert ready == set(OWN)
-    assert len(OWN) == 6
+    assert len(OWN) == 8
     assert {name: RECIPES[name].strategy_class.__name__ for name in OWN} == {name: name for name in OWN}
 
 
@@ -134,6 +134,6 @@ def test_the_code_of_the_documentation_runs():
     assert type(names["strategy"]).__name__ == "KernelDrift"
 
 
-@pytest.mark.parametrize("module", [directions, drift, linearised, orthogonal, reactive])
+@pytest.mark.parametrize("module", [directions, drift, linearised, orthogonal, reactive, spectral])
 def test_the_examples_of_the_docstrings(module):
     assert doctest.testmod(module).failed == 0
