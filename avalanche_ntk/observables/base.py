@@ -121,7 +121,6 @@ class Moment:
         batch = Batch.of(x, tasks if self.multi_task else None)
         args, kwargs = batch.arguments(unwrap(self.model))
         with measuring(self.model, batch), torch.no_grad():
-            self.model.eval()
             raw = self.model(*args, **kwargs)
         selector = self.options.get("output_selector")
         found: Tensor = selector(raw) if selector is not None else raw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, ProbeError, ProcessError, positive, unknown_name
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
-from avalanche_ntk.kernels.support import checked_precision, spot_check_in_double
+from avalanche_ntk.kernels.support import Batch, checked_precision, hooks_as, measuring, spot_check_in_double
 from avalanche_ntk.observables import Moment, Observable
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.recorder.clock import TrainingClock
@@ -232,7 +232,7 @@ class Measurer:
             ProbeError: The same.
         """
         extras = Extras()
-        with preserved_rng_state(), host.trained_function():
+        with preserved_rng_state(), host.trained_function(), self._one_state(host, probe):
             wanted, failed = self._groups(host.model, clock)
             try:
                 kernel, groups, trust = self._kernel(host, probe, wanted, failed, group)
@@ -260,6 +260,19 @@ class Measurer:
                     values = moment.view.eigenvalues
                     trust |= {"min_eigenvalue": float(values[-1]), "max_eigenvalue": float(values[0])}
         return Measured(kernel.numpy(), moment.view, trust, extras)
+
+    @contextlib.contextmanager
+    def _one_state(self, host: Host, probe: Probe) -> Generator[None, None, None]:
+        """Put the model into the state of a measurement once, for the kernel and for all that is looked at beside it.
+
+        Among several processes each of them is a matter of its own: models spread over processes are gathered for it.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            yield
+            return
+        x, tasks = probe.read_only()
+        with hooks_as(self.hooks), measuring(host.model, Batch.of(x, tasks if host.multi_task else None)):
+            yield
 
     # ------------------------------------------------------------------ the kernel
 

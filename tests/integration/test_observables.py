@@ -10,6 +10,7 @@ from torch import nn
 from avalanche_ntk import NTKPlugin, ProbeSpec, Schedule, ntk_metrics
 from avalanche_ntk.errors import ArgumentError, MeasurementFailedWarning, ProbeError, UndefinedMeasureWarning
 from avalanche_ntk.kernels._generic.reference import reference_jacobian, reference_ntk
+from avalanche_ntk.kernels._guard import isolation
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.observables import (
     BufferShare,
@@ -584,3 +585,20 @@ def test_what_several_ask_for_is_computed_once(monkeypatch):
         values = np.linalg.eigvalsh(ntk.trajectory.kernel(m.index).astype(np.float64))
         assert m.trust["max_eigenvalue"] == pytest.approx(values[-1])
         assert m.trust["min_eigenvalue"] == pytest.approx(values[0], abs=1e-6 * values[-1])
+
+
+def test_the_model_is_put_into_the_state_of_a_measurement_once(monkeypatch):
+    entered = []
+    original = isolation.preserve_modules
+
+    def noted(model):
+        entered.append((len(ntk.trajectory), model))
+        return original(model)
+
+    monkeypatch.setattr(isolation, "preserve_modules", noted)
+    ntk = NTKPlugin(ProbeSpec(size=8), Schedule.every_iterations(1), on_error="raise", spot_check_every=0)
+    flags = dict.fromkeys(["features", "neurons", "linearisation", "forecast", "class_blocks", "per_layer"], True)
+    strategy = make_strategy(MLP(6, 4, width=8, depth=1), plugins=[ntk], metrics=[ntk_metrics(ntk, **flags)])
+    strategy.train(tiny_stream().train_stream[0])
+    times = [sum(at == n and model is strategy.model for at, model in entered) for n in range(len(ntk.trajectory))]
+    assert times == [2, *[1] * (len(times) - 1)]  # the first time once more: whether it writes into its parameters

@@ -34,6 +34,7 @@ from avalanche_ntk.randomness import accelerator_states, preserved_rng_state
 
 # Modes of torch belong to the process: two threads that measure at once would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
+_MEASURED: list[nn.Module] = []  # models in the state of a measurement, of the thread that has the lock
 
 
 @contextmanager
@@ -198,6 +199,9 @@ def _call(function: Any, _preserve: bool, *args: Any) -> Any:
 def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
     """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were.
 
+    Inside of another one of the same model nothing is to be done: the state is that of a measurement, and the outer one
+    puts everything back.
+
     Args:
         model: The model.
         batch: Some of what it is going to be run on.
@@ -215,20 +219,27 @@ def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
             "a measurement was asked for inside a torch.func transform (vmap, grad, jvp, …): expected ordinary tensors,"
             " of which a kernel can be read. Measure outside of the transform."
         )
-    with (
-        _ONE_AT_A_TIME,
-        preserved_rng_state(),
-        exact_arithmetic(),
-        fresh_parametrizations(),
-        eager(model),
-        plain_calls(),
-    ):
-        inner = unwrap(model)
-        if not is_watched(inner):
-            with preserve_modules(model), quiet_hooks(inner, batch):
-                watch(inner, batch)
-        with preserve_modules(model), quiet_hooks(inner, batch):
+    inner = unwrap(model)
+    with _ONE_AT_A_TIME:
+        if any(inner is m for m in _MEASURED):
             yield
+            return
+        with (
+            preserved_rng_state(),
+            exact_arithmetic(),
+            fresh_parametrizations(),
+            eager(model),
+            plain_calls(),
+        ):
+            if not is_watched(inner):
+                with preserve_modules(model), quiet_hooks(inner, batch):
+                    watch(inner, batch)
+            with preserve_modules(model), quiet_hooks(inner, batch):
+                _MEASURED.append(inner)
+                try:
+                    yield
+                finally:
+                    _MEASURED.pop()
 
 
 def rng_fingerprint() -> tuple[Any, ...]:
