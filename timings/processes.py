@@ -1,9 +1,9 @@
-"""Several processes that share a measurement, against one of them alone, each with one thread.
+"""A measurement shared by several processes, compared with a single one, each with one thread.
 
     python timings/processes.py [--processes 2] [--device cpu]
 
-Both are measured in one run by the same processes, one after the other: the kernel of rank 0 alone (the others wait),
-then that of all. On CUDA each process takes the device of its rank, and nccl carries the sums.
+Both are measured in one run by the same processes, one after the other: first by rank 0 alone (the others wait), then
+by all. On CUDA each process uses the device of its rank, and nccl computes the sums.
 """
 
 import argparse
@@ -44,7 +44,7 @@ CASES = {
 
 
 def seconds(function, device, repeats):
-    """Return the median time of a call, the device's work included."""
+    """Return the median time of a call, including the device's work."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
