@@ -1,7 +1,6 @@
-"""Watch the empirical neural tangent kernel of a fixed probe set while an Avalanche strategy trains.
+"""Measure the empirical neural tangent kernel of a fixed probe set while an Avalanche strategy trains.
 
-Names are imported when they are first used (PEP 562), so that `import avalanche_ntk` and the torch-free report cost
-nothing.
+Names are imported on first use (PEP 562): `import avalanche_ntk` is fast, and the report does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: `avalanche-ntk …`. Everything heavy is imported inside its command, so that `--help` is instant."""
+"""The command line: `avalanche-ntk …`. Each command imports what it needs, so `--help` is instant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avalanche_ntk.commands import compare, demo, doctor, inspect, kernel, measu
 from avalanche_ntk.errors import NTKError
 
 app = typer.Typer(
-    help="Watch the empirical neural tangent kernel while an Avalanche strategy trains.",
+    help="Measure the empirical neural tangent kernel while an Avalanche strategy trains.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich takes longer than everything else that `--help` does
@@ -49,17 +49,18 @@ def version() -> None:
 
 
 def _replace_what_cannot_be_shown() -> None:
-    """Print a question mark for a character that the terminal's encoding lacks: no command ends because of one."""
+    """Print a question mark for a character that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
-        # Python's own choice for errors, backslashreplace, shows every character; what else the user chose stays too.
+        # Keep Python's default for stderr, backslashreplace, which shows every character, and any handler that the user
+        # set.
         if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
 
 
 def main() -> None:
-    """Run the command line; errors go to stderr without a traceback, unless `--debug` stands anywhere in the line.
+    """Run the command line; errors go to stderr, with a traceback only if `--debug` is given anywhere in the line.
 
-    Exit codes: 0 when all was done, 1 when something failed, 2 when the command line or a configuration is wrong.
+    Exit codes: 0 for success, 1 for a failure, 2 for a wrong command line or configuration.
     """
     _replace_what_cannot_be_shown()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

@@ -1,4 +1,4 @@
-"""The demonstration: Split-Digits, two strategies, everything in Avalanche's own loggers."""
+"""The demonstration: Split-Digits with two strategies, logged by Avalanche's own loggers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from avalanche_ntk.report import four_panels
 STRATEGIES: dict[str, tuple[type, dict[str, Any]]] = {"naive": (Naive, {}), "replay": (Replay, {"mem_size": 200})}
 EXPERIENCES = 5
 EPOCHS = 10
-MARK = "demo.json"  # says that the folder is a demonstration's
+MARK = "demo.json"  # marks the folder as a demonstration's
 CONTENTS = {
     MARK: None,
     "reactivation.png": None,
@@ -41,7 +41,7 @@ CONTENTS = {
     "csv": frozenset(STRATEGIES),
     "text": frozenset(f"{name}.txt" for name in STRATEGIES),
 }
-"""What a demonstration writes, and what is in its folders."""
+"""The files and folders that a demonstration writes, with the contents of the folders."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DemoFolders:
         return self.out / "boundaries.csv"
 
     def prepare(self, overwrite: bool) -> None:
-        """Make the folder; refuse what is there already, or remove an earlier demonstration's files when asked.
+        """Create the folder; refuse one that holds files, or with `overwrite` remove an earlier demonstration's files.
 
         Raises:
             RunFolderError: The folder holds files and `overwrite` is False, or holds files that no demonstration wrote.
@@ -163,7 +163,7 @@ def _train(
     torch.manual_seed(seed)
     benchmark = split_digits(EXPERIENCES, seed=seed)
     model = MLP(in_features=64, n_classes=10, width=256, depth=2)
-    # A constant cadence right after a boundary and before it makes velocities, and so the ratio, comparable.
+    # A constant cadence before and after a boundary makes velocities, and so their ratio, comparable.
     schedule = Schedule.every_iterations(5) | Schedule.at([1])
     ntk = NTKPlugin(ProbeSpec(size=64, from_experience=0), schedule, run_folder=folders.runs[name], seed=seed)
     tensorboard = TensorboardLogger(folders.tensorboard / name)

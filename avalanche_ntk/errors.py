@@ -1,7 +1,7 @@
-"""The one family of exceptions and warnings.
+"""The package's exceptions and warnings.
 
 Every message says what was expected, what was found and what to do. Errors about an argument's value are also
-`ValueError`s, so that code which knows nothing of this package still catches them the usual way.
+`ValueError`s, so code that does not know this package can catch them.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ class ArgumentError(NTKError, ValueError):
     """An argument has a value that cannot be used (an unknown name, a wrong shape, a number out of range)."""
 
 
-_MOST, _SOME = 60, 5  # names that are all listed, and how many of more
+_MOST, _SOME = 60, 5  # up to _MOST names all are listed, of more than that _SOME
 
 
 def unknown_name(kind: str, found: object, choices: Iterable[str]) -> ArgumentError:
-    """Return the error for a name that is not one of `choices`; it lists them (of very many those most like it).
+    """Return the error for a name that is not one of `choices`; it lists them, or the closest ones if there are many.
 
     >>> print(unknown_name("reduction", "trce", ["full", "trace"]))
     unknown reduction 'trce': expected one of 'full', 'trace'. Did you mean 'trace'?
@@ -38,7 +38,7 @@ def unknown_name(kind: str, found: object, choices: Iterable[str]) -> ArgumentEr
 
 
 class ModelError(NTKError):
-    """The model has no per-sample kernel, or none that can be computed; the message names module, reason, remedy."""
+    """The model's per-sample kernel is undefined or not computable; the message names module, reason and remedy."""
 
 
 class MemoryBudgetError(NTKError):
@@ -46,19 +46,19 @@ class MemoryBudgetError(NTKError):
 
 
 class KernelError(NTKError):
-    """A kernel was computed and cannot be used (non-finite entries)."""
+    """A computed kernel is unusable (non-finite entries)."""
 
 
 class ProcessError(NTKError):
-    """A measurement shared by several processes failed: another one raised, is gone, or has other inputs."""
+    """A measurement shared by several processes failed: another process raised, ended, or has different inputs."""
 
 
 class ProbeError(NTKError):
-    """A probe set cannot be chosen, or is not the one it should be."""
+    """A probe set cannot be chosen, or differs from the expected one."""
 
 
 class PluginError(NTKError):
-    """The plugin or its metrics are not wired to the strategy as they must be."""
+    """The plugin or its metrics are attached to the strategy incorrectly."""
 
 
 class RunFolderError(NTKError):
@@ -70,31 +70,31 @@ class NTKWarning(UserWarning):
 
 
 class UndefinedMeasureWarning(NTKWarning):
-    """A measure has no value for this input (NaN was returned); the message is the reason."""
+    """A measure is undefined for this input and NaN was returned; the message is the reason."""
 
 
 class ProbeWarning(NTKWarning):
-    """A probe was chosen otherwise than asked for; the message says how and why."""
+    """A probe was chosen differently from its spec; the message says how and why."""
 
 
 class MeasurementFailedWarning(NTKWarning):
-    """A measurement failed; training goes on and the record holds the reason."""
+    """A measurement failed; training continues and the record holds the reason."""
 
 
 class MemoryWarning(NTKWarning):
-    """Memory ran out in a measurement, which goes on in smaller blocks; the message says how small."""
+    """A measurement ran out of memory and continues in smaller blocks; the message says how small."""
 
 
 class MeasurementCostWarning(NTKWarning):
-    """Measuring will take much of a run's time; the message says how much, and what takes less."""
+    """Measuring will take a large share of the run's time; the message says how much, and what takes less."""
 
 
 class PrecisionWarning(NTKWarning):
-    """A kernel is less exact than it should be (asymmetric, strongly negative eigenvalues); float64 is proposed."""
+    """A kernel is inaccurate (asymmetric, or strongly negative eigenvalues); the message suggests float64."""
 
 
 def ended(text: str) -> str:
-    """Return a text that came from elsewhere with one full stop at its end.
+    """Return a text from another source with a full stop at its end.
 
     >>> ended("it failed"), ended("It failed.")
     ('it failed.', 'It failed.')
@@ -103,10 +103,10 @@ def ended(text: str) -> str:
 
 
 def positive(name: str, value: int | None, unit: str) -> int | None:
-    """Return a count as it is; None stays None.
+    """Return a count unchanged, or None for None.
 
     Raises:
-        ArgumentError: It is no positive integer.
+        ArgumentError: It is not a positive integer.
     """
     if value is None:
         return None
@@ -118,7 +118,7 @@ def positive(name: str, value: int | None, unit: str) -> int | None:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Return whether a value is a whole number, Python's or numpy's; True and False are none."""
+    """Return whether a value is an integer of Python or numpy; booleans are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -126,7 +126,7 @@ def checked_seed(seed: object, name: str = "seed") -> int:
     """Return a random number generator's seed as an `int`.
 
     Raises:
-        ArgumentError: It is no whole number from 0 to 2**63 - 1.
+        ArgumentError: It is not a whole number from 0 to 2**63 - 1.
     """
     if not is_whole(seed) or not 0 <= int(seed) < 2**63:
         raise ArgumentError(

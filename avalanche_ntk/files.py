@@ -1,4 +1,4 @@
-"""Files that are there whole or as they were before."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place and move it there, so that no one ever finds a part of it.
+    """Write a file atomically: to a temporary file beside it, which then replaces it.
 
     Args:
-        path: The file; what stands there is replaced.
-        content: Its content; text is written in UTF-8, with escapes for what UTF-8 lacks: names of files may hold it.
+        path: The file; an existing one is replaced.
+        content: Its content; text is encoded as UTF-8, with escapes for surrogates, which file names may contain.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content

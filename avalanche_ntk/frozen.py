@@ -1,4 +1,4 @@
-"""Records that are handed out and cannot be changed by whoever reads them."""
+"""Immutable copies of records, safe to hand out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 
 class FrozenDict(dict[Any, Any]):
-    """A dict that cannot be changed; `dict(...)` of it can."""
+    """An immutable dict; `dict(...)` makes a mutable copy."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("a record of what was measured cannot be changed; take a copy with dict(...)")
@@ -20,7 +20,7 @@ class FrozenDict(dict[Any, Any]):
 
 
 def frozen(value: Any) -> Any:
-    """Return a copy of nested mappings and sequences that cannot be changed; anything else as it is."""
+    """Return an immutable copy of nested mappings and sequences; other values are returned unchanged."""
     if isinstance(value, Mapping):
         return FrozenDict({key: frozen(part) for key, part in value.items()})
     if isinstance(value, (list, tuple)):

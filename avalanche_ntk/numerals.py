@@ -1,4 +1,4 @@
-"""A mean with what is known of it, as a person, a terminal and LaTeX write it."""
+"""Means and their intervals, formatted as plain text and as LaTeX."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _LETTERS: Mapping[str, str] = {"λ_max": r"$\lambda_{\max}$", "α": r"$\alpha$",
 
 
 def parts(mean: float, half: float | None = None) -> tuple[str, str | None, int]:
-    """Return the digits of a mean, those of half its interval, and the power of ten that both share.
+    """Return the digits of a mean and of its interval's half-width, and their common power of ten.
 
-    Half of the interval has two significant digits and the mean as many decimals; a mean alone has three digits.
+    The half-width has two significant digits and the mean as many decimals; a mean alone has three significant digits.
 
     Args:
         mean: The mean, finite.
-        half: Half of its interval's length; None or NaN where there is none.
+        half: Half of its interval's length; None or NaN without an interval.
 
     Returns:
-        Two texts and an exponent: 0 for numbers that are read without one.
+        Two texts and an exponent: 0 for numbers written without one.
 
     >>> parts(0.000409, 0.000052), parts(0.2, 1.271), parts(12345.6), parts(0.00409)
     (('4.09', '0.52', -4), ('0.2', '1.3', 0), ('12300', None, 0), ('0.00409', None, 0))
@@ -36,7 +36,7 @@ def parts(mean: float, half: float | None = None) -> tuple[str, str | None, int]
     scale = 10.0**power
     told, spread = mean / scale, None if half is None else half / scale
     own = math.floor(math.log10(abs(told))) if told else None
-    # What is left of equal numbers after rounding is no interval: no more than five digits of the mean are shown.
+    # An interval that is only rounding error of equal numbers must not add digits: show at most five of the mean.
     if spread:
         first = math.floor(math.log10(spread))
         first = first if own is None else max(first, own - 3)
@@ -67,7 +67,7 @@ def written(mean: float, half: float | None = None) -> str:
 
 
 def latex(mean: float, half: float | None = None) -> str:
-    r"""Return a mean with half of its interval as LaTeX sets it.
+    r"""Return a mean with half of its interval as LaTeX.
 
     >>> print(latex(0.000409, 0.000052), latex(4.09e-4), latex(0.2, 1.271), latex(float("nan")))
     $(4.09 \pm 0.52) \times 10^{-4}$ $4.09 \times 10^{-4}$ $0.2 \pm 1.3$ --
@@ -81,7 +81,7 @@ def latex(mean: float, half: float | None = None) -> str:
 
 
 def latex_text(text: str) -> str:
-    r"""Return plain text as LaTeX shows it, its Greek letters as formulas.
+    r"""Return plain text escaped for LaTeX, with Greek letters as formulas.
 
     >>> print(latex_text("λ_max dip"), latex_text("lr=0.1 & 50%"))
     $\lambda_{\max}$ dip lr=0.1 \& 50\%

@@ -1,4 +1,4 @@
-"""A folder in which a command writes its own files and touches nobody else's."""
+"""An output folder in which a command replaces only files that it wrote itself."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from avalanche_ntk.errors import RunFolderError
 from avalanche_ntk.files import write_whole
 
 LIST = "written.json"
-"""The file that says what a command has written: SHA-256 of each file's content by its path inside the folder."""
+"""The list of the files that a command has written: the SHA-256 of each content by path inside the folder."""
 
 
 def refuse_strangers(folder: Path, names: Iterable[str]) -> None:
-    """Refuse to write files that are there and that no earlier call has written, or that were changed since.
+    """Refuse to replace files that no earlier call has written, or that were changed since.
 
     Args:
         folder: The folder; it may not exist.
         names: Paths inside it, with slashes.
 
     Raises:
-        RunFolderError: It says which file would have been replaced.
+        RunFolderError: A file would be replaced; the message names it.
     """
     known = _written(folder)
     for name in names:
@@ -36,19 +36,19 @@ def refuse_strangers(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_owned(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
-    """Write files into a folder, and note there that they are this command's.
+    """Write files into a folder and record there that this command wrote them.
 
-    What was written before is replaced, and only that: every place is looked at before the first file is written.
+    Only files written by earlier calls are replaced. Every path is checked before the first file is written.
 
     Args:
-        folder: The folder, which is made.
+        folder: The folder; it is created if needed.
         files: Contents by path inside it, with slashes.
 
     Returns:
         The files.
 
     Raises:
-        RunFolderError: A file that another wrote would be replaced.
+        RunFolderError: A file written by something else would be replaced.
         OSError: A file cannot be written.
     """
     contents = {
@@ -59,7 +59,7 @@ def write_owned(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     known = _written(folder)
     new = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    # Old and new contents both are ours while they are exchanged: a kill in between leaves nothing that is refused.
+    # List old and new contents until all are written: after a kill in between, no file is refused.
     _note(folder, {**known, **{name: [*known.get(name, []), digest] for name, digest in new.items()}})
     for name, content in contents.items():
         path = folder / name
@@ -74,7 +74,7 @@ def _note(folder: Path, known: Mapping[str, list[str]]) -> None:
 
 
 def _written(folder: Path) -> dict[str, list[str]]:
-    """Read what was written; nothing where there is no list, or another's file of that name."""
+    """Read the list; empty if there is none, or a foreign file of that name."""
     try:
         found = json.loads((folder / LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,5 +87,5 @@ def _written(folder: Path) -> dict[str, list[str]]:
 def _digest_of(path: Path) -> str | None:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:  # a folder, a link that leads nowhere: nothing that was written
+    except OSError:  # a folder or a dangling link, which was not written here
         return None

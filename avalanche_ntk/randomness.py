@@ -1,4 +1,4 @@
-"""Leave every random number generator that training may use as it was."""
+"""Save and restore the states of all random number generators that training may use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 @contextmanager
 def preserved_rng_state() -> Generator[None]:
-    """Restore the states of `random`, numpy and torch on exit, also after an error.
+    """Restore the random states of `random`, numpy and torch on exit, also after an error.
 
-    torch's are those of the CPU and of all accelerators in use (CUDA, XPU, MPS, a backend of its own).
+    For torch these are the CPU and all accelerators in use (CUDA, XPU, MPS, a custom backend).
     """
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     accelerators = accelerator_states()
@@ -30,9 +30,9 @@ def preserved_rng_state() -> Generator[None]:
 
 
 def accelerator_states() -> list[tuple[Any, Callable[[Any], object]]]:
-    """Return the states of the generators of accelerators in use, each with what puts it back.
+    """Return the generator states of all accelerators in use, each with the function that restores it.
 
-    Reading them draws nothing, and starts no device that was not in use.
+    Reading a state draws no numbers and initialises no device.
     """
     found: list[tuple[Any, Callable[[Any], object]]] = []
     for kind in ("cuda", "xpu", torch._C._get_privateuse1_backend_name()):

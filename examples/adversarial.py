@@ -1,4 +1,4 @@
-"""Adversarial training moves the kernel elsewhere than standard training does: effective rank, distance, alignment.
+"""Adversarial training moves the kernel differently from standard training: effective rank, distance, alignment.
 
 Every minibatch is perturbed by signed gradient steps of the loss within ±ε (in standard deviations of the pixels).
 """

@@ -1,6 +1,6 @@
 """Reactivation of four architectures: two tasks of five digits, and the same without a shift.
 
-Change the models or their step sizes, but see that the first task is learnt; `--tiny` is a quick try.
+Change the models or their step sizes, but make sure that the first task is learnt; `--tiny` is a quick try.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from avalanche_ntk.lab.benchmarks import class_overlap_shift, load_data, no_shif
 from avalanche_ntk.lab.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")
+parser.add_argument("--tiny", action="store_true", help="a few seconds, without meaningful numbers")
 tiny = parser.parse_args().tiny
 
 digits = load_data("digits", standardise=True)
@@ -23,7 +23,7 @@ benchmarks = {
     "shift": class_overlap_shift(digits, similarity=0, per_class=per_class),
     "no shift": no_shift(digits, per_class=per_class),
 }
-models = {  # width, learning rate with momentum 0.9, and what else
+models = {  # width, learning rate with momentum 0.9, further arguments
     "mlp": (64, 0.01, {"depth": 2}),
     "cnn": (16, 0.02, {"depth": 2, "flatten": True, "pools": 1}),
     "vit": (16, 0.05, {"depth": 1, "heads": 2}),

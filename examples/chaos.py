@@ -1,6 +1,6 @@
-"""Chaos of training: a network and a twin that differs by 1e-8, with the same minibatches, at several step sizes.
+"""Chaotic training: a network and a twin perturbed by 1e-8, with the same minibatches, at several step sizes.
 
-The exponent is the growth rate of their distance over a window of iterations: positive where tiny differences grow.
+The exponent is the growth rate of their distance over a window of iterations: positive if tiny differences grow.
 """
 
 import argparse

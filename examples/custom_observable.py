@@ -1,4 +1,4 @@
-"""A number of your own beside the kernel: in TensorBoard, the tables, the run folder and the report."""
+"""Your own number beside the kernel: in TensorBoard, the tables, the run folder and the report."""
 
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import TensorboardLogger
@@ -22,7 +22,7 @@ class LargestWeight(Observable):
     metrics = (Metric("NTK_LargestWeight", "largest_weight"),)
 
     def observe(self, moment: Moment) -> Observation:
-        """Look at all of them."""
+        """Find it."""
         return Observation({"largest_weight": max(float(p.detach().abs().max()) for p in moment.model.parameters())})
 
 

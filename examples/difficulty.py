@@ -1,4 +1,4 @@
-"""Which task is difficult? The initial kernel's alignment with the labels says so before any training.
+"""Which task is difficult? The initial kernel's alignment with the labels predicts it before any training.
 
 After Ortiz-Jiménez et al. 2021 (arXiv 2106.06770). Several ways to label the same digits with 0 and 1: alignment of the
 initial kernel with the labels, then steps to a training loss, held-out accuracy, and the alignment after training.

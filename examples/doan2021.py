@@ -1,4 +1,4 @@
-"""How much do two tasks' kernels overlap, and how much of the first does training on the second undo?"""
+"""How much do two tasks' kernels overlap, and how much of the first task does training on the second undo?"""
 
 import argparse
 import copy
@@ -13,7 +13,7 @@ from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import task_overlap
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="as small as possible, to see that it runs")
+parser.add_argument("--tiny", action="store_true", help="as small as possible, to check that it runs")
 tiny = parser.parse_args().tiny
 
 data = load_data("digits", standardise=True)

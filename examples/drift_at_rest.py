@@ -1,4 +1,4 @@
-"""Does the kernel move when the loss does not? Descent with a little noise, watched when it has come to rest."""
+"""Does the kernel move when the loss does not? Descent with a little noise, measured once the loss is flat."""
 
 import argparse
 import copy
@@ -13,7 +13,7 @@ from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import kernel_distance
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="as small as possible, to see that it runs")
+parser.add_argument("--tiny", action="store_true", help="as small as possible, to check that it runs")
 tiny = parser.parse_args().tiny
 
 lr, decay = 0.1, 0.003

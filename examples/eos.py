@@ -1,4 +1,4 @@
-"""Gradient descent at the edge of stability: larger steps, the same loss, a kernel aligned better with the labels?
+"""Gradient descent at the edge of stability: do larger steps at the same loss align the kernel better with the labels?
 
 After Jiang, Cohen & Li 2025 (arXiv 2507.12837) and Cohen et al. 2021. Full-batch gradient descent with the squared
 loss: its sharpness λ, the largest eigenvalue of the full kernel over N, rises until it reaches 2/η. Change the steps,
@@ -27,7 +27,7 @@ targets = one_hot(y, 10).float()
 
 
 def sharpness(model):
-    # The operator multiplies with the kernel of all outputs, (N·10) × (N·10), without making it.
+    # The operator multiplies by the kernel of all outputs, (N·10) × (N·10), without forming it.
     return float(ntk_operator(model, x, reduction="full").top_eigenvalues(1, tol=1e-3)[0]) / N
 
 

@@ -1,7 +1,7 @@
 """Does the kernel learn in the first epochs? Ridge regression with the kernel taken during training, and its velocity.
 
 After Fort et al. 2020, "Deep learning versus kernel learning" (arXiv 2010.15110). Change the network, the step or the
-number of samples and see when the kernel calms down.
+number of samples and see when the kernel settles.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from avalanche_ntk.lab.benchmarks import class_overlap_shift, load_data, no_shif
 from avalanche_ntk.lab.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")
+parser.add_argument("--tiny", action="store_true", help="a few seconds, without meaningful numbers")
 tiny = parser.parse_args().tiny
 
 digits = load_data("digits", standardise=True)
@@ -40,7 +40,7 @@ for name, benchmark in {
     table = ntk.trajectory.to_pandas()
     boundary = table[table.event == "experience_start"].iteration.max()
     for column in table.columns[table.columns.str.match(r"layer\[.*\]\.velocity_per_iteration")]:
-        # How many times faster the layer's kernel is behind the boundary than before it.
+        # Ratio of the layer's velocity after the boundary to that before it.
         found = measures.reactivation(table.iteration, table[column], boundary)
         ratios.setdefault(column.split("]")[0] + "]", {})[name] = found.ratio
 

@@ -15,7 +15,7 @@ from avalanche_ntk.lab.benchmarks import class_overlap_shift, load_data
 from avalanche_ntk.lab.regimes import build_regime
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")
+parser.add_argument("--tiny", action="store_true", help="a few seconds, without meaningful numbers")
 tiny = parser.parse_args().tiny
 
 digits = load_data("digits", standardise=True)

@@ -21,11 +21,11 @@ except ImportError:
 warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated")
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")
+parser.add_argument("--tiny", action="store_true", help="a few seconds, without meaningful numbers")
 tiny = parser.parse_args().tiny
 torch.manual_seed(0)
 
-# In place of a backbone that you would load: one that has learnt by how much digits are turned.
+# Instead of a backbone that you would load: one trained to predict by how much digits are rotated.
 backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
 digits = torch.stack([image for image, _ in load_data("digits").train])[:: 10 if tiny else 1]
 turned, by = torch.cat([digits.rot90(k, (2, 3)) for k in range(4)]), torch.arange(4).repeat_interleave(len(digits))
@@ -36,7 +36,7 @@ for _ in range(2 if tiny else 200):
     nn.functional.cross_entropy(pretext(turned), by).backward()
     optimizer.step()
 
-adapted = get_peft_model(backbone, LoraConfig(r=4, target_modules=["1", "3"]))  # all but its updates is frozen
+adapted = get_peft_model(backbone, LoraConfig(r=4, target_modules=["1", "3"]))  # only the updates are trainable
 model = nn.Sequential(adapted, IncrementalClassifier(128))
 ntk = NTKPlugin(
     ProbeSpec(size=20 if tiny else 64, from_experience=0),

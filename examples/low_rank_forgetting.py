@@ -1,4 +1,4 @@
-"""How much will the old task lose? Say it before the first step of the new one, then look."""
+"""How much will the old task lose? Forecast it before the first step of the new task, then compare."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from avalanche_ntk.lab.benchmarks import class_incremental, load_data
 from avalanche_ntk.lab.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="as small as possible, to see that it runs")
+parser.add_argument("--tiny", action="store_true", help="as small as possible, to check that it runs")
 tiny = parser.parse_args().tiny
 
 torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Many tasks in a row: does the kernel of the first one go ever further from where the first boundary found it?"""
+"""Many tasks in a row: does the first task's kernel move ever further from its state at the first boundary?"""
 
 import argparse
 
@@ -10,7 +10,7 @@ from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.measures import kernel_distance
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="as small as possible, to see that it runs")
+parser.add_argument("--tiny", action="store_true", help="as small as possible, to check that it runs")
 tiny = parser.parse_args().tiny
 
 data = load_data("digits", standardise=True)

@@ -1,4 +1,4 @@
-"""Reactivation under SGD, momentum and Adam at the same training loss, and in the kernel that Adam sees.
+"""Reactivation under SGD, momentum and Adam at the same training loss, and in Adam's preconditioned kernel.
 
 Change the step sizes, the loss at which the task changes, or the network.
 """
@@ -30,7 +30,7 @@ OPTIMISERS = {
 
 
 def kernels():
-    """The plain kernel, and the one that the optimiser sees."""
+    """The plain and the preconditioned kernel."""
     adam = isinstance(optimizer, torch.optim.Adam) and optimizer.state  # before its first step Adam has no P
     seen = adam_preconditioner(optimizer, model) if adam else None
     return empirical_ntk(model, probe), empirical_ntk(model, probe, preconditioner=seen)

@@ -44,7 +44,7 @@ for k in range(1, 9):
     for name, kernel in kernels.items():
         value = wave @ kernel @ wave
         first.setdefault(name, value)
-        # The eigenvectors that hold the wave: with wide networks they are the two of the same frequency.
+        # The eigenvectors that contain the wave: for wide networks, the two of the same frequency.
         power = mode_response(kernel, wave).power
         row += f"{value / first[name]:18.4f}  {np.sort(np.argsort(-power)[:2])}".ljust(30)
     print(row)

@@ -1,4 +1,4 @@
-"""The kernel of the first task, watched while Naive learns Split-Digits: one plugin and one line of metrics."""
+"""The kernel of the first task, measured while Naive learns Split-Digits: one plugin and one line of metrics."""
 
 import torch
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
@@ -24,7 +24,7 @@ strategy = Naive(
     model=model,
     optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
     train_mb_size=16,
-    train_epochs=10,  # until a task is learnt: the boundary is told from the pace of a kernel at rest
+    train_epochs=10,  # until the task is learnt: the kernel must settle before a boundary
     eval_mb_size=256,
     plugins=[ntk],
     evaluator=evaluator,

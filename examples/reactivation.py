@@ -1,6 +1,7 @@
-"""Reactivation: the first task's kernel moves abruptly when the task changes, more than when the samples alone do.
+"""Reactivation: the first task's kernel moves abruptly when the task changes, more than when only the samples change.
 
-Two networks of each width learn five digits and then the other five, or five digits and then fresh samples of them.
+Two networks of each width learn five digits and then the other five, or five digits and then fresh samples of the same
+five.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Strategies that act on reactivation beside plain ones: accuracy and the kernel's spike on Split-Digits.
+"""Strategies that act on reactivation compared with plain ones: accuracy and the kernel's spike on Split-Digits.
 
 Change the strategies, their arguments or the stream; `--tiny` is a quick try.
 """
@@ -14,7 +14,7 @@ from avalanche_ntk.lab.benchmarks import class_incremental, load_data
 from avalanche_ntk.lab.models import MLP
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")
+parser.add_argument("--tiny", action="store_true", help="a few seconds, without meaningful numbers")
 tiny = parser.parse_args().tiny
 
 digits = load_data("digits", standardise=True)

@@ -14,10 +14,10 @@ from avalanche_ntk.lab.benchmarks import class_incremental, load_data, no_shift
 from avalanche_ntk.lab.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="a few seconds, says nothing")
+parser.add_argument("--tiny", action="store_true", help="a few seconds, without meaningful numbers")
 tiny = parser.parse_args().tiny
 
-# Each class is a Markov chain of its own over the same tokens: only their order tells the classes apart.
+# Each class has its own Markov chain over the same tokens: classes differ only in the order of tokens.
 sequences = load_data("markov", n_classes=10, per_class=200, length=16, vocabulary=16, noise=0.1)
 per_class, epochs, every = (10, 4, 2) if tiny else (50, 40, 10)
 print("stream     boundary   spike   ratio  λ_max dip  alignment drop")

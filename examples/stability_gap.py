@@ -1,6 +1,6 @@
-"""The stability gap, iteration by iteration: accuracy on the old task beside the velocity of its kernel, with replay.
+"""The stability gap, iteration by iteration: accuracy on the old task and velocity of its kernel, with replay.
 
-After De Lange et al. 2023 (arXiv 2205.13452). Change the step size, the memory, or take the replay away.
+After De Lange et al. 2023 (arXiv 2205.13452). Change the step size or the memory, or remove the replay.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Gradient starvation: the easier one feature becomes, the less a network learns of the other.
+"""Gradient starvation: the easier one feature, the less a network learns of the other.
 
-Two moons are moved apart, so that a straight line separates them; the network is then asked about moons in their place.
-With a penalty on the logits (spectral decoupling) it keeps more of their shape.
+Two moons are moved apart, so that a straight line separates them; the network is then tested on the unshifted moons.
+With a penalty on the logits (spectral decoupling) it learns more of their shape.
 """
 
 import argparse

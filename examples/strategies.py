@@ -11,10 +11,10 @@ from avalanche_ntk.lab.benchmarks import load_data, permuted
 from avalanche_ntk.lab.models import build_model
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--tiny", action="store_true", help="as small as possible, to see that it runs")
+parser.add_argument("--tiny", action="store_true", help="as small as possible, to check that it runs")
 tiny = parser.parse_args().tiny
 
-# Whatever `strategies.build` knows can be compared; arguments are those of the strategy's class.
+# All strategies of `strategies.build` can be compared; arguments are those of the strategy's class.
 STRATEGIES = {"Naive": {}, "Replay": {"mem_size": 40}, "LwF": {"alpha": 1.0}, "OGD": {"n_samples": 40}}
 data = load_data("digits", standardise=True)
 benchmark = permuted(data, n_tasks=2, per_class=5 if tiny else 30, seed=0)

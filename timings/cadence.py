@@ -1,6 +1,6 @@
-"""How much a ratio depends on when the kernel is measured: one training, four schedules.
+"""Dependence of a ratio on the schedule: one training, four schedules.
 
-The plugin changes no bit of the training, so the four trainings are one. Prints the table of `docs/cadence.md`.
+The plugin does not change the training, so the four trainings are the same. Prints the table of `docs/cadence.md`.
 
     python timings/cadence.py
 """

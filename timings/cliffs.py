@@ -1,9 +1,9 @@
-"""Cases that should cost what their neighbours cost: seconds of a later measurement, and the ratio to the neighbour.
+"""Cases that should cost as much as similar ones: seconds of a later measurement, and the ratio to the similar case.
 
     python timings/cliffs.py [--cases zero-head,tokens,centred,large-images,samples] [--threads 2] [--repeats 3]
 
-Each pair runs in one process, in turn, least of several calls after a first one. `tokens` needs the package
-transformers; `large-images` compares with torch.func in chunks of four samples, and takes minutes.
+Each pair runs in one process, alternating; the time is the minimum over several calls after a first one. `tokens` needs
+the package transformers; `large-images` compares with torch.func in chunks of four samples, and takes minutes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def mlp() -> nn.Sequential:
 
 
 def zero_head() -> Iterator[tuple[str, Call, str, Call]]:
-    """Torchvision's ViT at initialisation, whose head starts at zero, and the same with a head that does not."""
+    """Torchvision's ViT at initialisation, whose head starts at zero, and the same with an ordinary head."""
 
     def vit() -> VisionTransformer:
         torch.manual_seed(0)
@@ -46,7 +46,7 @@ def zero_head() -> Iterator[tuple[str, Call, str, Call]]:
 
 
 def tokens() -> Iterator[tuple[str, Call, str, Call]]:
-    """Small language models with a classifier, at numbers of tokens that have many divisors and few."""
+    """Small language models with a classifier, for numbers of tokens with many and with few divisors."""
     import transformers as t
 
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
@@ -70,7 +70,7 @@ def tokens() -> Iterator[tuple[str, Call, str, Call]]:
 
 
 def centred() -> Iterator[tuple[str, Call, str, Call]]:
-    """A network centred at its initialisation, just after it has moved, and the network itself."""
+    """A network centred at its initialisation, slightly moved, and the network itself."""
     torch.manual_seed(0)
     plain, x = mlp(), torch.randn(64, 3072)
     model = CentredScaled(mlp(), alpha=100.0)
@@ -139,7 +139,7 @@ CASES = {
 
 
 def seconds(call: Call, repeats: int) -> float:
-    """Return the least time of several calls, after one that plans; of long ones fewer."""
+    """Return the minimum time of several calls after one that plans; fewer for long calls."""
     best = float("inf")
     for k in range(repeats + 1):
         begin = time.perf_counter()
@@ -152,7 +152,7 @@ def seconds(call: Call, repeats: int) -> float:
 
 
 def main() -> None:
-    """Print a line a pair."""
+    """Print one line per pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--threads", type=int, default=2)

@@ -1,4 +1,4 @@
-"""Seconds of a call on a device, and the device's name; what `kernels.py`, `overhead.py` and `memory.py` share."""
+"""Seconds of a call on a device, and the device's name, for `kernels.py`, `overhead.py` and `memory.py`."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from avalanche_ntk.kernels.support import synchronise
 
 
 def seconds(call, device):
-    """Return the seconds that a call takes: by events on a CUDA card, by a clock that waits for any other device."""
+    """Return the seconds of a call: by events on CUDA, otherwise by a clock with synchronisation."""
     device = torch.device(device)
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -27,7 +27,7 @@ def seconds(call, device):
 
 
 def name(device):
-    """Return what a device calls itself."""
+    """Return a device's name."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""Kernels that are written to a file: seconds and the peak of memory beyond the forward pass, each in its own process.
+"""Kernels written to a file: seconds and peak memory beyond the forward pass, each in its own process.
 
     python timings/disk.py [mlp|resnet18]
 
@@ -63,7 +63,7 @@ def work(kind, what):
 
 
 def main():
-    """Print a line a case."""
+    """Print one line per case."""
     if len(sys.argv) == 3:
         work(*sys.argv[1:])
         return

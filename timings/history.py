@@ -1,11 +1,11 @@
-"""How fast the package is from commit to commit, in ratios that one run measures within itself.
+"""Speed of the package from commit to commit, as ratios measured within one run.
 
-    python timings/history.py measure    # append this commit to timings/history.jsonl
-    python timings/history.py draw       # docs/assets/history.svg
-    python timings/history.py check      # 1 where a ratio is more than a quarter above what it was
+    python timings/history.py measure    # append this commit to timings/history.jsonl python timings/history.py draw
+    # docs/assets/history.svg python timings/history.py check      # exit code 1 if a ratio has grown by more than a
+    quarter
 
-Seconds differ between machines and hours. A ratio to other work that is done in turn on the same data does so less,
-and is compared with those of the same processor only.
+Seconds differ between machines and over time. A ratio to reference work on the same data, run alternately, differs
+less, and is compared only with those of the same processor.
 """
 
 import argparse
@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[1]
 LINES = ROOT / "timings" / "history.jsonl"
 FIGURE = ROOT / "docs" / "assets" / "history.svg"
 ALLOWED = 1.25
-LATEST = 5  # of a processor's lines; their median is what a ratio is compared with
-TRIES = 3  # by which a machine that was busy once has another chance
+LATEST = 5  # of a processor's lines, whose median is the reference
+TRIES = 3  # in case the machine was busy
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def pairs() -> dict[str, Pair]:
-    """Return what is timed: ours and its reference, by what their ratio is called."""
+    """Return the timed pairs, ours and its reference, by name of their ratio."""
     import numpy as np
     import torch
     from kernels import by_hand, by_jacrev, mlp
@@ -78,7 +78,7 @@ def pairs() -> dict[str, Pair]:
 
 
 def ratio(pair: Pair, repeats: int = 9) -> float:
-    """Return least over least CPU seconds; a slow moment of the machine meets both, which take turns."""
+    """Return the ratio of minimum CPU seconds; both run alternately, so slow moments of the machine affect both."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for call in pair:
         call()  # plans, caches, imports
@@ -91,7 +91,7 @@ def ratio(pair: Pair, repeats: int = 9) -> float:
 
 
 def processor() -> str:
-    """Return the processor's name, as the system tells it."""
+    """Return the processor's name."""
     import platform
 
     try:
@@ -108,13 +108,13 @@ def read() -> list[dict[str, Any]]:
 
 
 def before(history: Iterable[Mapping[str, Any]], name: str, where: str) -> float | None:
-    """Return the median of a ratio's latest values on a processor; None where there is none."""
+    """Return the median of a ratio's latest values on a processor; None if there are none."""
     known = [line["ratios"][name] for line in history if line["processor"] == where and name in line["ratios"]]
     return statistics.median(known[-LATEST:]) if known else None
 
 
 def grown(now: Mapping[str, float], history: Sequence[Mapping[str, Any]], where: str) -> dict[str, float]:
-    """Return by which factor each ratio that is too large has grown."""
+    """Return the factors of ratios that have grown too much."""
     factors = {name: value / old for name, value in now.items() if (old := before(history, name, where)) is not None}
     return {name: factor for name, factor in factors.items() if factor > ALLOWED}
 
@@ -132,7 +132,7 @@ def measure() -> int:
 
 
 def check() -> int:
-    """Compare this commit with the history; 1 where a ratio has grown too much at every try."""
+    """Compare this commit with the history; return 1 if a ratio has grown too much at every try."""
     history, where, timed = read(), processor(), pairs()
     least: dict[str, float] = {}
     bad: dict[str, float] = {}
@@ -172,7 +172,7 @@ def draw() -> int:
 
 
 def main() -> int:
-    """Do what the command line asks for."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description="Ratios of this commit, from commit to commit.")
     parser.add_argument("what", choices=["measure", "check", "draw"])
     return {"measure": measure, "check": check, "draw": draw}[parser.parse_args().what]()

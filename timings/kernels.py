@@ -1,14 +1,14 @@
-"""Kernels against their peers: seconds, peak memory, float32 error, ratio to the floor; least of several calls.
+"""Kernels of this package and other libraries: seconds, peak memory, float32 error, ratio to the floor; minimum times.
 
     python timings/kernels.py [--models mlp-256-64,vit-8] [--threads 1] [--repeats 5] [--jax-python jax/bin/python]
-    python timings/kernels.py --device cuda    # by CUDA events; neural-tangents only on a processor
+    python timings/kernels.py --device cuda    # by CUDA events; neural-tangents only on a CPU
 
 Peers: torch.func `vmap(jacrev)` (whole and in chunks), torch.func NTK–vector products (`vjp` then `jvp` on unit
-vectors), nngeometry (when installed), and neural-tangents where the Python of an environment that has it is given (see
-`neural_tangents_peer.py`). Everything of torch runs in one process, one way after the other. The floor is one forward
-pass, C signal-only backward passes, and the multiply-adds of the cheaper exact contraction at this machine's own
-float32 matrix rate, all measured in the same run. A peer that is expected to take more than `--limit` seconds from one
-smaller run is left out and said so. Peak memory is that of one call in a process of its own, over the forward pass.
+vectors), nngeometry (when installed), and neural-tangents if the Python of an environment with it is given (see
+`neural_tangents_peer.py`). All torch methods run in one process, one after the other. The floor is one forward pass, C
+signal-only backward passes, and the multiply-adds of the cheaper exact contraction at this machine's own float32 matrix
+rate, all measured in the same run. A method expected to take more than `--limit` seconds, from one smaller run, is left
+out with a note. Peak memory is that of one call in a separate process, beyond the forward pass.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def by_nngeometry(model, x):
 
 
 def best(call, repeats, limit):
-    """Least seconds of several calls, stopping when the time is up."""
+    """Minimum seconds of several calls within a time limit."""
     found, spent = [], 0.0
     for _ in range(repeats):
         found.append(clock.seconds(call, torch.get_default_device()))
@@ -140,7 +140,7 @@ def best(call, repeats, limit):
 
 
 def matrix_rate():
-    """Float32 multiply-adds a second of a large product."""
+    """Float32 multiply-adds per second of a large product."""
     a = torch.randn(1500, 1500)
     return 1500**3 / best(lambda: a @ a, 5, 10)
 
@@ -169,7 +169,7 @@ def linear_layers(model):
 
 
 def by_hand(model, x):
-    """What a person writes for an MLP: a forward pass, autograd's signals of all outputs at once, Gram products."""
+    """Hand-written code for an MLP: a forward pass, autograd's signals of all outputs at once, Gram products."""
     layers = linear_layers(model)
     inputs, outputs, h = [], [], x.flatten(1)
     for i, layer in enumerate(layers):
@@ -238,14 +238,14 @@ def build(name):
 
 
 def projection_error(model, x):
-    """Median over entries and seeds of how far the projected kernel is from the trace kernel, relative to the entry."""
+    """Median relative error of entries of the projected kernel against the trace kernel, over entries and seeds."""
     want = empirical_ntk(model, x)
     found = [empirical_ntk(model, x, seed=s, **PROJECTED) for s in range(5)]
     return float(torch.stack([(k - want).abs() / want.abs() for k in found]).median())
 
 
 def high_water():
-    """Return the most memory that this process had, in MiB (`ru_maxrss` would begin with its parent's)."""
+    """Return the peak memory of this process in MiB (`ru_maxrss` would begin with its parent's)."""
     if torch.get_default_device().type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -253,7 +253,7 @@ def high_water():
 
 
 def peak_here(name, way, threads, device):
-    """Print by how many MiB one call raises the peak of this process over that of a forward pass."""
+    """Print by how many MiB one call raises this process's peak memory above that of a forward pass."""
     torch.set_num_threads(threads)
     torch.set_default_device(device)
     model, x = build(name)
@@ -264,7 +264,7 @@ def peak_here(name, way, threads, device):
 
 
 def peak_of(name, way, threads):
-    """Return what `peak_here` finds in a process of its own, as text."""
+    """Return the result of `peak_here` in a separate process, as text."""
     command = [sys.executable, __file__, "--peak", name, way, "--threads", str(threads)]
     command += ["--device", str(torch.get_default_device())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -272,7 +272,7 @@ def peak_of(name, way, threads):
 
 
 def by_neural_tangents(python, model, x, exact, implementation, threads, limit):
-    """Return what `neural_tangents_peer.py` prints."""
+    """Return the output of `neural_tangents_peer.py`."""
     arrays = {f"p:{k}": v.detach().numpy() for k, v in model.named_parameters()}
     arrays |= {f"b:{k}": v.numpy() for k, v in model.named_buffers()}
     with torch.no_grad():

@@ -19,7 +19,7 @@ def kernel(n: int, seed: int) -> np.ndarray:
 
 
 def milliseconds(function, repeats: int) -> tuple[float, float, float]:
-    """Return the median and the largest time on the clock and the median time of the processor."""
+    """Return the median and the largest wall-clock time, and the median processor time."""
     function()
     wall, processor = [], []
     for _ in range(repeats):
@@ -41,10 +41,10 @@ def main() -> None:
         now, *references = (kernel(n, seed) for seed in range(4))
         previous, start, init = (KernelView(k) for k in references)
         for view in (previous, start, init):
-            summary(view, labels)  # a reference was measured in its own turn
+            summary(view, labels)  # a reference was measured earlier
 
         def measure(now=now, labels=labels, previous=previous, start=start, init=init):
-            # A new view each time: nothing of the new kernel is known yet.
+            # A new view each time, without cached results.
             summary(KernelView(now), labels, previous=previous, start=start, init=init, elapsed=10)
 
         median, worst, processor = milliseconds(measure, arguments.repeats)

@@ -1,8 +1,7 @@
-"""Peak memory of a measurement beyond the forward pass, each in a process of its own.
+"""Peak memory of a measurement beyond the forward pass, each in a separate process.
 
-    python timings/memory.py            # all cases, a table
-    python timings/memory.py mlp        # one
-    python timings/memory.py --device cuda [mlp]    # what torch allocates on a card, in place of resident sizes
+    python timings/memory.py            # all cases, a table python timings/memory.py mlp        # one python
+    timings/memory.py --device cuda [mlp]    # torch's allocations on the GPU, instead of resident sizes
 
 The rise is the peak resident size of a process that measures a kernel, minus the peak of one that only runs the forward
 pass of the same batch under autograd. It has to stay below 1.25 times the budget.
@@ -28,7 +27,7 @@ CASES = {
 
 
 class Weights(nn.Module):
-    """Two weights behind functions of them, or one that is used by an operator without a rule."""
+    """Two weights used through functions, or one used by an operator without a rule."""
 
     def __init__(self, kind):
         super().__init__()
@@ -63,14 +62,14 @@ def build(kind, n):
 
 
 def high_water(device):
-    """Return the most memory there was, in MiB."""
+    """Return the peak memory in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def worker(kind, n, budget, what, device):
-    """Do one thing and print the peak size in MiB."""
+    """Run one step and print the peak size in MiB."""
     from avalanche_ntk.kernels import empirical_ntk
 
     torch.set_num_threads(1)
@@ -88,7 +87,7 @@ def worker(kind, n, budget, what, device):
 
 
 def growth(device, times=50):
-    """The most memory after the 5th and after the last of many small measurements, MiB."""
+    """Return the peak memory after the 5th and after the last of many small measurements, in MiB."""
     from avalanche_ntk.kernels import empirical_ntk
 
     torch.set_num_threads(1)

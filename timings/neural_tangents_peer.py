@@ -1,10 +1,10 @@
-"""The kernels of timings/kernels.py by neural-tangents, in a Python environment of its own.
+"""The kernels of timings/kernels.py by neural-tangents, in a separate Python environment.
 
     python -m venv jax && jax/bin/pip install neural-tangents "jax[cpu]==0.4.30" "numpy<2" "scipy<1.14"
     python timings/kernels.py --jax-python jax/bin/python
 
-Reads weights, inputs and the exact kernel of the first samples from an .npz file, so that every way computes the same
-kernel of the same function; prints one line of JSON. The time of compiling is given apart.
+Reads weights, inputs and the exact kernel of the first samples from an .npz file, so that all methods compute the same
+kernel of the same function; prints one line of JSON. Compilation time is reported separately.
 """
 
 import json
@@ -90,7 +90,7 @@ def conv_patches(x, w):
 
 
 def high_water():
-    """Return the most memory that this process had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
 

@@ -1,7 +1,7 @@
-"""What each observable adds to a measurement, and how that compares with another version of the package.
+"""Cost of each observable per measurement, compared with another version of the package.
 
-One process a version and round, the versions in turn; each trains two tasks and takes the median processor time that
-the plugin's hooks spend on a measurement between the boundaries, and the least of these over the rounds. With
+One process per version and round, with alternating versions. Each trains two tasks and takes the median processor time
+of the plugin's hooks for a measurement between the boundaries; the result is the minimum over the rounds. With
 `--against`, a checkout of the other version: python timings/observables.py --against ../main
 """
 
@@ -18,16 +18,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNEL = "`empirical_ntk` alone"
-# What is off unless asked for, but for images and for what boundaries alone have.
+# Flags that are off by default, except images and metrics at boundaries only.
 EVERY = dict.fromkeys(
     ["spectrum", "linearisation", "forecast", "per_layer", "features", "class_blocks", "neurons", "plasticity"], True
 )
 
 
 def measured(threads: int) -> dict[str, list[float]]:
-    """Train with each observable; return milliseconds a measurement in the first and in the second task."""
+    """Train with each observable; return milliseconds per measurement in the first and in the second task."""
     warnings.simplefilter("ignore")
-    # The plugin measures its own time; processor time is hardly moved by what else runs on the machine.
+    # The plugin measures its own time; processor time depends little on other load.
     time.perf_counter = time.process_time
     import torch
     from avalanche.training import Naive
@@ -100,7 +100,7 @@ def measured(threads: int) -> dict[str, list[float]]:
 
 
 def in_a_process(root: Path, threads: int) -> dict[str, list[float]]:
-    """Measure the version of the package that stands in `root`."""
+    """Measure the version of the package in `root`."""
     done = subprocess.run(
         [sys.executable, __file__, "--worker", "--threads", str(threads)],
         env={**os.environ, "PYTHONPATH": str(root)},

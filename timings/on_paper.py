@@ -1,13 +1,13 @@
-"""What a kernel costs where it was not measured: multiply-adds counted layer by layer, divided by a rate.
+"""Estimated cost of kernels: multiply-adds counted layer by layer, divided by a rate.
 
     python timings/on_paper.py [--rate 5e10] [--h200 1.65e13] [--a100 4.9e12] [--doubling 1.7]
 
-Counted are a forward pass, a pass for the signals of each combination of outputs (as many multiply-adds as a forward
-pass, but for the first layer), and the cheaper form of contraction for each layer, as the engine's README has them. The
-rates are multiply-adds a second in float32: of this machine's matrix products (measured when not given) and of two
-cards, half of what their makers state without TF32 (67 and 19.5 TFLOP/s). `--doubling` is by how much twice as many
-devices are faster. Where the explicit gradients of all samples for one combination of outputs take more than half of a
-device's memory, passes are counted twice.
+The count includes a forward pass, a pass for the signals of each combination of outputs (as many multiply-adds as a
+forward pass, except for the first layer), and the cheaper form of contraction for each layer, as in the engine's
+README. The rates are float32 multiply-adds per second: of this machine's matrix products (measured by default) and of
+two GPUs, half of the makers' figures without TF32 (67 and 19.5 TFLOP/s). `--doubling` is the speed-up by twice as many
+devices. If the explicit gradients of all samples for one combination of outputs take more than half of a device's
+memory, passes are counted twice.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What the plugin adds to the training time of a ten-epoch task, with the default schedule and with others.
+"""Overhead of the plugin in training time for a ten-epoch task, with the default schedule and others.
 
-Each case trains the same model on the same data with and without the plugin, in turn, twice in a row: the first task
-pays for the plan of the kernel and the comparison with the oracle, the second shows what stays. Medians are compared.
-Run it on a machine that does nothing else: python timings/overhead.py [--device cuda]
+Each case trains the same model on the same data with and without the plugin, alternating, twice in a row: the first
+task includes the kernel's plan and the spot check, the second shows the permanent overhead. Medians are compared. Run
+it on an idle machine: python timings/overhead.py [--device cuda]
 """
 
 import argparse
@@ -27,7 +27,7 @@ warnings.simplefilter("ignore")
 
 
 class Silent:
-    """A logger that writes nothing."""
+    """A logger without output."""
 
     def log_metrics(self, values):
         """Drop the values."""

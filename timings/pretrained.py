@@ -1,12 +1,12 @@
-"""Backbones of transformers, small and made on the spot: what a measurement costs, and how many go by the graph.
+"""Small randomly initialised transformers: the cost of a measurement, and how many use the graph engine.
 
     python timings/pretrained.py seconds [--tokens 3,6,10,11,12,16,24,32]
     python timings/pretrained.py zoo [--only bert,gpt2] [--task causal|classes]
 
 `seconds`: a later measurement of a tiny BERT, GPT-2 and LLaMA with classes, as a multiple of that of a ViT of the same
-size with as many tokens (patches and class token); processor time on one thread, so that others on the machine count
-little, all in one process. `zoo`: every language model of transformers with a causal or a classification head that can
-be made small by its configuration alone: which way its kernel takes, and how far it is from the oracle in float64.
+size with as many tokens (patches and class token); processor time on one thread, to reduce the effect of other load,
+all in one process. `zoo`: every language model of transformers with a causal or a classification head that can be made
+small by its configuration: the method of its kernel, and its error against the reference in float64.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def last_logits(out):
 
 
 def seconds(call, repeats=8):
-    """Return the least processor time of several calls, after one that plans."""
+    """Return the minimum processor time of several calls after one that plans."""
     call()
     found = []
     for _ in range(repeats):
@@ -51,14 +51,14 @@ def seconds(call, repeats=8):
 
 
 def vit(tokens):
-    """Return a ViT that sees so many tokens, and 12 images: a row of patches and the class token."""
+    """Return a ViT with this number of tokens (a row of patches and the class token), and 12 images."""
     shape = (4, 4 * (tokens - 1))
     config = transformers.ViTConfig(**SIZE, image_size=shape, patch_size=4)
     return transformers.ViTForImageClassification(config).eval(), {"pixel_values": torch.randn(12, 3, *shape)}
 
 
 def compare(tokens):
-    """Print a line a model and number of tokens."""
+    """Print one line per model and number of tokens."""
     t = transformers
     models = {
         "BERT": t.BertForSequenceClassification(t.BertConfig(**SIZE, **WORDS)),
@@ -80,7 +80,7 @@ def compare(tokens):
 
 # ------------------------------------------------------------------ zoo
 
-# Fields of configurations, by parts of their names, and what is small; the first that fits counts
+# Fields of configurations, by parts of their names, and small values; the first match counts
 SMALL = (
     (("vocab_size", "vocab_size_per_layer_input"), 50),
     (("max_position", "n_positions", "n_ctx", "max_seq", "context_length", "max_target", "max_source"), 64),
@@ -101,7 +101,7 @@ SMALL = (
 
 
 def small_sizes(config_class):
-    """Return the sizes that make a configuration's model small, by the names of its fields."""
+    """Return small sizes for a configuration, by field name."""
     names = set(inspect.signature(config_class.__init__).parameters)
     if dataclasses.is_dataclass(config_class):
         names |= {f.name for f in dataclasses.fields(config_class)}
@@ -115,7 +115,7 @@ def small_sizes(config_class):
 
 
 class TooLongError(Exception):
-    """A model takes longer than it is worth."""
+    """A model takes too long."""
 
 
 def give_up(*_):
@@ -123,7 +123,7 @@ def give_up(*_):
 
 
 def look(kind, config_class):
-    """Return the way of one model, and its error against the oracle in float64."""
+    """Return the method for one model, and its error against the reference in float64."""
     torch.manual_seed(0)
     config = config_class(**small_sizes(config_class))
     with torch.device("meta"):
@@ -134,12 +134,12 @@ def look(kind, config_class):
     for p in model.parameters():
         p.data += 0.02 * torch.randn_like(p)
     ids = torch.randint(3, 50, (4, 6))
-    ids[:, -1] = 2  # where a classifier reads from the end of the sentence
+    ids[:, -1] = 2  # for classifiers that read the end of the sentence
     x = {"input_ids": ids, "attention_mask": torch.ones(4, 6, dtype=torch.long)}
     arguments = {"output_selector": logits if kind.endswith("SequenceClassification") else last_logits}
     try:
         got, info = empirical_ntk(model.double(), x, return_info=True, **arguments)
-    except ModelError:  # products of grouped matrices know no float64
+    except ModelError:  # grouped matrix products do not support float64
         arguments["dtype"] = torch.float32
         got, info = empirical_ntk(model.float(), x, return_info=True, **arguments)
     want = reference_ntk(model, x, **arguments)
@@ -152,7 +152,7 @@ def look(kind, config_class):
 
 
 def zoo(only, task):
-    """Print a line a model and the counts."""
+    """Print one line per model, and the counts."""
     tables = {
         "causal": transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "classes": transformers.models.auto.modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -168,7 +168,7 @@ def zoo(only, task):
         try:
             config_class = transformers.models.auto.configuration_auto.CONFIG_MAPPING[config_name]
             told, error = look(name, config_class)
-            wrong = error is not None and not error < 1e-3  # some compute in float32, whatever they are given
+            wrong = error is not None and not error < 1e-3  # some always compute in float32
         except Exception as exc:  # noqa: BLE001 - a line of the table
             told, error, wrong = (
                 f"not tried: {type(exc).__name__}: {str(exc).splitlines()[0][:110] if str(exc) else ''}",

@@ -1,11 +1,10 @@
-"""Several processes that share a measurement, against one of them alone, each with one thread.
+"""A measurement shared by several processes, compared with a single one, each with one thread.
 
     python timings/processes.py [--processes 2] [--device cpu]
 
-All are measured in one run by the same processes, one after the other: the kernel of rank 0 alone (the others wait),
-then one that all share, then as many whole kernels at the same time, one each. The last says how much the machine can
-gain: processes on one processor share its memory and its clock. On CUDA each process takes the device of its rank, and
-nccl carries the sums.
+All are measured in one run by the same processes, one after the other: a kernel by rank 0 alone (the others wait), one
+shared by all, and one whole kernel per process at the same time. The last shows how much the machine can gain, because
+its cores share memory and clock. On CUDA each process uses the device of its rank, and nccl computes the sums.
 """
 
 import argparse
@@ -46,7 +45,7 @@ CASES = {
 
 
 def seconds(function, device, repeats):
-    """Return the median time of a call, the device's work included."""
+    """Return the median time of a call, including the device's work."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()

@@ -36,7 +36,7 @@ CASES = {"mlp": mlp, "cnn": cnn}
 
 
 def seconds(model, x, repeats=3):
-    """Return the least time of several calls after one that plans."""
+    """Return the minimum time of several calls after one that plans."""
     found = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
@@ -46,7 +46,7 @@ def seconds(model, x, repeats=3):
 
 
 def main():
-    """Print a line for each N, and the exponents."""
+    """Print one line per N, and the exponents."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cases", default="mlp,cnn")

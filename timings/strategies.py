@@ -1,9 +1,9 @@
-"""The strategies of this package beside Naive, EWC and Replay on Split-Digits: the table of docs/strategies.md.
+"""The strategies of this package compared with Naive, EWC and Replay on Split-Digits: the table of docs/strategies.md.
 
 Five tasks of two classes, five seeds (of the stream and of the training). For each strategy: mean accuracy on the test
-sets of all tasks at the end, forgetting (accuracy on a task when it had just been trained, minus that at the end, mean
-of the first four tasks), and how far the first task's kernel moved after its task's end (kernel distance between the
-first boundary and the end, and the mean over the four later tasks of that from start to end). Run it as
+sets of all tasks at the end, forgetting (accuracy on a task just after its training, minus that at the end, mean over
+the first four tasks), and the movement of the first task's kernel after its task (kernel distance between the first
+boundary and the end, and the mean over the four later tasks of the distance from start to end). Run it as
 
     python timings/strategies.py
     python timings/strategies.py --setting domain
@@ -38,7 +38,7 @@ SETTINGS = {
     "task": "task-incremental: a head for each task, and the task's label is given",
 }
 
-# Each remembers 40 samples or directions a task: 200 in all.
+# Each stores 40 samples or directions per task: 200 in total.
 STRATEGIES = {
     "Naive": {},
     "EWC": {"ewc_lambda": 10.0},
@@ -116,10 +116,10 @@ def run(name: str, seed: int, setting: str, epochs: int, lr: float, **arguments)
     table = []
     for experience in benchmark.train_stream:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # what Avalanche's plugins call is deprecated in Avalanche
+            warnings.simplefilter("ignore")  # Avalanche's plugins use functions deprecated in Avalanche
             strategy.train(experience)
         table.append(accuracies(strategy.model, benchmark))
-    # Of a run that diverged there is no kernel: its cells are empty, its accuracy counts.
+    # A diverged run has no kernel: its cells are empty, its accuracy counts.
     good = [m for m in ntk.trajectory if m.failure is None]
     whole = len(good) == len(ntk.trajectory)
     boundaries = [m.index for m in good if m.clock.event == "experience_start"]
@@ -143,7 +143,7 @@ def run(name: str, seed: int, setting: str, epochs: int, lr: float, **arguments)
 
 
 def tangent() -> None:
-    """Print how far OGD's promise holds: the stored logits of the first of two tasks, by step size (one seed)."""
+    """Print how well OGD preserves the stored logits of the first of two tasks, by step size (one seed)."""
     print(
         "| step size | epochs | strategy | stored logits moved by | accuracy % on task 1, before, after | on task 2 |"
     )
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--tangent", action="store_true", help="how far the outputs that OGD holds move")
+    parser.add_argument("--tangent", action="store_true", help="movement of the outputs preserved by OGD")
     parser.add_argument("--only", nargs="*", choices=list(STRATEGIES))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="replace arguments")
     arguments = parser.parse_args()

@@ -1,1 +1,1 @@
-"""What joins the recorder to Avalanche: the plugin, its metrics, loggers and checkpoints."""
+"""Adapters of the recorder to Avalanche: the plugin, its metrics, loggers and checkpoints."""

@@ -1,11 +1,11 @@
 """Avalanche's checkpoints with today's torch: the whole strategy, plugin and metrics included, in one file.
 
 Avalanche's own `save_checkpoint` fails with torch 2.14, dill 0.4 and typing_extensions 4.16: "Can't pickle sentinel:
-it's not the same object as typing_extensions.sentinel". `torch.optim` deletes its submodules from its namespace, so
-that dill, which looks for `sgd` there, does not find the module of `torch.optim.SGD` and stores the class by value; one
-of its methods is wrapped by `typing_extensions.deprecated`, whose module holds a sentinel under another name than its
-own. While `save_checkpoint` of this module works, the submodules are where dill looks for them, and the optimizer's
-class is stored by its name, as every other class is.
+it's not the same object as typing_extensions.sentinel". `torch.optim` deletes its submodules from its namespace. So
+dill, which looks for `sgd` there, does not find the module of `torch.optim.SGD` and stores the class by value. One of
+the class's methods is wrapped by `typing_extensions.deprecated`, and that module holds a sentinel under a name other
+than its own. `save_checkpoint` of this module puts the submodules back while it runs, so that dill stores the
+optimizer's class by name like any other class.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ def save_checkpoint(
 ) -> None:
     """Save a strategy as Avalanche's `save_checkpoint` does, between two calls of `train` and `eval`.
 
-    The file is there either as it was before or complete: a checkpoint that cannot be saved does not cost the one
-    before it.
+    The file is replaced atomically: a failed save leaves the previous checkpoint intact.
 
     Args:
         strategy: The strategy.
@@ -60,32 +59,32 @@ def load_checkpoint(
     map_location: Any = None,
     unique_objects: Any = None,
 ) -> tuple[Any, int]:
-    """Load a strategy as Avalanche's `maybe_load_checkpoint` does, and let TensorBoard's curves go on from there.
+    """Load a strategy as Avalanche's `maybe_load_checkpoint` does, and let TensorBoard's curves continue from there.
 
-    The plugin that measures from now on is `NTKPlugin.of(strategy)`, not the one that was given to the new strategy. A
-    checkpoint is a program: load only those that you saved yourself.
+    From now on `NTKPlugin.of(strategy)` measures, not the plugin given to the new strategy. Loading a checkpoint
+    executes code: load only files that you saved yourself.
 
     Args:
-        strategy: A strategy made in the same way as the one that was saved.
-        fname: Where it was saved; when there is no such file, nothing is loaded.
+        strategy: A strategy constructed like the saved one.
+        fname: The file; if it does not exist, nothing is loaded.
         map_location: Device to load to.
-        unique_objects: What need not be loaded twice, such as the benchmark.
+        unique_objects: Objects that need not be loaded twice, such as the benchmark.
 
     Returns:
-        The strategy and the number of experiences that it has been trained on: 0 when there was no checkpoint.
+        The strategy and the number of experiences it has been trained on: 0 without a checkpoint.
     """
     if isinstance(fname, (str, os.PathLike)) and not os.path.exists(fname):
         return strategy, 0
     benchmarks = [plugin.benchmark for plugin in strategy.plugins if isinstance(plugin, NTKPlugin)]
-    with redirect_stdout(io.StringIO()):  # it prints a line for each storage that it maps
+    with redirect_stdout(io.StringIO()):  # dill prints a line for each storage that it maps
         strategy, trained = maybe_load_checkpoint(strategy, fname, map_location, unique_objects)
     loaded = [plugin for plugin in strategy.plugins if isinstance(plugin, NTKPlugin)]
     for plugin, benchmark in zip(loaded, benchmarks, strict=False):
-        plugin.benchmark = benchmark  # no checkpoint holds it
+        plugin.benchmark = benchmark  # checkpoints do not hold it
     for logger in strategy.evaluator.loggers:
         if isinstance(logger, TensorboardLogger):
-            # What was logged after the checkpoint will be logged again. Another event file begins with the mark that
-            # takes these points out of the curves; the point at the checkpoint itself may stand there twice.
+            # Points logged after the checkpoint will be logged again. A new event file begins with TensorBoard's mark
+            # that removes them from the curves; the point at the checkpoint itself may appear twice.
             logger.writer.close()
             logger.writer.purge_step = strategy.clock.train_iterations + 1
     return strategy, int(trained)
@@ -93,7 +92,7 @@ def load_checkpoint(
 
 @contextmanager
 def _optimizers_by_name() -> Generator[None]:
-    """Put the submodules that `torch.optim` hides from its namespace there, and take them out again on exit."""
+    """Restore the submodules that `torch.optim` deletes from its namespace, and remove them again on exit."""
     hidden = {
         name.removeprefix("torch.optim."): module
         for name, module in sys.modules.items()

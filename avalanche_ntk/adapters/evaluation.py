@@ -1,9 +1,8 @@
 """The measurements as Avalanche metrics.
 
-The metrics never measure: each reads what its `NTKPlugin` recorded and hands every value on once, at the first hook at
-which Avalanche's clock has reached the value's iteration. So neither their place in the list of plugins nor that in the
-evaluator matters: Avalanche's own metrics, which have the clock's iteration, never come behind a later one, and a
-logger that refuses to go back (W&B) drops nothing.
+The metrics never measure. Each reads the records of its `NTKPlugin` and emits every value once, at the first hook at
+which Avalanche's clock has reached the value's iteration. So their order among plugins and metrics does not matter:
+values are emitted in order of iteration, and a logger that refuses earlier steps (W&B) drops nothing.
 
 Tags follow Avalanche's, with the task and the experience of the *probe*: one curve runs through all tasks, as in
 `NTK_Velocity/train_phase/train_stream/Task000/Exp000`. The x of each value is the training iteration.
@@ -36,7 +35,7 @@ from avalanche_ntk.recorder.trajectory import Measurement, Trajectory
 
 
 class _NotCalled:
-    """A hook that a metric does not have, though its base class has it."""
+    """Hides a hook of the base class."""
 
     def __get__(self, metric: Any, owner: type) -> Any:
         raise AttributeError
@@ -45,8 +44,8 @@ class _NotCalled:
 class _FewHooks(PluginMetric[float]):
     """A metric without the hooks inside an iteration.
 
-    An evaluator calls the hooks that a metric has and looks at what each returns: for tens of metrics and nine hooks an
-    iteration, that is a tenth of the time that a small network takes to train.
+    An evaluator calls every hook of every metric. With tens of metrics and nine hooks per iteration, this takes a tenth
+    of the training time of a small network.
     """
 
     before_training_iteration = _NotCalled()
@@ -63,7 +62,7 @@ class _FewHooks(PluginMetric[float]):
 
 
 class NTKMetric(_FewHooks):
-    """One quantity of every measurement of one plugin.
+    """One quantity of a plugin's measurements.
 
     Args:
         plugin: The plugin that measures.
@@ -87,8 +86,8 @@ class NTKMetric(_FewHooks):
         return self.name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NTKMetric:
-        # A copy of the metric alone still reads the plugin that measures; copied with the strategy, it reads the
-        # strategy's copy.
+        # A copy of the metric alone still reads the original plugin; copied with the strategy, it reads the strategy's
+        # copy.
         new = copy.copy(self)
         new.plugin = memo.get(id(self.plugin), self.plugin)
         new._given = dict(self._given)
@@ -97,21 +96,21 @@ class NTKMetric(_FewHooks):
         return new
 
     def result(self) -> float | None:
-        """Return the last value handed on; None before the first."""
+        """Return the last emitted value; None before the first."""
         return self._last
 
     def reset(self) -> None:
-        """Forget the last value; what was measured stays in the trajectory."""
+        """Forget the last value; the trajectory keeps all measurements."""
         self._last = None
 
     def before_training(self, strategy: Any) -> list[MetricValue]:
-        """Check that the plugin measures in this strategy.
+        """Check that the plugin is attached to this strategy.
 
         Returns:
-            What was measured since the last hook.
+            The values measured since the last hook.
 
         Raises:
-            PluginError: It does not.
+            PluginError: It is not.
         """
         if not any(plugin is self.plugin for plugin in strategy.plugins):
             others = [plugin for plugin in strategy.plugins if isinstance(plugin, NTKPlugin)]
@@ -124,7 +123,7 @@ class NTKMetric(_FewHooks):
         return self._new_values(strategy)
 
     def _new_values(self, strategy: Any) -> list[MetricValue]:
-        # Called for every metric at every iteration, which is nearly always over here.
+        # Called for every metric at every iteration; nearly all calls return here.
         recorded = self.plugin.recorded
         if recorded == self._read:
             return []
@@ -148,12 +147,12 @@ class NTKMetric(_FewHooks):
         return values
 
     def _look_at(self, loggers: Collection[Any]) -> None:
-        """Learn what the loggers of the evaluator take."""
-        # W&B, for one, stores a subclass of float as text.
+        """Find out which values the evaluator's loggers accept."""
+        # W&B stores a subclass of float as text.
         self._plain = not all(isinstance(logger, (*_MAY_GO_BACK, WandBLogger)) for logger in loggers)
 
     def _as_shown(self, tag: str, x: int, value: Any) -> Any:
-        """Return a value as loggers get it: printed once, however often it is measured without a step between."""
+        """Return a value for the loggers; text loggers print it once if it is measured several times at one step."""
         if not isinstance(value, float):
             return value
         self._last = value
@@ -164,23 +163,23 @@ class NTKMetric(_FewHooks):
         return Printed(value) if self.printed and not again else Unprinted(value)
 
     def _entries(self, trajectory: Trajectory) -> list[Any]:
-        """Return what is handed on, in order."""
+        """Return the entries to emit, in order."""
         return trajectory.measurements
 
     def _iteration(self, entry: Any) -> int:
-        """Return the iteration at which an entry is shown."""
+        """Return the iteration of an entry's point."""
         return int(entry.clock.iteration)
 
     def _restored(self, trajectory: Trajectory) -> int:
-        # What was read from a run folder was handed on by the process that measured it.
+        # Measurements read from a run folder were emitted by the process that took them.
         return trajectory.restored
 
     def _values_of(self, trajectory: Trajectory, entries: list[Any], tag: str) -> Iterator[tuple[str, int, Any]]:
-        """Yield tag, iteration and value of what is defined; what is not is absent, never 0."""
+        """Yield tag, iteration and value of every defined number; undefined numbers are absent, never 0."""
         for measurement in entries:
             value = measurement.values.get(self.column)
             if self.column in _SINCE_PREVIOUS and "velocity_per_iteration" not in measurement.values:
-                continue  # no step was made between the two: no change is shown, as no velocity is
+                continue  # no step between the two measurements: neither a change nor a velocity is defined
             if value is not None and not math.isnan(value):
                 yield tag, measurement.clock.iteration, float(value)
 
@@ -197,11 +196,11 @@ _MAY_GO_BACK = (TensorboardLogger, TextLogger, CSVLogger)
 
 
 class ReactivationMetric(NTKMetric):
-    """One quantity of the reactivation at each boundary, handed on at the experience's end.
+    """One quantity of the reactivation at each boundary, emitted at the experience's end.
 
-    It is shown at the iteration of its boundary where every logger takes a value of an earlier step, as Avalanche's
-    TensorBoard, text and CSV loggers do. W&B drops such values: beside it, or a logger of another kind, it is shown at
-    the experience's end.
+    Its iteration is that of the boundary if every logger accepts values of earlier steps, as Avalanche's TensorBoard,
+    text and CSV loggers do. With W&B, which drops such values, or an unknown logger, it is that of the experience's
+    end.
     """
 
     def _look_at(self, loggers: Collection[Any]) -> None:
@@ -220,19 +219,19 @@ class ReactivationMetric(NTKMetric):
     def _values_of(self, trajectory: Trajectory, entries: list[Any], tag: str) -> Iterator[tuple[str, int, Any]]:
         for reactivation in entries:
             if self.column == "onset" and reactivation.peak is not None:
-                continue  # repeated there for its ratio; it is the first experience's
+                continue  # the row repeats it for its ratio; it belongs to the first experience
             value = getattr(reactivation, self.column)
             if value is not None and not math.isnan(value):
                 yield tag, int(reactivation.boundary if self._at_boundary else reactivation.end), float(value)
 
 
 class PatternMetric(NTKMetric):
-    """All columns of one kind, such as a number of every layer: the varying part stands at the end of the tag.
+    """All columns of one kind, such as a number for every layer; the varying part ends the tag.
 
     Args:
         plugin: The plugin that measures.
         name: First part of the tag.
-        pattern: Regular expression of the columns; its group `part` is what varies.
+        pattern: Regular expression of the columns; its group `part` is the varying part.
     """
 
     def __init__(self, plugin: NTKPlugin, name: str, pattern: str) -> None:
@@ -250,13 +249,13 @@ class PatternMetric(NTKMetric):
 class Picture(TensorImage):
     """An image for every logger of Avalanche.
 
-    TensorBoard takes `image` with the channels first and W&B the array with the channels last; the text loggers pass
-    over this type, where they would print a figure's address.
+    TensorBoard reads `image`, with channels first; W&B reads the array, with channels last. Text loggers skip this
+    type.
     """
 
     @classmethod
     def of(cls, figure: Figure) -> Picture:
-        """Return the picture of a figure that has a canvas of its own."""
+        """Return the picture of a figure; the figure must have its own canvas."""
         figure.canvas.draw()
         pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
         return cls(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
@@ -266,12 +265,12 @@ class Picture(TensorImage):
 
 
 class FigureMetric(NTKMetric):
-    """A figure at each boundary: loggers that show images show it, the others pass over it.
+    """A figure at each boundary, for loggers that show images; others skip it.
 
     Args:
         plugin: The plugin that measures.
         name: First part of the tag.
-        draw: Makes the figure of a trajectory's measurement; None when there is nothing to draw.
+        draw: Makes the figure of a measurement of a trajectory; None if there is nothing to draw.
     """
 
     def __init__(self, plugin: NTKPlugin, name: str, draw: Callable[[Trajectory, Measurement], Figure | None]) -> None:
@@ -290,14 +289,14 @@ class EvaluationRecorder(_FewHooks):
     """Writes the evaluator's own numbers (accuracy, forgetting, loss) of each evaluation to the plugin's record.
 
     It emits nothing, and records nothing from an evaluator made with `collect_all=False`. With it, a run folder holds
-    what the network could do beside what its kernel did.
+    the network's accuracy beside its kernel's series.
 
     Args:
         plugin: The plugin that measures.
     """
 
     records_evaluations = True
-    """The plugin moves such metrics behind the others of an evaluator, which computes its metrics in their order."""
+    """The plugin moves these metrics behind all others, since an evaluator computes its metrics in order."""
 
     def __init__(self, plugin: NTKPlugin) -> None:
         super().__init__()
@@ -314,16 +313,16 @@ class EvaluationRecorder(_FewHooks):
         return new
 
     def result(self) -> None:
-        """Return None: there is nothing to emit."""
+        """Return None: it emits nothing."""
 
     def reset(self) -> None:
-        """Do nothing: there is no state."""
+        """Do nothing: it has no state."""
 
     def after_eval(self, strategy: Any) -> None:
-        """Record the numbers of the evaluation that ends now."""
+        """Record the numbers of the evaluation that has just ended."""
         values = {}
         for tag, (_, series) in strategy.evaluator.get_all_metrics().items():
-            # Only what is new: tags of streams that this evaluation left out keep their old values in the evaluator.
+            # Record new values only: the evaluator keeps old values of streams that this evaluation left out.
             if len(series) > self._seen.get(tag, 0) and "/eval_phase/" in tag and isinstance(series[-1], (int, float)):
                 values[tag] = float(series[-1])
             self._seen[tag] = len(series)
@@ -334,13 +333,13 @@ class EvaluationRecorder(_FewHooks):
 def ntk_metrics(plugin: NTKPlugin, *, text: Collection[str] | None = PRINTED, **flags: bool) -> list[PluginMetric[Any]]:
     """Return the metrics that show a plugin's measurements in an evaluator's loggers.
 
-    What a metric needs beyond the kernel, the plugin measures from then on (see `avalanche_ntk.observables` for the
-    columns and the costs). `docs/metrics.md` has every tag.
+    The plugin then also measures the observables that the metrics need (`avalanche_ntk.observables` lists columns and
+    costs). `docs/metrics.md` lists every tag.
 
     Args:
         plugin: The plugin that measures; the strategy must have the same object.
         text: Names of the metrics that text loggers (`TextLogger`, `InteractiveLogger`) print, each value once; None
-            for all, an empty tuple for none. Every other logger has all of them.
+            for all, an empty tuple for none. Every other logger gets all of them.
         **flags: What to show. On unless switched off: `norms`, `distance`, `velocity`, `alignment`, `reactivation`,
             `cost`. Off unless switched on: `spectrum`, `kernel_image`, and the flag of every observable
             (`linearisation`, `forecast`, `per_layer`, `features`, `class_blocks`, `task_overlap`, `regression`,
@@ -352,7 +351,7 @@ def ntk_metrics(plugin: NTKPlugin, *, text: Collection[str] | None = PRINTED, **
 
     Raises:
         PluginError: `plugin` is not an `NTKPlugin`.
-        ArgumentError: There is no such flag, or a name in `text` is that of no metric that is asked for.
+        ArgumentError: A flag is unknown, or a name in `text` is not one of the requested metrics.
     """  # noqa: DOC501  (made by unknown_name)
     if not isinstance(plugin, NTKPlugin):
         raise PluginError(
@@ -391,7 +390,7 @@ def _metric(plugin: NTKPlugin, declared: Metric, family: Family) -> NTKMetric:
 
 
 def tag_of(name: str, probe: Probe) -> str:
-    """Return the tag of a quantity measured on a probe.
+    """Return the metric tag of a quantity on a probe.
 
     Args:
         name: The quantity, such as `NTK_Velocity`.

@@ -1,7 +1,7 @@
 """Avalanche's W&B logger with today's wandb.
 
-Avalanche 0.6 asks wandb for `wandb.util.generate_id` and `wandb.viz.CustomChart`, which wandb 0.31 no longer has under
-these names: its own `WandBLogger` fails when it is made, or at the first metric when an id is given.
+Avalanche 0.6 uses `wandb.util.generate_id` and `wandb.viz.CustomChart`, names that wandb 0.31 no longer has.
+Avalanche's own `WandBLogger` therefore fails when it is made, or, if an id is given, at the first metric.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from avalanche import logging
 
 
 class WandBLogger(logging.WandBLogger):
-    """Avalanche's `WandBLogger`, with the arguments and the behaviour that it has with an older wandb."""
+    """Avalanche's `WandBLogger` with the arguments and behaviour it has with older versions of wandb."""
 
     def import_wandb(self) -> None:
-        """Import wandb and give it the names that Avalanche knows."""
+        """Import wandb and add the names that Avalanche uses."""
         super().import_wandb()
         self.wandb: Any = _OlderNames(self.wandb)
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
-        """Log a value; a number that knows how text loggers print it is a plain number here."""
-        # wandb writes whatever is not of a built-in type as text.
+        """Log a value; a number with its own text format is logged as a plain float."""
+        # wandb writes any value that is not of a built-in type as text.
         super().log_single_metric(name, float(value) if isinstance(value, float) else value, x_plot)
 
 
 class _OlderNames:
-    """The module wandb, with two names that it had."""
+    """The module wandb with two of its former names."""
 
     def __init__(self, wandb: Any) -> None:
         self._wandb = wandb
@@ -36,5 +36,5 @@ class _OlderNames:
         self.viz = SimpleNamespace(CustomChart=wandb.plot.CustomChart)
 
     def __getattr__(self, name: str) -> Any:
-        # Asked for what is not here only, and at each call: `wandb.run` and `wandb.log` change when a run begins.
+        # Looked up at each access, not copied: `wandb.run` and `wandb.log` change when a run begins.
         return getattr(self._wandb, name)

@@ -1,7 +1,7 @@
 """The Avalanche plugin: the hooks at which a recorder measures.
 
-Only the recorder measures; the metrics read what it recorded. Nothing that training depends on is changed: a run with
-the plugin is bit-identical to the same run without it.
+Only the recorder measures; the metrics read its records. The plugin does not affect training: a run with it is
+bit-identical to the same run without it.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ if TYPE_CHECKING:
 
 
 class NTKPlugin(Recording, SupervisedPlugin, supports_distributed=True):
-    """Records while an Avalanche strategy trains, driven by its hooks.
+    """Records the kernel while an Avalanche strategy trains, driven by the strategy's hooks.
 
     Give it to the strategy (`plugins=[ntk]`) and its metrics to the evaluator (`ntk_metrics(ntk)`). It measures exactly
-    at each experience's start, before any step of the new task, at its end, and in between when the schedule asks for
-    it.
+    at each experience's start, before any step of the new task, at its end, and in between according to the schedule.
 
     Args:
-        probe: What to watch: a `ProbeSpec` (chosen when training reaches its experience), a `Probe`, or several of
-            them.
-        schedule: When to measure; `Schedule.around_boundaries()` when None, or its name as text.
-        benchmark: Where probes of other experiences than the trained one and of the test stream are found; needed where
-            the stream that is trained on does not know its benchmark. It goes into no checkpoint.
-        **options: Everything else that `NTKRecorder` takes, as `run_folder`, `reduction`, `observe` or `resume`: True
-            goes on with the experience that is trained next, by its place in the stream.
+        probe: The probe or probes: a `ProbeSpec` (samples are chosen when training reaches its experience), a `Probe`,
+            or several of them.
+        schedule: When to measure: a `Schedule` or its name as text; None for `Schedule.around_boundaries()`.
+        benchmark: Source of probes from other experiences and from the test stream; needed if the training stream does
+            not know its benchmark. Checkpoints do not hold it.
+        **options: All other arguments of `NTKRecorder`, such as `run_folder`, `reduction`, `observe` or `resume`.
+            `resume=True` continues with the experience trained next, by its position in the stream.
 
     Attributes:
         trajectories: The time series by probe name.
-        evaluations: What each evaluation found, when the evaluator has `ntk_metrics(...)` as its last metrics.
+        evaluations: The numbers of each evaluation, if the evaluator has `ntk_metrics(...)` as its last metrics.
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
@@ -72,7 +71,7 @@ class NTKPlugin(Recording, SupervisedPlugin, supports_distributed=True):
 
     @classmethod
     def of(cls, strategy: Any) -> NTKPlugin:
-        """Return the plugin that measures in `strategy`; after loading a checkpoint this is the one that goes on.
+        """Return the plugin attached to `strategy`; after loading a checkpoint, this is the one that continues.
 
         Args:
             strategy: An Avalanche strategy.
@@ -81,7 +80,7 @@ class NTKPlugin(Recording, SupervisedPlugin, supports_distributed=True):
             Its first `NTKPlugin`.
 
         Raises:
-            PluginError: It has none, or is no strategy.
+            PluginError: It has none, or is not a strategy.
         """
         plugins = getattr(strategy, "plugins", None)
         if not isinstance(plugins, (list, tuple)):
@@ -98,16 +97,16 @@ class NTKPlugin(Recording, SupervisedPlugin, supports_distributed=True):
         )
 
     def reached(self, strategy: Any) -> float:
-        """Return how far Avalanche's clock has come, in this plugin's count of iterations.
+        """Return the position of Avalanche's clock in this plugin's count of iterations.
 
-        Within an iteration that clock is one behind: it is the last of a strategy's plugins. In a run that was resumed
-        it begins at 0 again, and this count does not.
+        Within an iteration that clock is one behind, since it is the last of a strategy's plugins. In a resumed run it
+        restarts at 0, and this count does not.
 
         Args:
             strategy: The strategy.
 
         Returns:
-            Iterations of the run that are over for every plugin; infinity for a strategy without such a clock.
+            Iterations completed for every plugin; infinity for a strategy without such a clock.
         """
         counted = iterations_counted(strategy)
         return float("inf") if counted is None else counted + self._ahead
@@ -115,7 +114,7 @@ class NTKPlugin(Recording, SupervisedPlugin, supports_distributed=True):
     # ------------------------------------------------------------------ hooks
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        """Check that the plugin stands once in one strategy."""
+        """Check that the plugin appears once, in one strategy."""
         count = sum(plugin is self for plugin in strategy.plugins)
         if count > 1:
             raise PluginError(
@@ -130,34 +129,34 @@ class NTKPlugin(Recording, SupervisedPlugin, supports_distributed=True):
         self._owner = id(strategy)
         _recorders_last(strategy)
         self._session.rewind(self)
-        if self._session.may_resume:  # the last moment before the model is adapted to the new experience
+        if self._session.may_resume:  # last moment before the model is adapted to the new experience
             self._session.look(StrategyHost.of(strategy))
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Choose the probes that this task brings and measure exactly at the boundary; pieces of a task have none."""
+        """Choose a new task's probes and measure exactly at the boundary; further pieces of a task have no boundary."""
         host = StrategyHost.of(strategy, self.benchmark)
         unfinished = self._tasks.unfinished
         begins = self._tasks.begins(strategy.experience)
-        if begins and unfinished:  # nothing was trained since its last piece ended
+        if begins and unfinished:  # no training since its last piece ended
             self._end_task(host)
         self._before_experience(host, begins=begins, piece="experience" if begins else "piece")
-        # Both counts stand still between experiences.
+        # Between experiences neither count changes.
         self._ahead = self.clock.iteration - (iterations_counted(strategy) or 0)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Measure again when another plugin has changed the model between the boundary and the first step."""
+        """Measure again if another plugin has changed the model between the boundary and the first step."""
         # Some strategies make another optimizer after the boundary.
         self.clock.steps.follow(getattr(strategy, "optimizer", None))
-        if self._known is not None:  # the first iteration since training stood still
+        if self._known is not None:  # the first iteration since training paused
             self._before_iteration(StrategyHost.of(strategy, self.benchmark))
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the iteration and measure when the schedule asks for it."""
-        # Counted here: Avalanche's own clock stands behind this plugin and has not seen this iteration yet.
+        """Count the iteration and measure if one is due."""
+        # Counted here: Avalanche's own clock comes after this plugin and has not counted this iteration yet.
         self._after_iteration(lambda: StrategyHost.of(strategy, self.benchmark))
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        """Count the epoch and measure when the schedule asks for it; a pass over a piece of a task is none."""
+        """Count the epoch and measure if one is due; a pass over a piece of a task is not an epoch."""
         if is_piece(strategy.experience):
             self._tick()
         else:
@@ -171,14 +170,14 @@ class NTKPlugin(Recording, SupervisedPlugin, supports_distributed=True):
     # ------------------------------------------------------------------ checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        # The owner belongs to this process, and is found again by the next hook. The benchmark is data, not state.
+        # The owner belongs to this process; the next hook sets it again. The benchmark is data, not state.
         return {**self.__dict__, "_owner": None, "benchmark": None}
 
 
 def _recorders_last(strategy: Any) -> None:
-    """Let what records an evaluation stand behind the metrics whose values it records, wherever the user put it."""
+    """Move evaluation recorders behind the metrics whose values they record."""
     for plugin in strategy.plugins:
         metrics = getattr(plugin, "metrics", None)
         if isinstance(metrics, list):
-            # A stable sort: the others keep their order.
+            # A stable sort: all others keep their order.
             metrics.sort(key=lambda metric: getattr(metric, "records_evaluations", False))

@@ -1,4 +1,4 @@
-"""What the plugin reads from Avalanche's strategies, experiences and streams. Nothing here changes them."""
+"""Read-only access to Avalanche's strategies, experiences and streams."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from avalanche_ntk.recorder.samples import TASKS, Reader, Samples, read_samples,
 
 
 def model_of(strategy: Any) -> nn.Module:
-    """Return the strategy's model; of one that is trained by several processes, the module inside.
+    """Return the strategy's model; in distributed training, the module inside the wrapper.
 
-    Its forward pass sends nothing to the other processes, which wait for nothing.
+    The inner module's forward pass does not communicate with other processes.
     """
     model: nn.Module = DistributedHelper.unwrap_model(strategy.model)
     return model
@@ -34,19 +34,19 @@ def position_of(experience: Any) -> int | None:
     """Return an experience's place in its stream, if it has one."""
     try:
         number = getattr(experience.logging(), "current_experience", None)
-    except AssertionError:  # how Avalanche says that an experience was never put into a stream
+    except AssertionError:  # Avalanche raises this for an experience outside a stream
         return None
     return number if isinstance(number, int) else None
 
 
 def task_label_of(experience: Any) -> int | None:
-    """Return an experience's task label; None when it has several or none."""
+    """Return an experience's task label; None if it has several or none."""
     labels = getattr(experience, "task_labels", None)
     return int(labels[0]) if labels is not None and len(labels) == 1 else None
 
 
 def spec_at(spec: ProbeSpec | Probe, experience: Any) -> ProbeSpec | Probe:
-    """Return the spec itself, or, for one of each task, that of the present task."""
+    """Return the spec itself; for a spec of each task, the spec of the present task."""
     if isinstance(spec, Probe) or spec.from_experience is not None:
         return spec
     return replace(spec, from_experience=origin_of(experience).current_experience)
@@ -58,18 +58,18 @@ def dataset_of(strategy: Any, spec: ProbeSpec, benchmark: Any = None) -> Any:
     Args:
         strategy: The strategy.
         spec: Names one experience.
-        benchmark: Where to look for the streams; the one that the trained stream belongs to when None, if it says so.
+        benchmark: The benchmark that has the streams; None for the one that the training stream names.
 
     Raises:
-        ProbeError: The stream has no such experience, or there is no way to it.
+        ProbeError: The stream has no such experience, or cannot be found.
     """
     experience = origin_of(strategy.experience)
-    assert spec.from_experience is not None  # one of each task was made one of this task before
+    assert spec.from_experience is not None  # `spec_at` has replaced a spec of each task
     if experience.current_experience == spec.from_experience and spec.split == "train":
         return experience.dataset
     stream = _stream_of(experience, spec, benchmark)
     known = _experiences(stream)
-    if known is None and spec.split == "train":  # its experiences exist when training reaches them
+    if known is None and spec.split == "train":  # a lazy stream makes its experiences when training reaches them
         return None
     with preserved_rng_state():  # a lazy stream may make its experiences now
         known = list(islice(stream, spec.from_experience + 1)) if known is None else known
@@ -82,7 +82,7 @@ def dataset_of(strategy: Any, spec: ProbeSpec, benchmark: Any = None) -> Any:
 
 
 def check_each_task(strategy: Any, spec: ProbeSpec | Probe, benchmark: Any = None) -> None:
-    """Check, before anything is trained, that the test stream has an experience for each task that is to be watched.
+    """Check before training that the test stream has an experience for each task of a spec of each task.
 
     Raises:
         ProbeError: It has fewer.
@@ -102,11 +102,11 @@ def check_each_task(strategy: Any, spec: ProbeSpec | Probe, benchmark: Any = Non
 def _stream_of(experience: Any, spec: ProbeSpec, benchmark: Any) -> Any:
     """Return the whole stream that a spec names.
 
-    What is trained on may be a slice, such as the part that is left after a checkpoint; a probe's place is that in the
-    whole stream, which the benchmark has.
+    Training may use a slice, such as the remainder after a checkpoint. A probe's position counts in the whole stream,
+    which the benchmark has.
 
     Raises:
-        ProbeError: There is no way to it.
+        ProbeError: It cannot be found.
     """
     trained = experience.origin_stream
     owner = benchmark if benchmark is not None else getattr(trained, "benchmark", None)
@@ -129,7 +129,7 @@ def _stream_of(experience: Any, spec: ProbeSpec, benchmark: Any) -> Any:
 
 
 def _experiences(stream: Any) -> Sequence[Any] | None:
-    """Return the experiences of a stream as far as they exist already; None for a lazy stream."""
+    """Return the existing experiences of a stream; None for a lazy stream."""
     for found in (stream, getattr(stream, "exps_iter", None)):
         if hasattr(found, "__len__") and hasattr(found, "__getitem__"):
             return found
@@ -139,9 +139,9 @@ def _experiences(stream: Any) -> Sequence[Any] | None:
 def reader_of(strategy: Any) -> Reader:
     """Return the function that reads samples of a dataset as the strategy's own evaluation would.
 
-    The batch comes from the loader that the strategy's `make_eval_dataloader` makes, and goes through its
-    `_unpack_minibatch`, `mb_x`, `mb_y` and `mb_task_id`: a strategy that loads or takes apart its batches in its own
-    way is followed. Of a batch that is a dict, the inputs are the entries that the model's forward pass takes by name.
+    The batch comes from the strategy's `make_eval_dataloader` and goes through its `_unpack_minibatch`, `mb_x`, `mb_y`
+    and `mb_task_id`, so strategies that override them are supported. If a batch is a dict, the inputs are the entries
+    that the model's forward pass takes by name.
     """
     return partial(_read_by, strategy)
 
@@ -172,7 +172,7 @@ def _read_by(strategy: Any, dataset: Any, indices: Sequence[int]) -> Samples:
 
 @contextmanager
 def _borrowed(strategy: Any, *names: str) -> Generator[None]:
-    """Let attributes of a strategy be set; they are as before on exit."""
+    """Restore some attributes of a strategy on exit."""
     before = {name: getattr(strategy, name) for name in names if hasattr(strategy, name)}
     try:
         yield
@@ -185,13 +185,13 @@ def _borrowed(strategy: Any, *names: str) -> Generator[None]:
 
 
 def iterations_counted(strategy: Any) -> int | None:
-    """Return the training iterations that Avalanche's clock has counted; None for a strategy without such a clock."""
+    """Return the training iterations counted by Avalanche's clock; None for a strategy without one."""
     found = getattr(getattr(strategy, "clock", None), "train_iterations", None)
     return found if isinstance(found, int) else None
 
 
 def iterations_per_epoch(dataloader: Any) -> int | None:
-    """Return the number of iterations of an epoch, where the data loader knows it."""
+    """Return the number of iterations of an epoch; None if the data loader does not know it."""
     try:
         return len(dataloader)
     except Exception:  # noqa: BLE001  (a user's own loader may say so in any way)
@@ -199,6 +199,6 @@ def iterations_per_epoch(dataloader: Any) -> int | None:
 
 
 def has_outputs_for(model: nn.Module, probe: Probe) -> bool:
-    """Tell whether the model has outputs for the probe's tasks: a head is made when training reaches its task."""
+    """Return whether the model has outputs for the probe's tasks: a head is made when training reaches its task."""
     known = getattr(model, "known_train_tasks_labels", None) if is_multi_task_module(model) else None
     return not known or set(probe.task_labels.tolist()) <= set(known)

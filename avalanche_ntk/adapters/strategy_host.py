@@ -1,4 +1,4 @@
-"""What a recorder sees of an Avalanche strategy."""
+"""The `Host` of a recorder for Avalanche strategies."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from avalanche_ntk.recorder.samples import Reader
 
 @dataclass
 class StrategyHost(Host):
-    """A strategy at one moment, read and never changed.
+    """A read-only view of a strategy at one moment.
 
     Attributes:
         strategy: The strategy.
-        benchmark: Where the streams are, when the trained one does not know.
+        benchmark: The benchmark that has the streams, if the training stream does not know it.
     """
 
     strategy: Any = None
@@ -44,7 +44,7 @@ class StrategyHost(Host):
 
     @classmethod
     def of(cls, strategy: Any, benchmark: Any = None) -> StrategyHost:
-        """Return what is to be seen of a strategy now; of its experience only while it trains."""
+        """Return the view of a strategy now; its experience is included only while it trains."""
         model = model_of(strategy)
         experience = getattr(strategy, "experience", None)
         found = cls(
@@ -61,7 +61,7 @@ class StrategyHost(Host):
         return replace(
             found,
             dataset=getattr(origin, "dataset", None),
-            # A pass over a piece of a task is no epoch.
+            # A pass over a piece of a task is not an epoch.
             iterations_per_epoch=None if piece else iterations_per_epoch(getattr(strategy, "dataloader", None)),
             epochs=None if piece else _epochs_of(strategy),
             task_label=task_label_of(origin),
@@ -81,23 +81,23 @@ class StrategyHost(Host):
 
     @property
     def read(self) -> Reader:
-        """Reads as the strategy's own evaluation does."""
+        """The function that reads samples as the strategy's own evaluation does."""
         return reader_of(self.strategy)
 
     def trained_function(self) -> AbstractContextManager[None]:
-        """Let Avalanche's own models in eval mode compute what they compute in training."""
+        """Make Avalanche's own models in eval mode compute their training function."""
         return trained_function(self.model)
 
     def has_outputs_for(self, probe: Probe) -> bool:
-        """Tell whether the head of a probe's task has been made."""
+        """Return whether the head of a probe's task exists."""
         return has_outputs_for(self.model, probe)
 
     def check(self, spec: ProbeSpec | Probe) -> None:
-        """Check that the streams have what a spec asks for."""
+        """Check that the streams have the experiences of a spec."""
         check_each_task(self.strategy, spec, self.benchmark)
 
     def specs_now(self, specs: list[ProbeSpec | Probe], number: int, *, earlier: bool) -> list[ProbeSpec | Probe]:
-        """Return what to choose now; a run that is continued needs the probes of its earlier tasks too."""
+        """Return the specs to choose from now; a continued run needs the probes of its earlier tasks too."""
         experience = self.strategy.experience
         now = [spec_at(spec, experience) for spec in specs]
         if not earlier:
@@ -111,26 +111,26 @@ class StrategyHost(Host):
         return [*before, *now]
 
     def choose(self, spec: ProbeSpec, number: int) -> Probe | None:
-        """Choose a probe from the stream, if its experience exists already."""
+        """Choose a probe from the stream; None if its experience does not exist yet."""
         dataset = dataset_of(self.strategy, spec, self.benchmark)
         return None if dataset is None else spec.choose(dataset, self.read)
 
     def check_resumable(self, run_folder: str | PathLike[str]) -> None:
-        """Check that a task begins with the present piece of an online stream.
+        """Check that the present piece of an online stream is the first one of a task.
 
         Raises:
-            RunFolderError: It does not.
+            RunFolderError: It is not.
         """
         experience = self.strategy.experience
         if is_piece(experience) and not is_first_piece(experience):
             raise RunFolderError(
-                f"the run in {run_folder} can go on where a task begins: expected the first piece of a task of "
-                "the online stream, found a later one. Train from the first piece on (of one whose `is_first_subexp` "
-                "is True), or save the whole strategy with avalanche_ntk.adapters.checkpoints, which goes on anywhere."
+                f"the run in {run_folder} can only be continued where a task begins: expected the first piece of a "
+                "task of the online stream, found a later one. Train from a piece whose `is_first_subexp` is True, or "
+                "save the whole strategy with avalanche_ntk.adapters.checkpoints, which can continue anywhere."
             )
 
 
 def _epochs_of(strategy: Any) -> int | None:
-    """Return how many epochs a strategy trains each experience, where it says so."""
+    """Return the epochs that a strategy trains each experience for; None if it does not say."""
     found = getattr(strategy, "train_epochs", None)
     return found if isinstance(found, int) and found > 0 else None

@@ -1,8 +1,8 @@
-"""Where one task ends and the next begins.
+"""Boundaries between tasks.
 
-On most streams every experience is a task. An online stream cuts each task into pieces, which training sees as
-experiences of their own; its boundaries are where the task changes. Nothing here imports Avalanche: an experience is
-asked for what it knows of itself.
+On most streams every experience is a task. An online stream cuts each task into pieces, each trained as an experience;
+its boundaries are where the task changes. This module does not import Avalanche; it reads the attributes of
+experiences.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 
 
 def is_piece(experience: Any) -> bool:
-    """Return whether an experience is a piece of a task, as those of an online stream are."""
+    """Return whether an experience is a piece of a task, as in an online stream."""
     return hasattr(experience.logging(), "origin_experience")
 
 
 def is_first_piece(experience: Any) -> bool:
-    """Return whether a piece says that it is the first one of its task."""
+    """Return whether a piece is marked as the first one of its task."""
     return bool(getattr(experience.logging(), "is_first_subexp", False))
 
 
 def origin_of(experience: Any) -> Any:
-    """Return an experience with its place in the stream; of a piece of an online stream, the task that it is cut from.
+    """Return an experience with its position in the stream; for a piece of an online stream, the task it is cut from.
 
-    In training mode Avalanche hides an experience's place from strategies; measuring is logging, which sees it. A piece
-    that mixes several tasks (a stream in which they fade into each other) is cut from none, and is returned itself.
+    In training mode Avalanche hides an experience's position from strategies; in logging mode, used here, it is
+    visible. A piece that mixes several tasks (where tasks fade into each other) has no origin and is returned itself.
     """
     experience = experience.logging()
     task = getattr(experience, "origin_experience", None)
@@ -34,13 +34,13 @@ def origin_of(experience: Any) -> Any:
 
 @dataclass
 class Tasks:
-    """Follows the experiences of a training run, and tells where a task begins and where it ends.
+    """Follows the experiences of a training run and finds where tasks begin and end.
 
-    A piece goes on with the task of the piece before it when both are cut from the same experience and it does not call
-    itself the first one. The pieces that mix tasks are one task from the first to the last of them.
+    A piece continues the task of the previous piece if both are cut from the same experience and it is not marked as
+    the first one. Consecutive pieces that mix tasks count as one task.
 
     Attributes:
-        unfinished: Whether the last experience was a piece with which its task did not end.
+        unfinished: Whether the last experience was a piece that did not end its task.
     """
 
     unfinished: bool = False
@@ -49,7 +49,7 @@ class Tasks:
     _seen: int = 0
 
     def begins(self, experience: Any) -> bool:
-        """Take note of an experience that is about to be trained; return whether a task begins with it."""
+        """Register an experience before its training; return whether a task begins with it."""
         self.unfinished = False
         if not is_piece(experience):
             self._in_pieces = False
@@ -63,11 +63,11 @@ class Tasks:
         return not goes_on
 
     def ends(self, experience: Any) -> bool:
-        """Take note of an experience that was trained; return whether its task ended with it.
+        """Register an experience after its training; return whether its task ended with it.
 
-        A task has ended with the piece that calls itself the last one, or when its pieces have held as many samples as
-        it has: the last piece does not always know that it is (avalanche 0.6 leaves it out when all are of one size).
-        """  # noqa: DOC201  (what is returned stands in the first line)
+        A task ends with the piece marked as the last one, or when its pieces have held all of its samples: the last
+        piece is not always marked (avalanche 0.6 omits the mark if all pieces have one size).
+        """  # noqa: DOC201  (the first line says what is returned)
         if not is_piece(experience):
             return True
         piece = experience.logging()
@@ -78,8 +78,8 @@ class Tasks:
 
 
 def _place_of(experience: Any) -> tuple[str | None, int | None]:
-    """Return the name of an experience's stream and its place there, as far as it is in one."""
+    """Return the name of an experience's stream and its position there; None for an experience outside a stream."""
     try:
         return experience.origin_stream.name, experience.current_experience
-    except AssertionError:  # how Avalanche says that an experience was never put into a stream
+    except AssertionError:  # Avalanche raises this for an experience outside a stream
         return None, None

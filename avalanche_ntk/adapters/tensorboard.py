@@ -1,4 +1,4 @@
-"""TensorBoard beside Avalanche's `TensorboardLogger`: the kernel's curves next to accuracy, strategies side by side.
+"""A TensorBoard dashboard: the kernel's curves next to accuracy, strategies side by side.
 
 One line after training adds both to a logger's folder:
 
@@ -24,8 +24,8 @@ BOUNDARIES = "Kernel beside accuracy"
 REACTIVATION = "At each boundary"
 INSIDE = "Inside the kernel"
 
-# Charts by category: what each shows, and the tags, as regular expressions. The tasks' accuracies stand in the same
-# category as the kernel's curves, with the same horizontal axis.
+# Charts by category: each chart's title and its tags, as regular expressions. The tasks' accuracies are in the same
+# category as the kernel's curves and have the same horizontal axis.
 LAYOUT: dict[str, dict[str, list[str]]] = {
     BOUNDARIES: {
         "Spectral norm λ_max": [r"NTK_SpectralNorm/"],
@@ -62,10 +62,10 @@ def add_dashboard(logger: Any, strategy: Any, **settings: Any) -> None:
     Args:
         logger: Avalanche's `TensorboardLogger` of this run.
         strategy: The strategy, trained, with its `NTKPlugin`.
-        settings: What else tells this run from others, such as `width=256` or `regime="lazy"`.
+        settings: Further settings that distinguish this run from others, such as `width=256` or `regime="lazy"`.
 
     Raises:
-        ArgumentError: `logger` is no TensorBoard logger.
+        ArgumentError: `logger` is not a TensorBoard logger.
         PluginError: The strategy has no `NTKPlugin`.
     """
     add_layout(logger)
@@ -79,7 +79,7 @@ def add_layout(logger: Any) -> None:
         logger: Avalanche's `TensorboardLogger`; once for each folder of curves is enough.
 
     Raises:
-        ArgumentError: `logger` is no TensorBoard logger.
+        ArgumentError: `logger` is not a TensorBoard logger.
     """
     writer = _writer(logger)
     writer.add_custom_scalars(
@@ -95,18 +95,18 @@ def add_hparams(logger: Any, strategy: Any, **settings: Any) -> None:
     """Put the run into TensorBoard's page "HParams", where strategies are compared.
 
     A row has `Strategy`, `Model`, `Optimizer`, `lr`, `momentum`, `batch_size`, `epochs`, `seed`, the kernel's
-    `reduction`, the `schedule` and what is given as `settings`. Its metrics are `Summary/accuracy` and
-    `Summary/forgetting` of the last evaluation of the test stream, and over all boundaries `Summary/largest_spike`,
-    `Summary/median_ratio` (without those that are only lower bounds), `Summary/deepest_norm_dip`,
-    `Summary/largest_alignment_drop`, and `Summary/distance_init` at the end. What is undefined is absent.
+    `reduction`, the `schedule` and the `settings`. Its metrics are `Summary/accuracy` and `Summary/forgetting` of the
+    last evaluation of the test stream, and over all boundaries `Summary/largest_spike`, `Summary/median_ratio` (without
+    those that are only lower bounds), `Summary/deepest_norm_dip`, `Summary/largest_alignment_drop`, and
+    `Summary/distance_init` at the end. Undefined numbers are absent.
 
     Args:
         logger: Avalanche's `TensorboardLogger` of this run.
         strategy: The strategy, trained, with its `NTKPlugin`.
-        settings: What else tells this run from others.
+        settings: Further settings that distinguish this run from others.
 
     Raises:
-        ArgumentError: `logger` is no TensorBoard logger.
+        ArgumentError: `logger` is not a TensorBoard logger.
         PluginError: The strategy has no `NTKPlugin`.
     """
     writer = _writer(logger)
@@ -131,7 +131,7 @@ def _writer(logger: Any) -> Any:
 
 
 def _settings(strategy: Any, ntk: NTKPlugin) -> dict[str, Any]:
-    # TensorBoard shows the first five by name unless asked for more; capitals come first.
+    # TensorBoard shows the first five by name by default; capitals come first.
     optimizer = getattr(strategy, "optimizer", None)
     groups = [] if optimizer is None else optimizer.param_groups
     return _plain(
@@ -151,7 +151,7 @@ def _settings(strategy: Any, ntk: NTKPlugin) -> dict[str, Any]:
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is not set, and write as text what is neither a number nor a text."""
+    """Drop settings that are None, and convert those that are neither numbers nor text to text."""
     return {
         name: value if isinstance(value, (bool, int, float, str)) else str(value)
         for name, value in settings.items()

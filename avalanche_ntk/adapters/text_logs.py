@@ -1,10 +1,10 @@
-"""What text loggers print of the metrics: a few of them, each value once, with enough digits.
+"""Values for text loggers: a few metrics, each value printed once, with enough digits.
 
 Avalanche's `TextLogger` and `InteractiveLogger` print the last value of every metric after each epoch and each
 evaluation, with four decimals, and have no setting for either. They format a float with `.4f` and pass over images. So
-a value is a float that knows how many digits it needs, or, where it is not to be printed, a float that is an image
-besides. TensorBoard's and the CSV logger ask for a float first, and take both as the numbers they are. Where a logger
-is of a kind that is not known here, every value is a plain float, and text loggers print them all.
+a printed value is a float that formats itself with enough digits, and an unprinted value is a float that is also an
+image. The TensorBoard and CSV loggers check for floats first and log both as numbers. If the evaluator has a logger of
+unknown kind, every value is a plain float and text loggers print them all.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PRINTED = (
     "NTK_NormDip",
     "NTK_Moved",
 )
-"""The metrics that text loggers print unless told otherwise."""
+"""The metrics that text loggers print by default."""
 
 
 class Printed(float):
-    """A number with four significant digits where a text logger would write four decimals.
+    """A number that the format `.4f` of text loggers writes with four significant digits.
 
     >>> f"{Printed(0.000012345):.4f}", f"{Printed(1234.5):.4f}", f"{Printed(0.5):.1f}"
     ('1.234e-05', '1234', '0.5')
@@ -37,10 +37,10 @@ class Printed(float):
 
 
 class Unprinted(float, TensorImage):
-    """A number that text loggers pass over, as they do over images."""
+    """A number that text loggers skip, as they skip images."""
 
     def __init__(self, value: float) -> None:
-        """Leave the base class's image alone: this is a number."""
+        """Do not initialise the base class's image: this is a number."""
 
     @property
     def image(self) -> torch.Tensor:  # type: ignore[override]

@@ -1,8 +1,8 @@
-"""The function that is being trained, where a model in eval mode computes another one.
+"""The trained function of models that compute another function in eval mode.
 
-Some of Avalanche's models answer differently in evaluation: a nearest-mean classifier without a gradient, another
-expert. The kernel is that of the function whose parameters the optimizer moves, so a measurement sees that function, in
-eval mode otherwise.
+Some of Avalanche's models switch in eval mode to a nearest-mean classifier without a gradient, or to another expert.
+The kernel is that of the function whose parameters the optimizer moves, so a measurement uses that function, with all
+else in eval mode.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 
 @contextmanager
 def trained_function(model: nn.Module) -> Generator[None]:
-    """Let `model` in eval mode compute what it computes in training; everything is as before on exit.
+    """Make `model` in eval mode compute its training function; everything is restored on exit.
 
     Known models: `TrainEvalModel` (iCaRL) and `SCRModel` use their training head in place of the nearest-mean
     classifier, `ExpertGate` the expert being trained, and a PackNet after pruning may be asked for an earlier task.
@@ -43,7 +43,7 @@ def trained_function(model: nn.Module) -> Generator[None]:
 @contextmanager
 def _training_head(module: Any) -> Generator[None]:
     head = module.eval_classifier
-    # Set in the dict itself: the order of submodules, and so of parameters, stays.
+    # Set in the dict itself, which keeps the order of submodules and so of parameters.
     module._modules["eval_classifier"] = module.train_classifier
     try:
         yield
@@ -53,7 +53,7 @@ def _training_head(module: Any) -> Generator[None]:
 
 @contextmanager
 def _current_expert(gate: Any) -> Generator[None]:
-    # Looked up at the call, so that parameters substituted for a forward pass are those that are used.
+    # Looked up at the call, so that substituted parameters are used.
     gate.__dict__["forward"] = lambda x: gate.expert(x)
     try:
         yield
@@ -63,7 +63,7 @@ def _current_expert(gate: Any) -> Generator[None]:
 
 @contextmanager
 def _finished_pruning(model: nn.Module) -> Generator[None]:
-    """Let PackNet change to another task while it is fine-tuning, which its own state machine refuses."""
+    """Let PackNet switch tasks while it is fine-tuning, which its own state machine refuses."""
     states = [(m._state, int(m._state)) for m in model.modules() if isinstance(m, PackNetModule)]
     with torch.no_grad():
         for state, _ in states:

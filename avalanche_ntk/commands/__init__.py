@@ -1,4 +1,4 @@
-"""The commands of `avalanche-ntk`, a module each, which adds them by `register(app)`.
+"""The commands of `avalanche-ntk`, one module per command, added by `register(app)`.
 
-Nothing heavy is imported before a command runs, so that `--help` is instant.
+Heavy imports happen only when a command runs, so `--help` is instant.
 """

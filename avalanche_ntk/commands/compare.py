@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        short_help="Put runs side by side in a table, with intervals.",
+        short_help="Compare runs in a table, with intervals.",
         epilog="Example: avalanche-ntk compare sweeps/width --by model.width --csv width.csv",
     )(compare)
 
@@ -38,7 +38,7 @@ def compare(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the table as Markdown.")] = None,
     latex: Annotated[Path | None, typer.Option("--latex", help="Write the table as LaTeX (booktabs).")] = None,
 ) -> None:
-    """Put runs side by side: accuracy, forgetting, what the kernel did, and what goes with what."""
+    """Compare runs: accuracy, forgetting, kernel measures, and their rank correlations."""
     from avalanche_ntk.experiments import tables
     from avalanche_ntk.experiments.comparison import compare as compare_runs
 

@@ -32,18 +32,18 @@ def demo(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console()
-    console.print("Split-Digits: 5 tasks of 2 classes; the kernel of 64 training images of task 1 is watched.")
+    console.print("Split-Digits: 5 tasks of 2 classes; the kernel of 64 training images of task 1 is measured.")
     with Progress(
         *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()),
         console=console,
-        disable=not console.is_terminal,  # in a pipe a bar is a line that says nothing
+        disable=not console.is_terminal,  # a progress bar is useless in a pipe
     ) as progress:
         bar = progress.add_task("loading torch and Avalanche", total=None)
         import torch
 
         from avalanche_ntk.demo import EXPERIENCES, STRATEGIES, draw_demo, run_demo
 
-        torch.set_num_threads(1)  # matrices this small gain nothing from more, and lose on a busy machine
+        torch.set_num_threads(1)  # more threads do not help with matrices this small, and slow down a busy machine
 
         progress.update(bar, total=EXPERIENCES * len(STRATEGIES), description="training")
 

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        short_help="Say what is installed and whether it works, and what measuring a model will cost.",
+        short_help="Check the installation, and predict the cost of measuring a model.",
         epilog="Example: avalanche-ntk doctor --model resnet18 --data digits --epochs 5",
     )(doctor)
 
@@ -66,12 +66,14 @@ def doctor(
     download: Download = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is installed, whether it works, what to do about what does not, and what measuring a model costs."""
+    """Check the installation, suggest remedies, and predict the cost of measuring a model."""
     from avalanche_ntk.errors import ArgumentError
     from avalanche_ntk.experiments.doctor import diagnose
 
     if (model is None) != (data is None):
-        raise ArgumentError("what measuring costs takes a model and data: found one of them. Give --model and --data.")
+        raise ArgumentError(
+            "the cost of measuring needs a model and data: found only one of them. Give --model and --data."
+        )
     arguments = parse_settings(set_ or [])
     findings = diagnose(device)
     costs = None

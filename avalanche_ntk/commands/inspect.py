@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        short_help="Say what is in run folders and whether they are whole.",
+        short_help="Show the contents of run folders and check that they are intact.",
         epilog="Example: avalanche-ntk inspect runs/naive",
     )(inspect)
 
@@ -30,7 +30,7 @@ def inspect(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some, such as a sweep's.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what is in run folders and whether they are whole; exit with 1 when one is not."""
+    """Show the contents of run folders and check that they are intact; exit with 1 if one is not."""
     from avalanche_ntk.errors import RunFolderError
     from avalanche_ntk.report import inspect_run
     from avalanche_ntk.report.runs import find_runs
@@ -52,7 +52,7 @@ def inspect(
         for sentence in unreadable:
             print(f"Problem:     {sentence}")
         if len(found) + len(unreadable) > 1:
-            print(f"{sum(one.whole for one in found)} of {len(found) + len(unreadable)} runs are whole.")
+            print(f"{sum(one.whole for one in found)} of {len(found) + len(unreadable)} runs are intact.")
     if unreadable or not all(one.whole for one in found):
         raise typer.Exit(1)
 

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        short_help="Measure finished checkpoints: a run folder as training would have written it.",
+        short_help="Measure saved checkpoints, and write a run folder as during training.",
         epilog="Example: avalanche-ntk measure 'saved/*.pt' --model mymodels:make_net --data digits --boundaries 500 "
         "--out runs/saved",
     )(measure)
@@ -53,20 +53,22 @@ def measure(
         str,
         typer.Option("--data", help="digits, markov, a name of torchvision.datasets, or a folder or zip of images."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Run folder; a run that is there is gone on with.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder; an existing run is continued.")],
     probe_size: Annotated[int, typer.Option("--probe-size", min=1, help="Number of samples N of the probe.")] = 64,
     boundaries: Annotated[
         str, typer.Option("--boundaries", help="Iterations at which a new task begins, such as 500,1000.")
     ] = "",
     pattern: Annotated[
         str | None,
-        typer.Option("--pattern", help="Regular expression for file names, with groups iteration and perhaps task."),
+        typer.Option(
+            "--pattern", help="Regular expression for file names, with groups iteration and, optionally, task."
+        ),
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", help="CSV file with the columns file, iteration and perhaps task.")
+        Path | None, typer.Option("--table", help="CSV file with the columns file, iteration and, optionally, task.")
     ] = None,
     prefix: Annotated[
-        str, typer.Option("--prefix", help="What keys begin with that the model's do not, such as module.")
+        str, typer.Option("--prefix", help="Prefix of keys that the model's keys lack, such as module.")
     ] = "",
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
     reduction: Annotated[str, typer.Option("--reduction", help="trace, sum_logits or projected.")] = "trace",
@@ -85,9 +87,9 @@ def measure(
     ] = None,
     executor: Executor = "processes",
     parameter: Parameters = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin the run in OUT anew.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
 ) -> None:
-    """Measure the kernel at finished checkpoints."""
+    """Measure the kernel at saved checkpoints."""
     from avalanche_ntk.errors import ArgumentError
     from avalanche_ntk.experiments.launch import EXECUTORS, JobPool, submitit_executor
 
@@ -117,7 +119,7 @@ def measure(
 
 @contextmanager
 def _bar() -> Generator[Callable[[int, int], None], None, None]:
-    """Show a progress bar; what is returned is told how many are measured, and of how many."""
+    """Show a progress bar; yield a function that takes the number of measured and of all checkpoints."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

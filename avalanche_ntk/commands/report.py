@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        short_help="Write one HTML page on some runs, figures and tables.",
+        short_help="Write an HTML report on runs, with figures and tables.",
         epilog="Example: avalanche-ntk report runs/naive runs/replay --out report",
     )(report)
 
@@ -45,7 +45,7 @@ def report(
         typer.Option("--format", help="File type of the figures: pdf, svg or png; all three by default."),
     ] = None,
 ) -> None:
-    """Write one HTML page on some runs, with figures for a paper and tables."""
+    """Write an HTML report on runs, with figures for a paper and tables."""
     from avalanche_ntk.report import write_report
     from avalanche_ntk.report.seeds import COLUMNS
     from avalanche_ntk.report.writing import FORMATS

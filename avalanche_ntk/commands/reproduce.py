@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        short_help="Make a published result anew, with a verdict on each of its statements.",
+        short_help="Reproduce a published result, with a verdict on each of its statements.",
         epilog="Example: avalanche-ntk reproduce reactivation --scale small --jobs 2",
     )(reproduce)
 
@@ -55,9 +55,9 @@ def reproduce(
         typer.Option("--budget", min=1, help="Most seeds: --seeds more at a time while a statement is undecided."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Device, such as cpu or cuda.")] = "cpu",
-    list_: Annotated[bool, typer.Option("--list", help="Print what can be reproduced, and end.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Print the results that can be reproduced, and exit.")] = False,
 ) -> None:
-    """Make a published result anew: what was claimed, what was found, with a figure; it resumes when called again."""
+    """Reproduce a published result: claims, findings and figures. Call again to resume."""
     from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
     from avalanche_ntk.reproduce.registry import STUDIES, Scale
 
@@ -73,7 +73,7 @@ def reproduce(
 
     console = error_console()
     told: dict[str, int] = {}
-    with console.status("reading what is there") as status:
+    with console.status("reading existing results") as status:
 
         def on_progress(what: str, done: int, total: int) -> None:
             status.update(f"{name}: {what}: {done} of {total}")

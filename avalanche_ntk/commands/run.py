@@ -76,11 +76,11 @@ def run(
     schedule: Annotated[str | None, typer.Option(help="schedule, such as every_iterations:10.")] = None,
     seed: Annotated[int | None, typer.Option(help="seed.")] = None,
     device: Annotated[str | None, typer.Option(help="device, such as cuda.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in OUT.")] = False,
-    keys: Annotated[bool, typer.Option("--keys", help="Print every key of a configuration, and end.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Print the resolved configuration, and end.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in OUT.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Print every key of a configuration, and exit.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Print the resolved configuration, and exit.")] = False,
 ) -> None:
-    """Train and measure one configuration, in one run folder; one that was interrupted goes on."""
+    """Train and measure one configuration in one run folder; an interrupted run is continued."""
     if keys:
         _print_keys()
         return
@@ -99,7 +99,7 @@ def run(
     if check:
         import yaml
 
-        # It may be piped into a file, which must hold the same configuration: escapes, not question marks.
+        # The output may be piped into a file, which must hold the same configuration: use escapes, not question marks.
         unicode = sys.stdout.encoding.lower().startswith("utf")
         print(yaml.safe_dump(resolved.as_dict(), sort_keys=False, allow_unicode=unicode), end="")
         return
@@ -108,7 +108,7 @@ def run(
 
     path = default_folder(resolved) if out is None else out
     if not overwrite and is_complete(path, resolved):
-        print("This run is complete: nothing was trained. --overwrite makes it anew.")
+        print("This run is complete: nothing was trained. --overwrite repeats it.")
     else:
         _train(resolved, path, overwrite)
     _show(path)

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Shared parts of commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160
 
-# Options of every command that makes a model and reads data.
+# Options of commands that make a model and read data.
 NClasses = Annotated[
     int | None, typer.Option("--n-classes", min=1, help="Number of outputs C; that of the data when left out.")
 ]
@@ -23,7 +23,7 @@ ModelArguments = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Folder of torchvision's datasets.")]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")]
-# Of every command whose work a cluster can do.
+# Options of commands that can run on a cluster.
 Executor = Annotated[str, typer.Option("--executor", help="processes (this machine), or submitit's slurm or local.")]
 Parameters = Annotated[
     list[str] | None,
@@ -33,11 +33,11 @@ Device = Annotated[str, typer.Option("--device", help="Device, such as cuda.")]
 
 
 def parse_settings(given: Iterable[str], flag: str = "--set") -> dict[str, Any]:
-    """Read `KEY=VALUE` texts; a value is read as YAML reads it.
+    """Parse `KEY=VALUE` texts, with values as YAML.
 
     Args:
         given: The texts.
-        flag: The flag that they were given to.
+        flag: Their flag.
 
     Returns:
         Values by key.
@@ -57,24 +57,24 @@ def parse_settings(given: Iterable[str], flag: str = "--set") -> dict[str, Any]:
 
 
 def out_console() -> Console:
-    """Return the console of results: wide and without colour when it is piped."""
+    """Return the console for results: wide and without colour if piped."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 
 def error_console() -> Console:
-    """Return the console of progress and complaints."""
+    """Return the console for progress and errors."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 def complete_from(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    """Return what a shell is told when it asks how a word goes on.
+    """Return a shell completion function.
 
     Args:
-        names: Gives the possible words.
+        names: Gives the possible values.
 
     Returns:
         A function for typer.
@@ -87,7 +87,7 @@ def complete_from(names: Callable[[], Iterable[str]]) -> Callable[[str], list[st
 
 
 def names_of(kind: str) -> Callable[[], Iterable[str]]:
-    """Return a function that gives the names of a kind without importing anything heavy.
+    """Return a function that gives the names of a kind without heavy imports.
 
     Args:
         kind: Name of a function of `avalanche_ntk.experiments.names`, or "ready".

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
         app: The command line.
     """
     app.command(
-        short_help="Make every run of a plan that is not complete yet.",
+        short_help="Make all incomplete runs of a plan.",
         epilog="Example: avalanche-ntk sweep sweep-width --jobs 2 --out sweeps/width",
     )(sweep)
 
@@ -54,11 +54,11 @@ def sweep(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of all runs, such as epochs=1.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make complete runs anew.")] = False,
-    show_plan: Annotated[bool, typer.Option("--plan", help="Print the runs, and end.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Print the sweeps that ship, and end.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Repeat complete runs.")] = False,
+    show_plan: Annotated[bool, typer.Option("--plan", help="Print the runs, and exit.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Print the sweeps that ship, and exit.")] = False,
 ) -> None:
-    """Make every run of a plan that is not complete yet; failures are told at the end."""
+    """Make all incomplete runs of a plan; failures are reported at the end."""
     from avalanche_ntk.experiments.schema import ConfigError
     from avalanche_ntk.experiments.sweep import load_sweep, run_sweep
 
@@ -71,7 +71,7 @@ def sweep(
     if show_plan:
         _print_plan(made)
         return
-    # Ended from outside, the runs end too.
+    # If the sweep is terminated, end the runs too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with _Progress(len(made.runs)) as progress:
         result = run_sweep(
@@ -96,7 +96,7 @@ def sweep(
 
 
 class _Progress:
-    """A bar for the sweep and one for each run on a terminal; a line a run elsewhere."""
+    """On a terminal, a progress bar for the sweep and for each run; otherwise a line per run."""
 
     def __init__(self, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -117,7 +117,7 @@ class _Progress:
         self.progress.stop()
 
     def show(self, outcomes: Sequence[Outcome]) -> None:
-        """Show how far the runs are."""
+        """Show the progress of the runs."""
         ended = [o for o in outcomes if o.state in ("done", "skipped", "failed")]
         self.progress.update(self.bar, completed=len(ended))
         for outcome in outcomes:

@@ -3,7 +3,7 @@
     from avalanche_ntk.experiments import run
     folder = run({"strategy": "Replay", "model": {"width": 128}}, out="runs/replay")
 
-Names are imported when they are first used, so that configurations are checked, and runs compared, without torch.
+Names are imported on first use, so configurations can be checked, and runs compared, without torch.
 """
 
 from __future__ import annotations

@@ -30,14 +30,14 @@ from avalanche_ntk.strategies.recipes import RECIPES, build
 
 @dataclass
 class Setup:
-    """Everything of one run, ready to train.
+    """The objects of one run, ready to train.
 
     Attributes:
         benchmark: The benchmark.
         strategy: The strategy; the plugin is among its plugins.
         ntk: The plugin that measures.
-        streams: What `train` is called with, one after the other.
-        facts: What is recorded beside the configuration: the benchmark and the regime in words.
+        streams: The arguments of successive calls of `train`.
+        facts: Further entries for the record: the benchmark and the regime in words.
     """
 
     benchmark: Any
@@ -57,7 +57,7 @@ def make_benchmark(config: RunConfig) -> tuple[Any, tuple[int, ...]]:
         The benchmark and the shape of one input.
 
     Raises:
-        ArgumentError: The data are not there, or classes or samples are lacking.
+        ArgumentError: The data are missing, or there are too few classes or samples.
     """
     b = config.benchmark
     seed = config.seed if b.seed is None else b.seed
@@ -72,7 +72,7 @@ def _load(b: BenchmarkConfig, seed: int) -> LabelledData:
     path = Path(b.data)
     if path.suffix.lower() == ".zip" and path.is_file():
         found = path.stat()
-        # A process that makes many runs decodes the images once, as long as the file is the same.
+        # A process that makes many runs decodes the images only once, unless the file changes.
         return _load_zip(str(path.resolve()), (found.st_size, found.st_mtime_ns), b.image_size, b.standardise, seed)
     return load_data(
         b.data,
@@ -98,7 +98,7 @@ def make_model(config: RunConfig, shape: tuple[int, ...], n_classes: int) -> tup
         n_classes: Number of outputs.
 
     Returns:
-        The model (None for the strategy's own), the learning rate, and the regime in words.
+        The model (None for the strategy's own), the learning rate, and a description of the regime.
 
     Raises:
         ArgumentError: An argument does not fit.
@@ -137,19 +137,19 @@ def _require_device(name: str) -> None:
 
 
 def make_setup(config: RunConfig, run_folder: Path, *, done: int, further: list[Any]) -> Setup:
-    """Make everything of one run.
+    """Make the objects of one run.
 
     Args:
         config: The configuration.
-        run_folder: Where the plugin writes.
-        done: Experiences that were trained before; with 0 a run in the folder is replaced.
-        further: Plugins behind the one that measures.
+        run_folder: The plugin's run folder.
+        done: Number of experiences trained before; with 0 a run in the folder is replaced.
+        further: Plugins after the one that measures.
 
     Returns:
         The set-up.
 
     Raises:
-        ConfigError: The strategy does not take what the configuration gives it, or this machine has no such device.
+        ConfigError: The strategy does not take an argument of the configuration, or this machine has no such device.
     """
     _require_device(config.device)
     benchmark, shape = make_benchmark(config)
@@ -198,7 +198,7 @@ def make_setup(config: RunConfig, run_folder: Path, *, done: int, further: list[
 
 
 def _strategy_arguments(config: RunConfig, recipe: Any) -> dict[str, Any]:
-    """Check the arguments of the strategy by their names; what they may be, the strategy knows."""
+    """Check the names of the strategy's arguments; the strategy checks their values."""
     accepted: set[str] = set()
     for cls in recipe.strategy_class.__mro__:
         if "__init__" not in vars(cls):
@@ -217,7 +217,7 @@ def _strategy_arguments(config: RunConfig, recipe: Any) -> dict[str, Any]:
 
 
 def _optimizer(config: RunConfig, model: nn.Module | None, lr: float) -> torch.optim.Optimizer | None:
-    """Make the optimizer; None where the recipe's plain SGD is meant."""
+    """Make the optimizer; None for the recipe's plain SGD."""
     o = config.optimizer
     if o.name == "SGD" and not (o.momentum or o.weight_decay or o.nesterov):
         return None
@@ -234,7 +234,7 @@ def _optimizer(config: RunConfig, model: nn.Module | None, lr: float) -> torch.o
             )
     if model is None:
         raise ConfigError(
-            f"optimizer: {o.name} is made for a model that is named, found model: null (the strategy's own). "
+            f"optimizer: {o.name} needs a named model, found model: null (the strategy's own). "
             "Name a model, or use plain SGD."
         )
     made: torch.optim.Optimizer = getattr(torch.optim, o.name)(model.parameters(), **arguments)

@@ -1,8 +1,8 @@
-"""Where a run stood at the end of an experience: tensors and plain values only, so that loading executes nothing.
+"""Checkpoints of a run at the end of an experience: tensors and plain values only, so loading executes no code.
 
-A strategy goes on from here exactly as if it had never stopped when its whole state is the model's, the optimizer's
-and the random numbers'. `why_not` says for which runs this does not hold; those are trained anew after a kill, which
-gives the same numbers too.
+A strategy continues exactly from a checkpoint if its whole state is that of the model, the optimizer and the random
+numbers. `why_not` finds the runs for which this does not hold; they are retrained after a kill, which gives the same
+numbers.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ NAME = "checkpoint.pt"
 WHOLE = "checkpoint.pkl"
 
 WITHOUT_STATE = frozenset({"Naive", "OnlineNaive"})
-"""Strategies that remember nothing of earlier tasks but the weights."""
+"""Strategies that keep no state from earlier tasks except the weights."""
 
 
 def why_not(config: RunConfig, model: Any) -> str | None:
-    """Say why a run of this configuration cannot go on from a checkpoint.
+    """Return why a run of this configuration cannot continue from a checkpoint.
 
     Args:
         config: The configuration.
         model: The model.
 
     Returns:
-        The reason, or None when it can.
+        The reason, or None if it can.
     """
     if config.strategy.name not in WITHOUT_STATE:
-        return f"{config.strategy.name} remembers more of earlier tasks than the weights"
+        return f"{config.strategy.name} keeps more state from earlier tasks than the weights"
     if "linearisation" in config.observables:
         return "the linearisation at initialisation needs the initial parameters' outputs, which are not kept"
     if any(isinstance(module, DynamicModule) for module in model.modules()):
@@ -45,13 +45,13 @@ def why_not(config: RunConfig, model: Any) -> str | None:
 
 
 def save(path: Path, strategy: Any, config: RunConfig, experiences: int) -> None:
-    """Write the checkpoint; the file is there either as it was before or complete.
+    """Write the checkpoint atomically.
 
     Args:
         path: The file.
         strategy: The strategy, between two calls of `train` and `eval`.
         config: The run's configuration.
-        experiences: Number of experiences that it has been trained on.
+        experiences: Number of trained experiences.
     """
     version, internal, gauss = random.getstate()
     algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -83,8 +83,8 @@ def load(path: Path, config: RunConfig) -> dict[str, Any] | None:
         config: The run's configuration.
 
     Returns:
-        What `save` wrote; None when there is no file, it belongs to another configuration, or it cannot be read: the
-        run then begins anew.
+        The content written by `save`; None if there is no file, it belongs to another configuration, or it cannot be
+        read. The run then starts again.
     """
     if not path.is_file() or path.is_symlink():
         return None
@@ -98,15 +98,15 @@ def load(path: Path, config: RunConfig) -> dict[str, Any] | None:
 
 
 def restore(state: dict[str, Any], strategy: Any) -> None:
-    """Put a strategy that was built of the same configuration where the checkpoint stood.
+    """Restore a checkpoint into a strategy built from the same configuration.
 
     Args:
-        state: What `load` returned.
+        state: The result of `load`.
         strategy: The strategy.
     """
     strategy.model.load_state_dict(state["model"])
     strategy.model.to(strategy.device)
-    # Avalanche empties the optimizer's state at the first call, so that it must have had that call.
+    # Avalanche clears the optimizer's state at the first call, so make that call before restoring.
     strategy.make_optimizer(reset_optimizer_state=True)
     strategy.optimizer.load_state_dict(state["optimizer"])
     for name, value in state["clock"].items():
@@ -125,7 +125,7 @@ def restore(state: dict[str, Any], strategy: Any) -> None:
 
 
 def _forgetting(metric: Any) -> dict[str, Any] | None:
-    """Return what Avalanche's metrics of forgetting remember of earlier evaluations; the others remember nothing."""
+    """Return the state of Avalanche's forgetting metrics from earlier evaluations; other metrics have none."""
     known = getattr(metric, "forgetting", None)
     if known is None or not hasattr(known, "initial"):
         return None

@@ -1,8 +1,8 @@
-"""Runs side by side: a row a run or a group of seeds, and which kernel measure goes with forgetting.
+"""Comparison of runs: one row per run or group of seeds, and rank correlations of kernel measures with forgetting.
 
 Imports no torch.
 
-What a row holds (`E` experiences, `a[i, j]` the accuracy on experience j after training on i):
+Columns of a row (`E` experiences, `a[i, j]` the accuracy on experience j after training on i):
 
 | column | meaning |
 |---|---|
@@ -10,11 +10,11 @@ What a row holds (`E` experiences, `a[i, j]` the accuracy on experience j after 
 | `forgetting` | `mean_{j<E−1} (max_{j≤i<E−1} a[i, j] − a[E−1, j])` (Chaudhry et al. 2018) |
 | `backward_transfer` | `mean_{j<E−1} (a[E−1, j] − a[j, j])` (Lopez-Paz & Ranzato 2017) |
 | `moved`, `spike`, `ratio`, `norm_dip`, `norm_recovery`, `alignment_drop` | mean over the boundaries of `measures.Reactivation` |
-| `effective_rank` | at the last measurement, undefined where that failed |
+| `effective_rank` | at the last measurement, undefined if that failed |
 | `linearisation_error` | mean over the ends of the experiences from the second on, against the last boundary |
 | `measuring_share` | seconds of measuring over all seconds |
 
-The kernel's numbers are those of one probe, the first unless another is named.
+The kernel's numbers are those of one probe, by default the first.
 """  # noqa: E501  (a table)
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ _ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/(?:Task\d+/)?Exp(?P
 
 @dataclass(frozen=True)
 class RunRow:
-    """What one run folder says.
+    """The data of one run folder.
 
     Attributes:
         name: Name of the folder.
         path: The folder.
-        label: What the run is called; that of its sweep where it has one.
+        label: The run's name; its sweep's label if it has one.
         seed: Seed.
-        config: Its configuration, or None when it was made otherwise.
+        config: Its configuration, or None if it was made without one.
         probe: Name, size and hash of the probe.
-        cadence: How far apart measurements are.
+        cadence: Spacing of the measurements.
         complete: Whether all experiences were trained.
-        failures: How many measurements of the probe failed, and why the first did; empty where none did.
-        values: The columns; NaN where undefined.
-        settings: What a run that has no configuration says of its model, optimizer and measurements.
-        control: Whether a sweep made it as a control, in which no task changes.
+        failures: Number of failed measurements of the probe, and the reason of the first; empty if none failed.
+        values: The columns; NaN if undefined.
+        settings: Model, optimizer and measurements of a run without a configuration.
+        control: Whether it is a sweep's control, in which no task changes.
     """
 
     name: str
@@ -89,7 +89,7 @@ class RunRow:
 
     @property
     def group(self) -> str:
-        """What runs that differ in the seed alone have in common."""
+        """The common label of runs that differ only in the seed."""
         if self.config is None:
             return f"{self.label} {content_hash(self.settings)}"
         return content_hash(self.config, without=("seed",))
@@ -97,14 +97,14 @@ class RunRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs compared.
+    """A comparison of runs.
 
     Attributes:
-        runs: A row a run: `run`, `group`, `seed`, `control`, and the columns.
-        groups: A row a group: `group`, `runs`, `seeds`, and for each column its mean over the seeds, `…_std` (of the
-            sample) and the bounds of its 95 % interval (Student's t), `…_low` and `…_high`; NaN with one seed.
-        correlations: A row a kernel measure, as `correlations` returns them.
-        refusals: What is left out, and why.
+        runs: One row per run: `run`, `group`, `seed`, `control`, and the columns.
+        groups: One row per group: `group`, `runs`, `seeds`, and for each column its mean over the seeds, `…_std` (of
+            the sample) and the bounds of its 95 % interval (Student's t), `…_low` and `…_high`; NaN with one seed.
+        correlations: One row per kernel measure, as `correlations` returns them.
+        refusals: Omissions, with reasons.
     """
 
     runs: pd.DataFrame
@@ -122,17 +122,17 @@ def compare(
     """Compare runs.
 
     Args:
-        runs: Run folders, or folders that hold some (a sweep's).
-        by: Dotted keys of the configuration whose values make the groups, such as `model.width`; runs that differ in
-            the seed alone are a group when empty.
-        probe: Name of the probe; each run's first when None.
+        runs: Run folders, or folders of run folders (a sweep's).
+        by: Dotted keys of the configuration whose values define the groups, such as `model.width`; if empty, runs that
+            differ only in the seed are a group.
+        probe: Name of the probe; None for each run's first.
 
     Returns:
         The tables.
 
     Raises:
         RunFolderError: A folder cannot be read, or holds no run.
-        ArgumentError: A key of `by` is in no configuration.
+        ArgumentError: No configuration has a key of `by`.
     """
     folders = [RunFolder.open(path) for path in find_runs(runs)]
     begun = [folder for folder in folders if folder.meta.get("probes")] or folders
@@ -164,16 +164,16 @@ def compare(
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the run folders that paths mean: themselves, or those below them.
+    """Return the run folders at or below some paths.
 
     Args:
-        paths: Run folders, or folders that hold some.
+        paths: Run folders, or folders of run folders.
 
     Returns:
         Each run folder once.
 
     Raises:
-        RunFolderError: A path is neither.
+        RunFolderError: A path is neither of them.
     """
     found: dict[Path, None] = {}
     for given in map(Path, paths):
@@ -192,17 +192,17 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _natural(text: str) -> list[tuple[bool, float, str]]:
-    """Return a key that sorts the numbers in texts as numbers."""
+    """Return a sort key that orders numbers in texts numerically."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(False, float(p), "") if i % 2 else (True, 0.0, p) for i, p in enumerate(parts)]
 
 
 def read_run(path: str | Path, probe: str | None = None) -> RunRow:
-    """Read what a run folder says.
+    """Read a run folder.
 
     Args:
         path: The folder.
-        probe: Name of the probe; the first when None.
+        probe: Name of the probe; None for the first.
 
     Returns:
         The row.
@@ -246,7 +246,7 @@ def _row(folder: RunFolder, probe: str | None) -> RunRow:
 
 
 def _failures(measurements: Sequence[Mapping[str, Any]]) -> str:
-    """Say how many measurements failed; nothing when none did."""
+    """Describe failed measurements; empty if there are none."""
     failed = [r["failure"] for r in measurements if r["failure"] is not None]
     if not failed:
         return ""
@@ -254,7 +254,7 @@ def _failures(measurements: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _accuracies(records: Sequence[Mapping[str, Any]]) -> dict[int, dict[int, float]]:
-    """Return accuracy by the experience trained last and the experience tested."""
+    """Return accuracies by the experience trained last and the experience tested."""
     found: dict[int, dict[int, float]] = {}
     for record in records:
         if record["kind"] != "evaluation" or record["experience"] < 0:
@@ -305,7 +305,7 @@ def _mean(found: dict[str, float], name: str, values: Sequence[Any]) -> None:
 
 
 def _refusals(rows: Sequence[RunRow]) -> Iterable[str]:
-    """Say why ratios cannot be compared; nothing when they can."""
+    """Yield reasons why ratios cannot be compared."""
     cadences: dict[str, str] = {}
     for row in rows:
         cadences.setdefault(row.cadence, row.name)
@@ -323,16 +323,16 @@ def _refusals(rows: Sequence[RunRow]) -> Iterable[str]:
             f"{size} samples of {'given tensors' if e is None else f'experience {e}'} ({name})"
             for (size, e), name in list(sizes.items())[:3]
         )
-        yield f"ratio is left out: the runs watch different probes: {told}. Compare runs of one probe"
+        yield f"ratio is left out: the runs have different probes: {told}. Compare runs of one probe"
         return
-    # Another seed draws other data, so that its probe is another one too; within a seed it must be the same.
+    # Seeds draw different data and so have different probes; within a seed the probe must be the same.
     hashes: dict[Any, tuple[str, str]] = {}
     for row in rows:
         digest, name = hashes.setdefault(row.seed, (row.probe["hash"], row.name))
         if digest != row.probe["hash"]:
             yield (
-                f"ratio is left out: the runs watch different probes: {row.name} and {name} have the same seed and "
-                "other samples. Compare runs of one probe"
+                f"ratio is left out: the runs have different probes: {row.name} and {name} have the same seed and "
+                "different samples. Compare runs of one probe"
             )
             return
 
@@ -346,7 +346,7 @@ def _labels(rows: Sequence[RunRow], by: Sequence[str]) -> dict[Path, str]:
     for row in rows:
         if row.group in groups:
             continue
-        # Two groups of one label (two sweeps, two folders) are told apart by the folder's name.
+        # Groups with the same label (two sweeps, two folders) are distinguished by the folder's name.
         label = row.label if row.label not in taken else row.name
         groups[row.group] = label
         taken.add(label)
@@ -360,8 +360,8 @@ def _at(row: RunRow, key: str, rows: Sequence[RunRow]) -> Any:
             known = sorted({k for r in rows if r.config is not None for k in _flat(r.config)})
             if not known:
                 raise ArgumentError(
-                    f"--by {key}: none of the runs has a configuration, since a script made them and not avalanche-ntk "
-                    "run. Leave --by out: runs of the same settings are a group."
+                    f"--by {key}: none of the runs has a configuration, since they were made by a script, not by "
+                    "avalanche-ntk run. Leave --by out: runs of the same settings are a group."
                 )
             if key in known:
                 return None
@@ -380,7 +380,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[str]:
 def _grouped(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for group, members in table.groupby("group", sort=False):
-        # Runs of one seed are no further draws: they are averaged before the interval is taken.
+        # Runs of one seed are not independent: they are averaged before computing the interval.
         by_seed = members.assign(seed=_seeds(members)).groupby("seed", sort=False)[list(COLUMNS)].mean()
         row: dict[str, Any] = {"group": group, "runs": len(members), "seeds": len(by_seed)}
         for column in COLUMNS:
@@ -398,7 +398,7 @@ def _grouped(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _seeds(members: pd.DataFrame) -> list[str]:
-    """Return what tells the draws apart: the seed, and the run where it has none."""
+    """Return the columns that identify independent draws: the seed, or the run if it has no seed."""
     import pandas as pd
 
     return [
@@ -410,16 +410,16 @@ def _seeds(members: pd.DataFrame) -> list[str]:
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's rank correlation of forgetting with each kernel measure: within each seed, then over seeds.
 
-    Runs that share a seed share their data, and runs that share a setting do so at every seed: pooled, they would count
-    as more than they are. Controls, which forget for another reason, are left out.
+    Runs with the same seed share their data, and the settings recur at every seed, so pooled runs would not be
+    independent. Controls, which forget for another reason, are left out.
 
     Args:
-        table: A row a run, with `seed` and `control`.
+        table: One row per run, with `seed` and `control`.
 
     Returns:
-        Columns `measure`; `rho`, the mean over the seeds; `rho_low` and `rho_high`, its 95 % interval (Student's t, cut
-        off at ±1), NaN with one seed; `seeds`, in which it is defined; and `runs`, of these seeds. A seed counts where
-        three of its runs or more have both numbers, neither of which is the same for all.
+        Columns `measure`; `rho`, the mean over the seeds; `rho_low` and `rho_high`, its 95 % interval (Student's t,
+        clipped to ±1), NaN with one seed; `seeds`, the number of seeds for which it is defined; and `runs`, the number
+        of their runs. A seed counts if at least three of its runs have both numbers and neither number is constant.
     """
     rows = []
     for measure in KERNEL:

@@ -1,6 +1,6 @@
-"""The configuration of one run: the schema, how it is read, and the hash by which two runs are the same.
+"""The configuration of one run: its schema, reading, and the hash that identifies equal runs.
 
-Nothing here imports torch, so that a mistake is told at once. `docs/experiments.md` holds the same table.
+Nothing here imports torch, so that errors are reported immediately. `docs/experiments.md` has the same table.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from avalanche_ntk.recorder.schedule import Schedule
 
 
 def _check_device(name: str) -> None:
-    """Refuse what names no device on any machine; whether this one has it is known when torch is loaded.
+    """Refuse invalid device names; whether this machine has the device is checked when torch is loaded.
 
     Raises:
-        ArgumentError: It names none.
+        ArgumentError: It is not a device name.
     """
     if not re.fullmatch(r"(cpu|mps|(cuda|xpu)(:\d+)?)", name):
         raise ArgumentError(
@@ -42,7 +42,7 @@ def _check_device(name: str) -> None:
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """Which strategy, as `avalanche_ntk.strategies.recipes` builds it."""
+    """The strategy, built by `avalanche_ntk.strategies.recipes`."""
 
     name: str = option("Naive", choices=names.strategies, help="Name of the recipe.")
     arguments: dict[str, Any] = option(
@@ -52,9 +52,9 @@ class StrategyConfig:
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """What is learnt, and what changes at a boundary: a function of `avalanche_ntk.lab.benchmarks` and its arguments.
+    """The benchmark: a function of `avalanche_ntk.lab.benchmarks` and its arguments.
 
-    An argument that is null is left to the function; one that the named benchmark does not have is refused.
+    A null argument takes the function's default; an argument that the benchmark does not have is refused.
     """
 
     name: str = option("class_incremental", choices=names.benchmarks, help="Kind of shift.")
@@ -81,7 +81,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained, as `avalanche_ntk.lab.models.build_model` makes it."""
+    """The model, made by `avalanche_ntk.lab.models.build_model`."""
 
     name: str = option(
         "mlp", choices=names.models, open_choices=True, help="Model, `torchvision:NAME` or `module:factory`."
@@ -97,7 +97,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class RegimeConfig:
-    """Lazy or rich training as `avalanche_ntk.lab.regimes.build_regime` sets it up; its `base_lr` is `optimizer.lr`."""
+    """Lazy or rich training, set up by `avalanche_ntk.lab.regimes.build_regime`; its `base_lr` is `optimizer.lr`."""
 
     name: str = option(choices=names.regimes, help="Name of the regime.")
     base_width: int = option(64, least=1, help="Width at which the lazy learning rate is `optimizer.lr`.")
@@ -106,7 +106,7 @@ class RegimeConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How it is trained: a class of `torch.optim`."""
+    """The optimizer: a class of `torch.optim`."""
 
     name: str = option("SGD", choices=names.optimizers, help="Optimizer.")
     lr: float = option(0.1, above=0, help="Learning rate; with a regime, its base learning rate.")
@@ -117,7 +117,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Which samples are watched, as `avalanche_ntk.ProbeSpec`."""
+    """The probe, as `avalanche_ntk.ProbeSpec`."""
 
     size: int = option(64, least=1, help="Number of samples N.")
     from_experience: int | None = option(
@@ -130,7 +130,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One run: everything that its numbers depend on."""
+    """One run: all settings that its numbers depend on."""
 
     strategy: StrategyConfig = option(
         factory=StrategyConfig, shorthand="name", help="Strategy; its name alone will do."
@@ -201,7 +201,7 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the content, without what changes no number (`checkpoint`, `tensorboard`)."""
+        """SHA-256 of the content, without keys that do not affect numbers (`checkpoint`, `tensorboard`)."""
         return content_hash(self.as_dict())
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
@@ -223,7 +223,7 @@ class RunConfig:
 
 
 SHORTHANDS = {f.name: f.metadata["shorthand"] for f in fields(RunConfig) if f.metadata["shorthand"]}
-"""By section, its key that a plain value in its place stands for."""
+"""By section, the key set by a plain value in its place."""
 
 _NO_INFLUENCE = ("checkpoint", "tensorboard")
 
@@ -232,7 +232,7 @@ def content_hash(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> st
     """Hash a resolved configuration.
 
     Args:
-        config: What `RunConfig.as_dict` returns.
+        config: The result of `RunConfig.as_dict`.
         without: Further keys to leave out.
 
     Returns:
@@ -243,16 +243,16 @@ def content_hash(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> st
 
 
 def resolve(document: Document) -> RunConfig:
-    """Make a configuration of a document.
+    """Make a configuration from a document.
 
     Args:
-        document: What a file or flags say.
+        document: The content of a file or flags.
 
     Returns:
         The configuration, every default filled in.
 
     Raises:
-        ConfigError: It says what the schema does not know.
+        ConfigError: It does not fit the schema.
     """
     config = build(RunConfig, document)
     benchmark = config.benchmark
@@ -284,13 +284,13 @@ def load_config(
         source: A configuration, its keys as a mapping, a YAML file, the name of one that ships with this package (see
             `ready()`), or None for the defaults.
         values: Values by dotted key that replace those of the source, as `--set` gives them.
-        called: Says what to call the place of such a value in messages.
+        called: Gives the name of such a value's place in messages.
 
     Returns:
         The configuration, every default filled in.
 
     Raises:
-        ConfigError: The file cannot be read, or says what the schema does not know.
+        ConfigError: The file cannot be read, or does not fit the schema.
     """
     if isinstance(source, RunConfig):
         document = Document(source.as_dict(), "the configuration")
@@ -312,21 +312,21 @@ def ready() -> dict[str, Path]:
 
 
 def default_folder(config: RunConfig) -> Path:
-    """Return the folder of a run for which none was named: strategy, benchmark and the beginning of its hash."""
+    """Return the default folder of a run: strategy, benchmark and the beginning of its hash."""
     return Path("runs") / f"{config.strategy.name}-{config.benchmark.name}-{config.hash[:8]}"
 
 
 def ready_path(source: str | Path) -> Path:
-    """Return the file that a path or the name of a ready configuration means; a file of one's own comes first.
+    """Return the file of a path or of a ready configuration's name; an existing file takes precedence.
 
     Args:
         source: The path or the name.
 
     Returns:
-        The file; a path that does not exist is returned as it is.
+        The file; a path that does not exist is returned unchanged.
 
     Raises:
-        ConfigError: It looks like a name and is none.
+        ConfigError: It looks like a name, but is unknown.
     """
     path = Path(source)
     if path.exists() or path.suffix or len(path.parts) > 1:

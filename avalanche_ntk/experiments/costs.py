@@ -1,4 +1,4 @@
-"""What training and measuring will cost, timed before anything is trained."""
+"""Prediction of the costs of training and measuring, from a short timing."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from avalanche_ntk.recorder.schedule import Schedule
 REDUCTIONS = ("trace", "projected", "sum_logits")
 SCHEDULES = ("around_boundaries", *SPARSER)
 
-_LEAST, _MOST, _SECONDS = 2, 20, 2.0  # iterations that are timed with each reduction; enough when they took so long
+_LEAST, _MOST, _SECONDS = 2, 20, 2.0  # least and most iterations timed per reduction; seconds after which to stop
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """What one reduction costs.
+    """Cost of one reduction.
 
     Attributes:
         reduction: The reduction.
         n_projections: Number of sign vectors, for "projected".
         seconds: Seconds of a measurement.
-        costs: What a task costs, by schedule.
+        costs: Cost of a task, by schedule.
     """
 
     reduction: str
@@ -48,13 +48,13 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Costs:
-    """What training costs, and each way to measure.
+    """Costs of training and of each reduction.
 
     Attributes:
         epochs: Epochs of a task.
         iterations_per_epoch: Iterations of an epoch.
         iteration_seconds: Seconds of a training iteration: forward and backward pass, and a step of SGD.
-        measuring: What each reduction costs.
+        measuring: Cost of each reduction.
     """
 
     epochs: int
@@ -79,17 +79,17 @@ def costs_of(
     seed: int = 0,
     device: str = "cpu",
 ) -> Costs:
-    """Train a model for a few iterations, measure its kernel at each, and predict what tasks will cost.
+    """Train a model for a few iterations, measure its kernel at each, and predict the cost of tasks.
 
     Args:
-        model: What `build_model` takes, such as `module:factory`.
-        data: What `load_data` takes.
+        model: Argument of `build_model`, such as `module:factory`.
+        data: Argument of `load_data`.
         size: Number of samples N of the probe.
         mb_size: Size of the training minibatch.
         epochs: Epochs of a task.
-        iterations_per_epoch: Iterations of an epoch; those of all training samples when None.
+        iterations_per_epoch: Iterations of an epoch; None for those of all training samples.
         n_projections: Number of sign vectors, for "projected".
-        n_classes: Number of outputs C; that of the data when None.
+        n_classes: Number of outputs C; None for that of the data.
         arguments: Arguments of the model.
         data_root: Folder of torchvision's datasets.
         download: Whether torchvision may download the data.
@@ -107,7 +107,8 @@ def costs_of(
     if size > n:
         raise ArgumentError(f"{data} has {n} training samples, found size={size}. Give a smaller --probe-size.")
     mb_size = min(mb_size, n)
-    chosen = torch.linspace(0, n - 1, max(size, mb_size), device="cpu").long()  # of every class, also in sorted data
+    # From every class, even if the data are sorted.
+    chosen = torch.linspace(0, n - 1, max(size, mb_size), device="cpu").long()
     x, y = torch.stack([loaded.train[int(i)][0] for i in chosen]), loaded.train_labels[chosen]
     factories_of_this_folder()
     net = build_model(
@@ -118,13 +119,13 @@ def costs_of(
     iterations: list[float] = []
     seconds: dict[str, float] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numbers, of which none is looked at
+        warnings.simplefilter("ignore")  # warnings about numbers, which are not used here
         for reduction in REDUCTIONS:
             further = {"n_projections": n_projections} if reduction == "projected" else {}
             steps, seconds[reduction] = _timed(net, probe, batch, reduction=reduction, **further)
             iterations += steps
     length = epochs, iterations_per_epoch or -(-n // mb_size)
-    iteration = median(iterations[1:])  # the first one warms up
+    iteration = median(iterations[1:])  # the first one is a warm-up
     measuring = []
     for reduction, measurement in seconds.items():
         task = Task(*length, iteration, measurement)
@@ -136,9 +137,9 @@ def costs_of(
 def _timed(
     net: nn.Module, probe: Probe, batch: tuple[torch.Tensor, torch.Tensor], **options: Any
 ) -> tuple[list[float], float]:
-    """Return the seconds of each of some training iterations, and of a measurement: the device has been waited for."""
+    """Return the seconds of each training iteration and of a measurement, with the device synchronised."""
     recorder = NTKRecorder(probe, Schedule.every_iterations(1), on_error="raise", **options)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)  # so small that no weight overflows
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)  # small enough that weights do not overflow
     x, y = batch
     iterations: list[float] = []
     net.train()
@@ -153,4 +154,4 @@ def _timed(
             iterations.append(time.perf_counter() - begin)
             recorder.after_iteration()
     measured = [m.values["measurement_seconds"] for m in recorder.trajectory]
-    return iterations, median(measured[1:])  # the first one makes the plan and compares with the oracle
+    return iterations, median(measured[1:])  # the first one also makes the plan and runs the spot check

@@ -1,4 +1,4 @@
-"""What is installed, whether it works, and the remedy for what does not."""
+"""Diagnosis of the installation, with remedies."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TESTED = {"avalanche-lib": "0.6.0"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: What.
+        name: Its name.
         state: "ok", "note" (it works; something to know) or "problem".
-        found: What was found.
-        remedy: What to do; empty when nothing is to be done.
+        found: Description of the finding.
+        remedy: What to do; empty if nothing.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Finding:
 
 
 def diagnose(device: str = "cpu") -> list[Finding]:
-    """Look at this installation.
+    """Check this installation.
 
     Args:
-        device: Where a kernel is computed as a check.
+        device: Device on which to compute a kernel as a check.
 
     Returns:
-        What was found; a check that itself fails is a problem of its own.
+        The findings; a check that fails is itself reported as a problem.
     """
     findings: list[Finding] = []
     for check in _CHECKS:
@@ -51,7 +51,7 @@ def diagnose(device: str = "cpu") -> list[Finding]:
                 findings += list(check(device))
         except Exception as error:  # noqa: BLE001  (a broken installation fails in every way)
             name = check.__name__.strip("_").replace("_", " ")
-            findings.append(Finding(name, "problem", f"{type(error).__name__}: {error}", "Install the package anew."))
+            findings.append(Finding(name, "problem", f"{type(error).__name__}: {error}", "Reinstall the package."))
     return findings
 
 
@@ -74,9 +74,7 @@ def _packages(device: str) -> Iterator[Finding]:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             if extra:
-                yield Finding(
-                    name, "note", f"not installed (optional, extra {extra!r})", f"Where it is needed: {install}"
-                )
+                yield Finding(name, "note", f"not installed (optional, extra {extra!r})", f"If needed: {install}")
             else:
                 yield Finding(name, "problem", f"not installed; {wanted or 'any version'} is needed", install)
             continue
@@ -121,7 +119,7 @@ def _kernel(device: str) -> Iterator[Finding]:
     model = build_model("mlp", input_shape=(8,), n_classes=3, width=16, depth=1, seed=0).to(device)
     x = torch.randn(6, 8, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
     error = spot_check(model, x, empirical_ntk(model, x), n_entries=6, seed=0)
-    found = f"a small kernel on {device} differs from the slow oracle by {error:.1e} (relative)"
+    found = f"a small kernel on {device} differs from the reference computation by {error:.1e} (relative)"
     if error < 1e-4:
         yield Finding("kernel", "ok", found)
     else:
@@ -131,7 +129,7 @@ def _kernel(device: str) -> Iterator[Finding]:
 def _avalanche(device: str) -> Iterator[Finding]:
     import torch
 
-    # What every strategy needs, imported as a user's script does.
+    # Imports that every strategy needs.
     importlib.import_module("avalanche.training")
     yield Finding("avalanche", "ok", "its strategies can be imported")
     if "verbose" not in inspect.signature(torch.optim.lr_scheduler.MultiStepLR.__init__).parameters:
@@ -145,9 +143,7 @@ def _avalanche(device: str) -> Iterator[Finding]:
         )
         yield Finding("timm", "note", "not installed (optional)", remedy)
     if _cannot_pickle_optimizers():
-        remedy = (
-            "Use avalanche_ntk.adapters.checkpoints.save_checkpoint and load_checkpoint in the place of Avalanche's."
-        )
+        remedy = "Use avalanche_ntk.adapters.checkpoints.save_checkpoint and load_checkpoint instead of Avalanche's."
         yield Finding("checkpoints", "note", "Avalanche's save_checkpoint fails with this torch and dill", remedy)
 
 
@@ -165,14 +161,14 @@ def _cannot_pickle_optimizers() -> bool:
 def _surroundings(device: str) -> Iterator[Finding]:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     if not encoding.startswith("utf"):
-        lacking = "which lacks Greek letters and arrows: a ? stands for each"
+        lacking = "which lacks Greek letters and arrows: each is shown as ?"
         found = f"this terminal's encoding is {sys.stdout.encoding}, {lacking}"
         yield Finding("terminal", "note", found, "Set PYTHONIOENCODING=utf-8.")
     if importlib.util.find_spec("functorch") is not None:
         try:
             version = metadata.version("functorch")
         except metadata.PackageNotFoundError:
-            pass  # the part of torch of that name
+            pass  # torch's own module of that name
         else:
             found = f"the separate package functorch {version} is installed and can shadow torch's own"
             yield Finding("functorch", "problem", found, "pip uninstall functorch")

@@ -1,4 +1,4 @@
-"""How the runs of a sweep, and measurements of checkpoints, are started: as processes here, or through submitit."""
+"""Launchers for the runs of a sweep and measurements of checkpoints: local processes, or submitit."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
 from avalanche_ntk.experiments.worker import PROGRESS, attempt, caught
 
 EXECUTORS = {"processes": 1, "slurm": 1_000_000, "local": 1}
-"""How many run at the same time when nothing is said, by executor: a cluster's scheduler sees to that by itself."""
+"""Default number of parallel jobs by executor; a cluster's scheduler sets its own limit."""
 
 
 class Handle(ABC):
-    """A run that was started.
+    """A started run.
 
     Attributes:
-        log: Where its output is.
+        log: Path of its output.
     """
 
     log: Path | None
@@ -37,14 +37,14 @@ class Handle(ABC):
 
     @abstractmethod
     def failure(self) -> str | None:
-        """Return why it failed, or None; to be asked when it has ended."""
+        """Return why it failed, or None; call it after the run has ended."""
 
     @abstractmethod
     def stop(self) -> None:
         """End it."""
 
     def progress(self) -> tuple[int, int] | None:
-        """Return how many experiences are finished, and of how many; None when nothing is known."""
+        """Return the numbers of finished and of all experiences; None if unknown."""
         lines = [line for line in _tail(self.log) if line.startswith(PROGRESS)]
         if not lines:
             return None
@@ -56,7 +56,7 @@ class Launcher(ABC):
     """Starts runs.
 
     Attributes:
-        default_jobs: How many at the same time when nothing is said.
+        default_jobs: Default number of parallel runs.
     """
 
     default_jobs: int = 1
@@ -67,25 +67,25 @@ class Launcher(ABC):
 
         Args:
             name: Its name.
-            job: What `worker.work` takes.
+            job: Argument of `worker.work`.
 
         Returns:
-            What was started.
+            The started run.
         """
 
     def close(self) -> None:
-        """End what waits for further runs; most launchers have nothing that does."""
+        """End idle workers; most launchers have none."""
         return
 
 
 def launcher(executor: str, folder: Path, parameters: Mapping[str, Any], workers: Workers | None = None) -> Launcher:
-    """Return what starts runs.
+    """Return a launcher of runs.
 
     Args:
-        executor: A word of `EXECUTORS`.
+        executor: A name of `EXECUTORS`.
         folder: The sweep's folder.
-        parameters: What submitit's executor is told.
-        workers: Processes to use, which the caller ends; own ones when None.
+        parameters: Parameters of submitit's executor.
+        workers: Worker processes, ended by the caller; None for new ones.
 
     Returns:
         The launcher.
@@ -100,15 +100,15 @@ def launcher(executor: str, folder: Path, parameters: Mapping[str, Any], workers
 
 
 def submitit_executor(executor: str, folder: Path, parameters: Mapping[str, Any]) -> Any:
-    """Return submitit's executor, told what it needs.
+    """Return submitit's executor with its parameters.
 
     Args:
-        executor: A word of `EXECUTORS`.
-        folder: Where submitit keeps its jobs' files.
-        parameters: What submitit's executor is told.
+        executor: A name of `EXECUTORS`.
+        folder: Folder for submitit's job files.
+        parameters: Parameters of submitit's executor.
 
     Returns:
-        The executor; None for processes of this machine, which need none.
+        The executor; None for local processes.
 
     Raises:
         ConfigError: The executor is unknown, or submitit is not installed, or does not take a parameter.
@@ -142,21 +142,21 @@ def submitit_executor(executor: str, folder: Path, parameters: Mapping[str, Any]
 
 
 class JobPool:
-    """Calls of functions as jobs of submitit, to be used as a pool of `concurrent.futures`.
+    """A pool like those of `concurrent.futures` that runs calls as submitit jobs.
 
     Args:
-        executor: What `submitit_executor` returns.
+        executor: The result of `submitit_executor`.
     """
 
     def __init__(self, executor: Any) -> None:
         self.executor = executor
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any) -> JobCall:
-        """Begin a call in a job.
+        """Start a call in a job.
 
         Args:
             function: The function.
-            *arguments: What it takes.
+            *arguments: Its arguments.
 
         Returns:
             The call.
@@ -165,7 +165,7 @@ class JobPool:
 
 
 class JobCall:
-    """A call of a function in a job of submitit.
+    """A function call in a submitit job.
 
     Args:
         job: The job.
@@ -175,7 +175,7 @@ class JobCall:
         self.job = job
 
     def result(self) -> Any:
-        """Wait for the call and return what the function returned; what it raised is raised.
+        """Wait for the call and return its result, or raise its exception.
 
         Returns:
             The result.
@@ -186,7 +186,7 @@ class JobCall:
         if (lost := _lost(self.job)) is not None:
             raise ProcessError(
                 f"job {self.job.job_id} ended without a result ({lost}). Look into {self.job.paths.stderr}, and give "
-                "the same command again: what was measured stays."
+                "the same command again: finished measurements are kept."
             )
         result, error = self.job.result()
         if error is not None:
@@ -199,10 +199,10 @@ class JobCall:
 
 
 class Workers:
-    """Processes that take one run after the other, so that torch and Avalanche are imported once for many.
+    """Processes that make several runs each, so that torch and Avalanche are imported only once per process.
 
-    A run that fails, or whose process dies, takes its worker along: the next one begins in a new process. To be used as
-    a context, at whose end the workers end.
+    After a failed run its worker is ended, and the next run begins in a new process. Use it as a context manager, which
+    ends the workers on exit.
     """
 
     def __init__(self) -> None:
@@ -215,28 +215,28 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the workers that wait."""
+        """End idle workers."""
         for workers in self.idle.values():
             for process in workers:
-                process.communicate()  # the end of its input ends it
+                process.communicate()  # a worker ends when its input ends
         self.idle.clear()
 
     def take(self, threads: str) -> subprocess.Popen[bytes]:
-        """Return a worker that waits, or a new one.
+        """Return an idle worker, or a new one.
 
         Args:
-            threads: How many threads its libraries may use.
+            threads: Number of threads for its libraries.
 
         Returns:
-            The process; whoever is done with it puts it back.
+            The process, to be returned by `put_back`.
         """
         while workers := self.idle.get(threads):
             process = workers.pop()
             if process.poll() is None:
                 return process
             _ended(process)
-        # Threads of the libraries beside torch's own would fight for the cores with the other runs.
-        # A log is in UTF-8, whatever the terminal shows, and takes every character that a run prints.
+        # Threads of other libraries than torch would compete with the other runs for cores. Logs are in UTF-8, whatever
+        # the terminal's encoding, so that every character can be written.
         environment = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
@@ -251,7 +251,7 @@ class Workers:
         )
 
     def put_back(self, threads: str, process: subprocess.Popen[bytes]) -> None:
-        """Let a worker wait for its next run."""
+        """Return a worker for its next run."""
         self.idle.setdefault(threads, []).append(process)
 
 
@@ -277,7 +277,7 @@ class _Processes(Launcher):
             process.stdin.write(os.fsencode(f"{file}\n"))
             process.stdin.flush()
         except OSError:
-            process.wait()  # it is gone: its handle says so
+            process.wait()  # the process has ended, as its handle reports
         return _Process(process, log, reply, lambda: self.workers.put_back(threads, process))
 
     def close(self) -> None:
@@ -300,7 +300,7 @@ class _Process(Handle):
             if code < 0:
                 return f"its process was ended by {signal.Signals(-code).name}"
             return f"its process ended with exit code {code}"
-        self.reply.unlink(missing_ok=True)  # told once: the folder keeps what the job was, not how its end was told
+        self.reply.unlink(missing_ok=True)  # read once: the folder keeps the job, not the reply
         if told is None:
             self.put_back()
         else:
@@ -320,13 +320,13 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
     """Wait for a process and close its input; return its exit code."""
     code = process.wait()
     if process.stdin is not None:
-        with contextlib.suppress(OSError):  # what was not written yet cannot be any more
+        with contextlib.suppress(OSError):  # unwritten data are lost
             process.stdin.close()
     return code
 
 
 class _Submitit(Launcher):
-    """Jobs of submitit: its "slurm" executor hands them to a cluster, its "local" one to processes of this machine."""
+    """Submitit jobs: on a cluster ("slurm") or as local processes ("local")."""
 
     def __init__(self, executor: Any, default_jobs: int) -> None:
         self.executor = executor
@@ -358,11 +358,11 @@ class _Job(Handle):
 
 
 def _lost(job: Any) -> str | None:
-    """Return why a job of submitit has no result (it was killed, or never began); None when it has one."""
+    """Return why a submitit job has no result (it was killed, or never began); None if it has one."""
     error = job.exception()
     if error is None:
         return None
-    # Submitit's own words, of which the first line says what happened.
+    # The first line of submitit's message gives the reason.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}"
 

@@ -1,4 +1,4 @@
-"""What a configuration may name, known without importing torch: read from the sources of the modules that define it."""
+"""Names allowed in configurations, read from the sources of the defining modules without importing torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @cache
 def keys_of(module: str, variable: str) -> tuple[str, ...]:
-    """Return the keys of a dictionary written out at the top of a module, without importing that module.
+    """Return the keys of a dictionary literal at the top level of a module, without importing it.
 
     Args:
         module: The module.
@@ -22,7 +22,7 @@ def keys_of(module: str, variable: str) -> tuple[str, ...]:
     >>> keys_of("avalanche_ntk.lab.regimes", "REGIMES")[:2]
     ('lazy', 'rich')
     """
-    # The packages above a module are light; the module itself may import torch.
+    # Parent packages are light to import; the module itself may import torch.
     spec = importlib.util.find_spec(module)
     source = Path(str(spec.origin if spec else None)).read_text(encoding="utf-8")
     found: list[ast.Dict] = []
@@ -35,7 +35,7 @@ def keys_of(module: str, variable: str) -> tuple[str, ...]:
 
 
 def strategies() -> tuple[str, ...]:
-    """Return the names of the strategies that a recipe builds."""
+    """Return the names of the strategies with a recipe."""
     return keys_of("avalanche_ntk.strategies.recipes", "RECIPES")
 
 
@@ -66,7 +66,7 @@ BENCHMARK_ARGUMENTS: dict[str, frozenset[str]] = {
     "permuted": _SHARED | {"n_tasks", "classes_per_task", "fresh", "task_labels"},
     "rotated": _SHARED | {"degrees", "classes_per_task", "fresh", "task_labels"},
 }
-"""Which arguments each benchmark takes; a test compares them with the functions of `avalanche_ntk.lab.benchmarks`."""
+"""Arguments by benchmark; a test compares them with the functions of `avalanche_ntk.lab.benchmarks`."""
 
 REQUIRED_ARGUMENTS = {"class_frequency": "alpha", "class_overlap": "similarity"}
 
@@ -85,7 +85,7 @@ def optimizers() -> tuple[str, ...]:
 
 
 def observables() -> tuple[str, ...]:
-    """Return what can be measured beside the kernel's own curves: the words of `ntk_metrics`."""
-    from avalanche_ntk.observables import families  # loads torch, which nothing else of a configuration needs
+    """Return the names of the observables: the flags of `ntk_metrics`."""
+    from avalanche_ntk.observables import families  # imports torch, which the rest of a configuration does not need
 
     return tuple(flag for flag, family in families().items() if family.metrics and not family.on)

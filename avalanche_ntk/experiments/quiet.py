@@ -1,4 +1,4 @@
-"""Avalanche's own deprecations, which its users cannot change, out of sight."""
+"""Suppression of Avalanche's own deprecation warnings, which users cannot fix."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextmanager
 def without_avalanches_own_warnings() -> Generator[None]:
-    """Leave out what Avalanche says of its own deprecated calls.
+    """Hide Avalanche's warnings about its own deprecated calls.
 
-    Avalanche sets the filter itself before each of these warnings, so that only the display can be chosen.
+    Avalanche resets the filter before each of these warnings, so only their display can be changed.
     """
     with warnings.catch_warnings():
         show = warnings.showwarning

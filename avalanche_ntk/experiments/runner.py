@@ -48,28 +48,27 @@ def run(
     tags: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Train and measure one configuration, and leave everything in one run folder.
+    """Train and measure one configuration, and write everything to one run folder.
 
-    A run of the same configuration that is complete in that folder is left as it is; one that was interrupted goes on
-    behind its last complete experience, or from its start where the strategy remembers more than a checkpoint holds.
-    Either way its numbers are those of a run that was never interrupted. The same configuration gives the same numbers
-    on the same machine; random states and the number of threads of the calling process are as before afterwards.
+    A complete run of the same configuration in that folder is left unchanged. An interrupted one continues after its
+    last complete experience, or from its start if the strategy has more state than a checkpoint holds. Either way its
+    numbers are those of an uninterrupted run. The same configuration gives the same numbers on the same machine; random
+    states and the number of threads of the calling process are restored.
 
     Args:
         config: A configuration, its keys as a mapping, a YAML file, the name of a ready one, or None for the defaults.
-        out: The run folder; `runs/STRATEGY-BENCHMARK-HASH` when None.
+        out: The run folder; None for `runs/STRATEGY-BENCHMARK-HASH`.
         values: Values by dotted key that replace those of the configuration.
-        overwrite: Whether a run of another configuration in that folder may be replaced, and one of the same
-            configuration be made anew.
-        tags: What else to record in `run.json`, under `tags`.
-        on_progress: Called with the number of finished experiences and of all.
+        overwrite: Whether to replace a run in that folder, of this or another configuration.
+        tags: Further entries for `run.json`, under `tags`.
+        on_progress: Called with the numbers of finished and of all experiences.
 
     Returns:
         The run folder.
 
     Raises:
-        ConfigError: The configuration says what cannot be used.
-        RunFolderError: The folder holds another run, or something else, or is in use.
+        ConfigError: The configuration cannot be used.
+        RunFolderError: The folder holds another run or other files, or is in use.
     """
     config = load_config(config, values)
     path = default_folder(config) if out is None else Path(out)
@@ -84,10 +83,10 @@ def run(
 
 
 def _look(path: Path, config: RunConfig, overwrite: bool) -> dict[str, Any] | None:
-    """Return what `run.json` says of a run of this configuration in that folder; None when a new one begins."""
+    """Return the content of `run.json` for a run of this configuration in that folder; None for a new run."""
     if not is_run(path):
         return None
-    # Whoever writes it holds the lock: refused here, before anything of it is touched.
+    # A writer holds the lock: refuse here, before any change.
     RunFolder.resume(path).close()
     if overwrite:
         return None
@@ -105,7 +104,7 @@ def _look(path: Path, config: RunConfig, overwrite: bool) -> dict[str, Any] | No
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:
-    """Read the configuration beside the run, which is there before the plugin begins the run."""
+    """Read the configuration file of the run, which is written before the plugin begins the run."""
     try:
         return load_config(path / CONFIG).as_dict()
     except ConfigError:
@@ -114,7 +113,7 @@ def _recorded(path: Path) -> dict[str, Any] | None:
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     a, b = flat(there), flat(here)
-    # A key that an earlier version did not have, or a later one dropped, is no key with the value None.
+    # A key missing in another version differs from a key with the value None.
     different = [key for key in dict.fromkeys([*b, *a]) if (key in a, a.get(key)) != (key in b, b.get(key))]
     told = [{key: repr(side[key]) if key in side else "absent" for key in different} for side in (a, b)]
     shown = [f"{key} is {told[0][key]} there and {told[1][key]} here" for key in different[:3]]
@@ -133,7 +132,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Diary(SupervisedPlugin, supports_distributed=True):
-    """Writes what the run is into its folder as soon as there is one, and begins TensorBoard's curves in it."""
+    """Writes the run's description to its folder as soon as it exists, and starts TensorBoard's curves there."""
 
     def __init__(self, path: Path, meta: dict[str, Any], tensorboard: bool) -> None:
         super().__init__()
@@ -142,19 +141,19 @@ class _Diary(SupervisedPlugin, supports_distributed=True):
         self.ntk: Any = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """Write, once the plugin that measures has made the folder."""
+        """Write the description, once the plugin has made the folder."""
         if self.written or not is_run(self.path):
             return
         self.note(self.meta)
         self.written = True
         if self.tensorboard and not any(isinstance(e, TensorboardLogger) for e in strategy.evaluator.loggers):
-            # Made only now: a folder that is not empty would have been refused.
+            # Made only now, since the plugin refuses a non-empty folder.
             logger = TensorboardLogger(self.path / "tensorboard")
             logger.writer.purge_step = strategy.clock.train_iterations + 1
             strategy.evaluator.loggers.append(logger)
 
     def note(self, changes: Mapping[str, Any]) -> None:
-        """Change what `run.json` says, through the folder that the plugin holds: its lock is never given up between."""
+        """Change `run.json` through the plugin's open folder, which keeps its lock."""
         self.ntk.update_meta(changes)
 
 
@@ -184,7 +183,7 @@ def _train(
         **setup.facts,
         "n_experiences": len(setup.streams),
         "experiences_done": done,
-        "resumes": "behind its last complete experience"
+        "resumes": "after its last complete experience"
         if reason is None or config.checkpoint == "whole"
         else f"from its start: {reason}",
     }
@@ -218,7 +217,7 @@ def _train(
         broken = RECIPES[config.strategy.name].broken_because
         if broken is not None and not isinstance(error, NTKError):
             raise NTKError(
-                f"{config.strategy.name} cannot be trained with the libraries that are installed: {broken}"
+                f"{config.strategy.name} cannot be trained with the installed libraries: {broken}"
                 f" ({type(error).__name__}: {error}). Choose another strategy, or an older torch."
             ) from error
         raise
@@ -235,17 +234,17 @@ def _train(
 def _set_up(
     config: RunConfig, path: Path, known: dict[str, Any] | None, diary: _Diary
 ) -> tuple[Setup, _Diary, int, str | None]:
-    """Make what is trained, or take it up where an earlier attempt left it.
+    """Make the set-up, or restore it from an earlier attempt.
 
     Args:
         config: The configuration.
         path: The run folder.
-        known: What is known of an earlier attempt; None where there was none.
-        diary: Writes down how far the run is.
+        known: Record of an earlier attempt; None if there was none.
+        diary: Records the run's progress.
 
     Returns:
-        What is trained, its diary, the experiences that it has behind it, and why a later attempt would begin anew;
-        None where it would not.
+        The set-up, its diary, the number of trained experiences, and why a later attempt would start again; None if it
+        would not.
     """
     state = checkpoint.load(path / checkpoint.NAME, config) if known else None
     whole = bool(known) and state is None and config.checkpoint == "whole" and (path / checkpoint.WHOLE).is_file()
@@ -266,7 +265,7 @@ def _set_up(
 
 
 def _load_whole(setup: Setup, diary: _Diary, path: Path) -> int:
-    """Put the strategy of a pickle, its plugins included, in the place of the one made; return how far it was."""
+    """Replace the strategy by a pickled one, including its plugins; return its number of trained experiences."""
     with contextlib.redirect_stdout(io.StringIO()):  # Avalanche prints a line for each tensor
         setup.strategy, done = load_checkpoint(setup.strategy, path / checkpoint.WHOLE)
     setup.ntk = NTKPlugin.of(setup.strategy)
@@ -282,10 +281,10 @@ def _remove_checkpoints(path: Path) -> None:
 
 
 def _begin(path: Path, config: RunConfig, meta: dict[str, Any], replace: bool) -> None:
-    """Make the folder, so that one killed at any moment from now on is known by its configuration.
+    """Create the folder with its configuration, so that a run killed at any later moment can be identified.
 
-    The plugin replaces the run that is made here, and `_Diary` records the configuration again; in between stands
-    `config.yaml`, from which the run can be made again, too.
+    The plugin replaces the run made here, and `_Diary` records the configuration again. In between, `config.yaml`
+    suffices to repeat the run.
     """
     RunFolder.create(path, meta, overwrite=replace).close()
     _remove_checkpoints(path)
@@ -294,14 +293,14 @@ def _begin(path: Path, config: RunConfig, meta: dict[str, Any], replace: bool) -
 
 @contextmanager
 def _machine(config: RunConfig) -> Generator[None]:
-    """Set what sums depend on, and put it back on exit."""
+    """Fix the settings that floating-point sums depend on; restore them on exit."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     torch.set_num_threads(config.threads)
     if not config.device.startswith("cpu"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     try:
@@ -325,7 +324,7 @@ def _describe_machine(config: RunConfig) -> dict[str, Any]:
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:
-    """Return commit and cleanness of the repository that a folder lies in; None where there is none."""
+    """Return commit and cleanness of a folder's repository; None if there is none."""
     where = str(folder or Path.cwd())
 
     def ask(*arguments: str) -> str | None:

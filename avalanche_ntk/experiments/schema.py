@@ -1,6 +1,6 @@
-"""From YAML to dataclasses: what is not understood is refused, with its line, what was found and the nearest name.
+"""From YAML to dataclasses; invalid content is refused with its line, the found value and the nearest name.
 
-A schema is a frozen dataclass; its annotations are the types, and the metadata of its fields say the rest (`option`).
+A schema is a frozen dataclass: its annotations give the types, the metadata of its fields all else (`option`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Keys = tuple[str | int, ...]
 
 
 class ConfigError(ArgumentError):
-    """A configuration cannot be used; the message names the line, what was found and what would do."""
+    """A configuration cannot be used; the message names the line, the found value and valid ones."""
 
     exit_code = 2
 
@@ -38,17 +38,17 @@ def option(
     check: Callable[[Any], Any] | None = None,
     factory: Callable[[], Any] | Any = MISSING,
 ) -> Any:
-    """Return a dataclass field that describes itself.
+    """Return a self-describing dataclass field.
 
     Args:
-        default: The value when the key is absent.
-        help: What it means, for the documentation.
-        choices: Gives the names that it may have.
-        open_choices: Whether other names are possible where they hold a `:`, a `/` or a `.` (a path, a factory).
+        default: The value if the key is absent.
+        help: Its meaning, for the documentation.
+        choices: Gives the allowed names.
+        open_choices: Whether other names with a `:`, `/` or `.` are allowed (a path, a factory).
         least: Smallest value.
-        above: What the value must exceed.
-        shorthand: For a nested section: its key that a plain value stands for.
-        check: Raises an ArgumentError when a value of the right type will not do.
+        above: Exclusive lower bound.
+        shorthand: For a nested section: the key set by a plain value.
+        check: Raises an ArgumentError for an invalid value of the right type.
         factory: Makes the default.
 
     Returns:
@@ -70,13 +70,13 @@ def option(
 
 @dataclass(frozen=True)
 class Document:
-    """What a YAML file says, and in which line each part stands.
+    """The content of a YAML file, with line numbers.
 
     Attributes:
         data: Plain values.
         source: The file's name, for messages.
-        lines: Line of each value by its keys from the top, counted from 1.
-        origins: For values that came from elsewhere (a flag): how to call that place.
+        lines: Line of each value by its keys from the root, counted from 1.
+        origins: For values from elsewhere (a flag): the name of that place.
     """
 
     data: Any
@@ -85,7 +85,7 @@ class Document:
     origins: Mapping[Keys, str] = field(default_factory=dict)
 
     def place(self, keys: Keys) -> str:
-        """Say where the value of these keys stands."""
+        """Return the place of the value of these keys."""
         for end in range(len(keys), 0, -1):
             if keys[:end] in self.origins:
                 return self.origins[keys[:end]]
@@ -95,7 +95,7 @@ class Document:
         return self.source
 
     def error(self, keys: Keys, message: str) -> ConfigError:
-        """Return the error about the value of these keys."""
+        """Return an error about the value of these keys."""
         return ConfigError(f"{self.place(keys)}: {message}")
 
     def below(self, keys: Keys) -> Document:
@@ -117,12 +117,12 @@ class Document:
         origin: Callable[[str], str] | str,
         shorthands: Mapping[str, str] = types.MappingProxyType({}),
     ) -> Document:
-        """Return the document with further values, by dotted key; they replace what is there.
+        """Return the document with further values by dotted key, which replace existing ones.
 
         Args:
             values: Values by dotted key, such as `model.width`.
-            origin: What to call the place of a value in messages, or makes that of its key.
-            shorthands: By section, its key that a plain value in its place stands for (`model: mlp`, `probe: 32`).
+            origin: Name of the values' place in messages, or a function from key to name.
+            shorthands: By section, the key set by a plain value in its place (`model: mlp`, `probe: 32`).
 
         Returns:
             A new document.
@@ -149,7 +149,7 @@ class Document:
                     raise ConfigError(f"{called}: {place} has no keys, found {_show(there)}. Set {place} itself.")
                 here = here[key]
             here[keys[-1]] = _copied(value)
-            # What stood below belongs to the old value.
+            # Keys below belong to the old value.
             for known in (lines, origins):
                 for path in [p for p in known if p[: len(keys)] == keys]:
                     del known[path]
@@ -167,7 +167,7 @@ def read_document(path: str | Path) -> Document:
         The document.
 
     Raises:
-        ConfigError: It cannot be read or is no YAML.
+        ConfigError: It cannot be read or is not YAML.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -176,31 +176,31 @@ def read_document(path: str | Path) -> Document:
             f"{path} cannot be read ({error.strerror or error}): expected a YAML file. Check the path."
         ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text ({error.reason}): expected a YAML file in UTF-8.") from None
+        raise ConfigError(f"{path} is not text ({error.reason}): expected a YAML file in UTF-8.") from None
     return parse_document(text, str(path))
 
 
 def parse_document(text: str, source: str = "the configuration") -> Document:
-    """Parse YAML; a key that is given twice is an error.
+    """Parse YAML; duplicate keys are an error.
 
     Args:
         text: The YAML.
-        source: What to call it in messages.
+        source: Its name in messages.
 
     Returns:
         The document.
 
     Raises:
-        ConfigError: It is no YAML, or not one that holds plain values only.
+        ConfigError: It is not YAML, or holds values that are not plain.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{where}: this is no YAML ({error.problem}). Correct the line.") from None
+        raise ConfigError(f"{source}{where}: this is not YAML ({error.problem}). Correct the line.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: this is no YAML ({error}). Correct it.") from None
+        raise ConfigError(f"{source}: this is not YAML ({error}). Correct it.") from None
     lines: dict[Keys, int] = {}
     loader = yaml.SafeLoader("")
     data = None if root is None else _value(root, (), lines, loader, source, frozenset())
@@ -208,11 +208,11 @@ def parse_document(text: str, source: str = "the configuration") -> Document:
 
 
 def parse_value(text: str, origin: str) -> Any:
-    """Read the value of a flag as YAML reads it: `1` is a number, `[1, 2]` a list, `null` nothing.
+    """Parse the value of a flag as YAML: `1` is a number, `[1, 2]` a list, `null` None.
 
     Args:
         text: The text.
-        origin: What to call it in messages.
+        origin: Its name in messages.
 
     Returns:
         The value.
@@ -261,7 +261,7 @@ def _value(node: Any, keys: Keys, lines: dict[Keys, int], loader: Any, source: s
 
 
 def _number(text: str) -> float | None:
-    # YAML 1.1 reads 1e-3 as text, since it lacks a point; nobody means that.
+    # YAML 1.1 reads 1e-3 as text, since it lacks a point; read it as a number.
     if "e" not in text.lower():
         return None
     try:
@@ -271,18 +271,18 @@ def _number(text: str) -> float | None:
 
 
 def build(cls: type[T], document: Document, keys: Keys = ()) -> T:
-    """Make a schema's dataclass of what a document says.
+    """Make a schema's dataclass from a document.
 
     Args:
         cls: The dataclass.
         document: The document.
-        keys: Where its section stands.
+        keys: Keys of its section.
 
     Returns:
         The dataclass.
 
     Raises:
-        ConfigError: A key is unknown or missing, or a value has a wrong type or is out of range.
+        ConfigError: A key is unknown or missing, or a value has the wrong type or is out of range.
     """
     data = document.data
     for key in keys:
@@ -314,7 +314,7 @@ def build(cls: type[T], document: Document, keys: Keys = ()) -> T:
 
 
 def unknown_key(key: str, known: Collection[str], section: str) -> str:
-    """Return the message about a key that a section does not have."""
+    """Return the message about an unknown key of a section."""
     near = get_close_matches(key, list(known), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     where = f" in {section}" if section else ""
@@ -322,7 +322,7 @@ def unknown_key(key: str, known: Collection[str], section: str) -> str:
 
 
 def unknown_choice(name: str, found: str, choices: Collection[str], further: str = "") -> str:
-    """Return the message about a name that is none of the possible ones."""
+    """Return the message about an unknown name."""
     near = get_close_matches(found, list(choices), n=1) or [
         c for c in choices if c.lower().replace("_", "") == found.lower().replace("_", "").replace("-", "")
     ]
@@ -432,7 +432,7 @@ def _copied(value: Any) -> Any:
 
 
 def as_plain(value: Any) -> Any:
-    """Return a schema's dataclass as plain values, every key written out.
+    """Return a schema's dataclass as plain values, with every key.
 
     Args:
         value: The dataclass.
@@ -448,11 +448,11 @@ def as_plain(value: Any) -> Any:
 
 
 def describe(cls: Any, prefix: str = "") -> Sequence[tuple[str, str, str, str]]:
-    """Return a row a key of a schema: dotted name, type, default, meaning; sections before their keys.
+    """Return one row per key of a schema: dotted name, type, default, meaning; sections before their keys.
 
     Args:
         cls: The dataclass.
-        prefix: Put before each name.
+        prefix: Prefix of each name.
 
     Returns:
         The rows.

@@ -1,4 +1,4 @@
-"""The kernel of one model on one set of samples, to a file."""
+"""Computation of a single kernel to a file, and measurement of checkpoints."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ def kernel_to_file(
     """Compute a kernel and store it.
 
     Args:
-        model: What `build_model` takes, such as `module:factory`.
-        data: What `load_data` takes, or a `.npy` file of inputs, first dimension n.
-        out: File ending in `.safetensors` (`kernel`, `indices`, and `labels` where known) or `.npy` (the kernel).
-        size: Number of samples N, equally many of each class as far as possible; the first N of a `.npy` file.
+        model: Argument of `build_model`, such as `module:factory`.
+        data: Argument of `load_data`, or a `.npy` file of inputs, first dimension n.
+        out: File ending in `.safetensors` (`kernel`, `indices`, and `labels` if known) or `.npy` (the kernel).
+        size: Number of samples N, balanced over classes as far as possible; the first N of a `.npy` file.
         split: "train" or "test".
         reduction: "trace", "sum_logits" or "full".
-        weights: State dict to load into the model: `.safetensors`, or what `torch.save` wrote (loaded without
-            executing anything).
-        n_classes: Number of outputs C; that of the data when None.
+        weights: State dict to load into the model: `.safetensors`, or from `torch.save` (loaded without executing
+            code).
+        n_classes: Number of outputs C; None for that of the data.
         arguments: Arguments of the model.
         data_root: Folder of torchvision's datasets.
         download: Whether torchvision may download the data.
-        dtype: "float32" or "float64"; the model's own when None.
-        seed: Seed of the weights and of the choice of samples.
+        dtype: "float32" or "float64"; None for the model's own.
+        seed: Seed of the weights and for choosing samples.
         device: Device.
-        overwrite: Whether the file may be replaced.
+        overwrite: Whether to replace an existing file.
 
     Returns:
-        What to tell: the file, the shape, and the leading numbers.
+        Output for the user: the file, the shape, and the main numbers.
 
     Raises:
         ArgumentError: An argument cannot be used.
@@ -102,7 +102,7 @@ def kernel_to_file(
 
 
 def factories_of_this_folder() -> None:
-    """Let a factory of one's own be looked for where the command is called, as `python -m` does."""
+    """Add the current folder to the import path, so that user factories are found, as with `python -m`."""
     if "" not in sys.path:
         sys.path.insert(0, "")
 
@@ -152,7 +152,7 @@ def _samples(
     known = (loaded.train_labels if split == "train" else loaded.test_labels).numpy()
     if len(known) < size:
         raise ArgumentError(f"{data} has {len(known)} {split} samples, found size={size}. Give a smaller --size.")
-    # Class after class takes its next sample in an order drawn from the seed, until there are enough.
+    # Take the next sample of each class in turn, in an order drawn from the seed, until there are enough.
     order = np.random.default_rng(seed).permutation(len(known))
     turn = np.empty(len(known), dtype=int)
     for c in np.unique(known):
@@ -200,17 +200,17 @@ def checkpoints_to_run(
 
     Args:
         checkpoints: Files.
-        model: What `build_model` takes, such as `module:factory`.
-        data: What `load_data` takes.
+        model: Argument of `build_model`, such as `module:factory`.
+        data: Argument of `load_data`.
         out: The run folder.
-        size: Number of samples N, equally many of each class as far as possible.
+        size: Number of samples N, balanced over classes as far as possible.
         split: "train" or "test".
-        n_classes: Number of outputs C; that of the data when None.
+        n_classes: Number of outputs C; None for that of the data.
         arguments: Arguments of the model.
         data_root: Folder of torchvision's datasets.
         download: Whether torchvision may download the data.
-        dtype: "float32" or "float64"; the model's own when None.
-        seed: Seed of the choice of samples.
+        dtype: "float32" or "float64"; None for the model's own.
+        seed: Seed for choosing samples.
         **options: Further arguments of `measure_checkpoints`.
 
     Returns:

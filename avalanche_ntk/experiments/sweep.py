@@ -1,11 +1,11 @@
-"""Many runs of one plan: a grid or a list over any key of the configuration, each run in a folder of its own.
+"""Sweeps: many runs of one plan, a grid or a list over any keys of the configuration, each run in its own folder.
 
 Layout of a sweep's folder:
 
-    sweep.json          what the plan came to: the runs, their names, what varies, which are controls
-    runs/<name>/        a run folder each; the name ends with the beginning of the configuration's hash
-    jobs/<name>.json    what each process was given
-    logs/<name>.log     what each process printed
+    sweep.json          the resolved plan: the runs, their names, varying settings and controls
+    runs/<name>/        the run folders; names end with the beginning of the configuration's hash
+    jobs/<name>.json    input of each process
+    logs/<name>.log     output of each process
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from avalanche_ntk.experiments.schema import ConfigError, Document, as_plain, bu
 from avalanche_ntk.files import write_whole
 from avalanche_ntk.recorder.runfolder import RunFolder
 
-COMPLETE = "complete"  # the word of `runner`, which imports torch
+COMPLETE = "complete"  # the same word as in `runner`, which imports torch
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """A plan: what all runs share, and what varies.
+    """A plan: common and varying settings of runs.
 
-    The runs are every combination of one entry of `runs`, one value of each key of `grid`, and one of `seeds`; with
-    `control`, each of them is made a second time with these values. Those whose configurations are the same are one
-    run.
+    The runs are all combinations of an entry of `runs`, a value of each key of `grid`, and one of `seeds`. With
+    `control`, each is repeated with the values of `control`. Runs with equal configurations are merged.
     """
 
     description: str = option("", help="What the sweep is for.")
@@ -53,9 +52,9 @@ class Planned:
 
     Attributes:
         name: Name of its folder.
-        label: What distinguishes it from the others, without the seed.
+        label: The settings that distinguish it, without the seed.
         config: Its configuration.
-        values: What varies, by dotted key.
+        values: The varying settings, by dotted key.
         control: Whether it is the no-shift control of others.
     """
 
@@ -68,12 +67,12 @@ class Planned:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A plan, worked out.
+    """A resolved plan.
 
     Attributes:
         name: Its name.
-        description: What it is for.
-        runs: Its runs, each configuration once.
+        description: Its purpose.
+        runs: Its runs, without duplicates.
     """
 
     name: str
@@ -83,15 +82,15 @@ class Sweep:
 
 @dataclass
 class Outcome:
-    """What became of one run.
+    """The outcome of one run.
 
     Attributes:
         planned: The run.
         path: Its folder.
         state: "waiting", "running", "done", "skipped" (it was complete) or "failed".
-        progress: Experiences finished, and of how many.
+        progress: Numbers of finished and of all experiences.
         error: Why it failed.
-        log: Where its output is.
+        log: Path of its output.
     """
 
     planned: Planned
@@ -104,11 +103,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What became of a sweep.
+    """The outcome of a sweep.
 
     Attributes:
         out: Its folder.
-        outcomes: One for each run, in the plan's order.
+        outcomes: Outcomes of the runs, in the plan's order.
     """
 
     out: Path
@@ -123,12 +122,12 @@ class SweepResult:
 def load_sweep(
     source: str | Path | Mapping[str, Any], values: Mapping[str, Any] | None = None, name: str | None = None
 ) -> Sweep:
-    """Read a plan and work it out; every configuration is checked before any run begins.
+    """Read and resolve a plan; every configuration is checked before any run begins.
 
     Args:
         source: A YAML file, the name of a ready one, or its keys as a mapping.
         values: Values by dotted key that replace those of `base`.
-        name: The sweep's name; the file's when None.
+        name: The sweep's name; None for the file's.
 
     Returns:
         The sweep.
@@ -228,20 +227,20 @@ def run_sweep(
     on_change: Callable[[Sequence[Outcome]], None] = lambda outcomes: None,
     workers: Workers | None = None,
 ) -> SweepResult:
-    """Make every run of a sweep that is not complete yet; one that fails does not stop the others.
+    """Make all incomplete runs of a sweep; a failed run does not stop the others.
 
     Args:
-        sweep: The sweep, or what `load_sweep` reads.
+        sweep: The sweep, or a source for `load_sweep`.
         out: The sweep's folder.
-        jobs: Runs at the same time; 1 on this machine and no limit on a cluster when None.
+        jobs: Number of parallel runs; None for 1 on this machine and no limit on a cluster.
         executor: "processes" on this machine; or an executor of submitit: "slurm" for a cluster, "local".
-        parameters: What submitit's executor is told, such as `timeout_min` and `slurm_partition`.
-        overwrite: Whether runs that are complete are made anew.
-        on_change: Called with the outcomes so far, again and again.
-        workers: Processes for the runs, kept from one sweep to the next; own ones when None.
+        parameters: Parameters of submitit's executor, such as `timeout_min` and `slurm_partition`.
+        overwrite: Whether to repeat complete runs.
+        on_change: Called repeatedly with the outcomes so far.
+        workers: Worker processes, kept between sweeps; None for new ones.
 
     Returns:
-        What became of each run.
+        The outcome of each run.
 
     Raises:
         ConfigError: The plan cannot be used, or the executor is unknown.
@@ -249,7 +248,7 @@ def run_sweep(
     if not isinstance(sweep, Sweep):
         sweep = load_sweep(sweep)
     if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs must be at least 1, found {jobs}. Give 1 to make one run after the other.")
+        raise ConfigError(f"jobs must be at least 1, found {jobs}. Give 1 for sequential runs.")
     folder = Path(out).absolute()
     launch = launcher(executor, folder, dict(parameters or {}), workers)
     outcomes = [Outcome(p, folder / "runs" / p.name) for p in sweep.runs]
@@ -270,7 +269,7 @@ def is_complete(path: Path, config: RunConfig) -> bool:
         config: The configuration.
 
     Returns:
-        True when it does; False too for a folder that cannot be read.
+        True if it does; False also for an unreadable folder.
     """
     try:
         meta = RunFolder.open(path).meta
@@ -361,7 +360,7 @@ def _write_plan(sweep: Sweep, folder: Path) -> None:
 
 
 def _refuse_a_strangers_plan(path: Path) -> None:
-    """Refuse a file of the plan's name that no sweep wrote."""
+    """Refuse to replace a `sweep.json` that was not written by a sweep."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

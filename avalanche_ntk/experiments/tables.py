@@ -30,24 +30,24 @@ HEADINGS = {
     "measuring_share": "measuring share",
 }
 NO_CORRELATION = (
-    "No rank correlation with forgetting: it takes three runs of one seed, none of them a control, whose forgetting, "
-    "and whose measure, are defined and not all the same."
+    "No rank correlation with forgetting: it needs three runs of one seed, none of them a control, with defined and "
+    "not constant forgetting and measure."
 )
 _SPREAD = "mean over the seeds ± half of its 95 % interval (Student's t)"
 _CORRELATION = "Rank correlation (Spearman) with forgetting, within each seed, then over seeds"
 
 
 def shown_columns(found: Comparison) -> list[str]:
-    """Return the columns in which at least one run has a number."""
+    """Return the columns with a number for at least one run."""
     return [c for c in COLUMNS if found.runs[c].notna().any()]
 
 
 def to_csv(found: Comparison, *, each: bool = False) -> str:
-    """Return the whole table, every column, undefined numbers empty.
+    """Return the whole table with all columns; undefined numbers are empty.
 
     Args:
         found: The comparison.
-        each: Whether a row is a run, not a group.
+        each: Whether a row is a run instead of a group.
 
     Returns:
         CSV.
@@ -58,11 +58,11 @@ def to_csv(found: Comparison, *, each: bool = False) -> str:
 
 
 def to_markdown(found: Comparison, *, each: bool = False) -> str:
-    """Return the table, what is left out, and the rank correlations.
+    """Return the table, the omissions, and the rank correlations.
 
     Args:
         found: The comparison.
-        each: Whether a row is a run, not a group.
+        each: Whether a row is a run instead of a group.
 
     Returns:
         Markdown.
@@ -88,7 +88,7 @@ def to_latex(found: Comparison, *, each: bool = False) -> str:
 
     Args:
         found: The comparison.
-        each: Whether a row is a run, not a group.
+        each: Whether a row is a run instead of a group.
 
     Returns:
         LaTeX.
@@ -104,15 +104,15 @@ def to_latex(found: Comparison, *, each: bool = False) -> str:
 
 
 def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Iterator[Table | str]:
-    """Yield tables for the terminal: what was learnt, what the kernel did, what goes with forgetting.
+    """Yield tables for the terminal: learning, kernel, and correlations with forgetting.
 
     Args:
         found: The comparison.
-        each: Whether a row is a run, not a group.
-        width: Characters in a line; columns that do not fit go to a further table.
+        each: Whether a row is a run instead of a group.
+        width: Characters in a line; columns that do not fit go to another table.
 
     Yields:
-        Tables; a sentence in place of the rank correlations where none is defined.
+        Tables; a sentence instead of the rank correlations if none is defined.
     """
     columns = shown_columns(found)
     note = "" if each else f" ({_SPREAD})"
@@ -136,7 +136,7 @@ def to_rich(found: Comparison, *, each: bool = False, width: int = 100) -> Itera
 
 
 def _packed(widths: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Yield the columns of each table, the first one in all of them, so that each fits where that is possible."""
+    """Yield the columns of each table, always with the first one, so that each fits if possible."""
     gap = 2
     chosen: list[int] = []
     for i, own in enumerate(widths[1:], start=1):
@@ -163,7 +163,7 @@ def _rich_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file as a whole.
+    """Write a file atomically.
 
     Args:
         path: The file.

@@ -1,8 +1,7 @@
-"""Runs of a sweep, one after the other, in a process beside it: `python -m avalanche_ntk.experiments.worker PARENT`.
+"""A worker process that makes runs of a sweep in sequence: `python -m avalanche_ntk.experiments.worker PARENT`.
 
-It reads the path of a job's file a line from its input. What a run prints, a line of progress an experience among it,
-goes into the job's log, and what became of it into the job's reply. It ends with its input, and when the process that
-started it is gone.
+It reads paths of job files from its input, one per line. A run's output, with a line of progress per experience, goes
+to the job's log, and its outcome to the job's reply. The worker ends when its input or its parent process ends.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def work(job: Mapping[str, Any]) -> str:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has: a sweep that was killed leaves nobody behind who holds a run's lock."""
+    """End this process when its parent has ended, so that a killed sweep leaves no process with a run's lock."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -55,14 +54,14 @@ def _end_with(parent: int) -> None:
 
 
 def caught(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
-    """Call a function; the traceback of a failure is printed.
+    """Call a function, and print the traceback of a failure.
 
     Args:
         function: The function.
-        *arguments: What it takes.
+        *arguments: Its arguments.
 
     Returns:
-        What it returned, and what it raised; one of them is None.
+        Its result and its exception; one of them is None.
     """
     try:
         return function(*arguments), None
@@ -72,7 +71,7 @@ def caught(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exceptio
 
 
 def attempt(job: Mapping[str, Any]) -> str | None:
-    """Make one run; the traceback of a failure is printed.
+    """Make one run, and print the traceback of a failure.
 
     Args:
         job: As for `work`.
@@ -85,13 +84,13 @@ def attempt(job: Mapping[str, Any]) -> str | None:
 
 
 def serve(job: Mapping[str, Any]) -> None:
-    """Make one run; its output goes to the job's log, and what became of it to the job's reply.
+    """Make one run; its output goes to the job's log, its outcome to the job's reply.
 
     Args:
         job: As for `work`, and `log` and `reply`, both paths.
     """
     with open(job["log"], "ab") as log:
-        for stream in (1, 2):  # the streams themselves: what C libraries print is in the log too
+        for stream in (1, 2):  # the streams themselves, so that output of C libraries is logged too
             os.dup2(log.fileno(), stream)
     failure = attempt(job)
     sys.stdout.flush()
@@ -100,10 +99,10 @@ def serve(job: Mapping[str, Any]) -> None:
 
 
 def main() -> int:
-    """Serve the jobs whose files are named on the input, until it ends."""
+    """Serve the jobs named on the input until it ends."""
     if hasattr(os, "getppid"):
         _end_with(int(sys.argv[1]))
-    for line in sys.stdin.buffer:  # a path is bytes, which need be no text
+    for line in sys.stdin.buffer:  # a path is bytes and may not be valid text
         serve(json.loads(Path(os.fsdecode(line.rstrip(b"\n"))).read_text(encoding="utf-8")))
     return 0
 

@@ -1,4 +1,4 @@
-"""Model + inputs → empirical neural tangent kernel. Pure torch; `empirical_ntk` is the door."""
+"""Model + inputs → empirical neural tangent kernel. Pure torch; the entry point is `empirical_ntk`."""
 
 from avalanche_ntk.kernels._generic.features import feature_kernel, penultimate_features
 from avalanche_ntk.kernels._generic.linearise import jvp_prediction

@@ -1,6 +1,6 @@
-"""What is made of a kernel before it is given out: checked, made symmetric, and told how good it is.
+"""Final processing of kernels: check, symmetrise, and report accuracy.
 
-The numbers are read from the device once, all together.
+The numbers are transferred from the device together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from avalanche_ntk.kernels._device.profile import in_double
 from avalanche_ntk.kernels.info import KernelInfo
 from avalanche_ntk.kernels.sharing import transposed
 
-LARGEST = 4096  # rows of a matrix whose spectrum is still looked at
+LARGEST = 4096  # largest number of rows for which the spectrum is computed
 
 
 def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, keep: bool) -> Tensor:
@@ -27,14 +27,14 @@ def finished(kernel: Tensor, group: str, own: bool, info: KernelInfo, keep: bool
         kernel: `(N, M)` or `(N, M, C, C)`.
         group: Name of its group of parameters, for messages.
         own: Whether it is a self-kernel.
-        info: Where asymmetry is told.
-        keep: Whether the symmetric kernel is kept there too, for its eigenvalues.
+        info: Report that receives the asymmetry.
+        keep: Whether to store the symmetric kernel there too, for its eigenvalues.
 
     Returns:
         The kernel.
 
     Raises:
-        KernelError: Some entries are not finite.
+        KernelError: Entries are not finite.
     """
     rows = kernel.shape[0] * (kernel.shape[2] if kernel.dim() == 4 else 1)
     turned = transposed(kernel)
@@ -74,7 +74,7 @@ def _require_finite(bad: int, entries: int, group: str) -> None:
 
 
 def _warn_where_indefinite(matrix: np.ndarray) -> None:
-    """Warn where rounding made a self-kernel clearly indefinite."""
+    """Warn if rounding made a self-kernel clearly indefinite."""
     # λ_max ≥ the Rayleigh quotient of any vector; a Cholesky factor of K + ε·λ exists where λ_min > -ε·λ
     v = matrix.sum(1)
     size = float(v @ (matrix @ v)) / max(float(v @ v), 1e-300)

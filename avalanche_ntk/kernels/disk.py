@@ -1,7 +1,7 @@
-"""Kernels too large for memory: computed in bands of rows, written to a `.npy` file, and gone on with after a kill.
+"""Kernels too large for memory: computed in bands of rows, written to a `.npy` file, resumable after a kill.
 
-Beside the file stands `<name>.json`, which says of what it is the kernel (digests of the model's tensors and of the
-inputs, the options) and which bands are written. Until the last one is, the kernel is in `<name>.partial`.
+A second file, `<name>.json`, identifies the kernel (digests of the model's tensors and of the inputs, the options) and
+lists the written bands. Until the last one is written, the kernel is in `<name>.partial`.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ from avalanche_ntk.kernels.measured import measured
 from avalanche_ntk.kernels.request import Request
 from avalanche_ntk.kernels.sharing import Part, parts
 
-_BANDS = 8  # at least so many, each of which a kill costs at most
-_PASSING = 64  # samples whose passes run at a time, so that these do not grow with N
+_BANDS = 8  # least number of bands; a kill loses at most one
+_PASSING = 64  # samples per pass, so that memory does not grow with N
 
 
 def on_disk(request: Request, path: str | os.PathLike[str]) -> tuple[Tensor, KernelInfo]:
-    """Compute a kernel into a file, from where it was left.
+    """Compute a kernel into a file, or continue an interrupted computation.
 
     Args:
         request: What is asked for.
         path: The file, `*.npy`.
 
     Returns:
-        The kernel, its entries read from the file when they are looked at (writing to it changes no file), and how
-        the last band was computed.
+        The kernel, memory-mapped copy-on-write from the file, and how the last band was computed.
 
     Raises:
-        ArgumentError: The file is none of this kernel, or what was left is of another model, batch or option.
+        ArgumentError: The file holds another kernel, or the interrupted one has another model, batch or options.
     """
     path = _checked(Path(path), request)
     description = _description(request)
@@ -53,8 +52,8 @@ def on_disk(request: Request, path: str | os.PathLike[str]) -> tuple[Tensor, Ker
     found = json.loads(progress.read_text("utf-8")) if progress.exists() else None
     if found is None and path.exists():
         raise ArgumentError(
-            f"{path} is there already, and {progress.name}, which says of what it is the kernel, is not beside it."
-            " Give another name, or move the file away."
+            f"{path} exists already, without {progress.name}, which identifies its kernel. Give another name, or move "
+            "the file away."
         )
     if found is not None:
         _require_same(found, description, path)
@@ -68,13 +67,13 @@ def _checked(path: Path, r: Request) -> Path:
     if path.suffix != ".npy":
         raise ArgumentError(f"out must name a .npy file, found {str(path)!r}. Give for example 'kernel.npy'.")
     if not path.parent.is_dir():
-        raise ArgumentError(f"out names a file in {path.parent}, found no such folder. Make it first.")
+        raise ArgumentError(f"out names a file in {path.parent}, which does not exist. Create it first.")
     if r.processes.size > 1:
-        raise ArgumentError("out and process_group were given, found no way to do both. Leave one of them out.")
+        raise ArgumentError("out and process_group cannot be combined. Leave one of them out.")
     if r.reduction == "full":
         raise ArgumentError(
-            "out was given with reduction='full', found no use for (N, N, C, C) numbers that do not fit into memory."
-            " Use 'trace', 'projected' or 'sum_logits', or outputs= for one output after the other."
+            "out cannot be combined with reduction='full', whose kernel has shape (N, N, C, C)."
+            " Use 'trace', 'projected' or 'sum_logits', or outputs= for one output at a time."
         )
     if r.estimator is not None:
         raise ArgumentError(
@@ -101,7 +100,7 @@ def _inputs(batch: Batch | None) -> str:
 
 
 def _description(r: Request) -> dict[str, Any]:
-    """Return what tells one kernel from another."""
+    """Return the data that identify a kernel."""
     model: nn.Module = unwrap(r.model)
     return {
         "model": type(model).__name__,
@@ -125,8 +124,8 @@ def _require_same(found: dict[str, Any], description: dict[str, Any], path: Path
     other = [name for name, value in description.items() if before.get(name) != value]
     if other:
         raise ArgumentError(
-            f"{path} is the kernel of something else: {', '.join(other)} changed since it was begun. Give another name,"
-            f" or delete it with {path.name}.json to begin anew."
+            f"{path} is another kernel: {', '.join(other)} changed since it was begun. Give another name, or delete "
+            f"it with {path.name}.json to start again."
         )
 
 
@@ -136,9 +135,9 @@ class _Bands:
     Args:
         request: What is asked for.
         path: The file.
-        progress: The file beside it.
-        description: What the kernel is of.
-        found: What stands in the file beside it; None at the beginning.
+        progress: The progress file.
+        description: The kernel's identity.
+        found: Content of the progress file; None at the beginning.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class _Bands:
         self.state = found
 
     def compute(self) -> KernelInfo:
-        """Compute what is missing and put the file in its place."""
+        """Compute the missing bands and move the file to its path."""
         info, r = KernelInfo(), self.request
         budget, r.budget, r.report = r.budget, r.budget * 3 // 4, False
         r.block = r.block or _PASSING
@@ -172,7 +171,7 @@ class _Bands:
         return info
 
     def _rows(self, budget: int) -> int:
-        """Return the rows of a band: a few bands, each of which fits into a quarter of the budget."""
+        """Return the rows of a band: at least a few bands, each within a quarter of the budget."""
         entry = 3 * 8  # a band is copied while it is checked, made symmetric and written
         return max(1, min(ceil(self.n / _BANDS), budget // (4 * entry * self.columns)))
 
@@ -180,7 +179,7 @@ class _Bands:
         """Write a band and, of a self-kernel, its mirror image, row by row."""
         if self.m is None:
             kernel = band.own(kernel)
-        # What a kill left before the first band was written is of nobody knows what: it is written over.
+        # Overwrite a file left by a kill before the first band: its kernel is unknown.
         with self.partial.open("r+b" if self.state["done"] else "w+b") as file:
             if not self.state["done"]:
                 self._allocate(file, kernel)
@@ -213,32 +212,32 @@ def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def top_eigenvalues(path: str | os.PathLike[str], k: int = 10, memory_budget: int = 2**26) -> np.ndarray:
-    """Largest eigenvalues of a self-kernel in a file, by Lanczos' method: it is read row by row, and never whole.
+    """Largest eigenvalues of a self-kernel in a file, by Lanczos' method, which reads it row by row.
 
     Args:
         path: A file that `empirical_ntk(..., out=path)` wrote, `(N, N)`.
-        k: How many, fewer than N.
-        memory_budget: Bytes of rows that are read at a time.
+        k: Number of eigenvalues, below N.
+        memory_budget: Bytes of rows to read at a time.
 
     Returns:
         `(k,)` in float64, the largest first.
 
     Raises:
-        ArgumentError: It is no such file, or there are not so many.
-        KernelError: The file is shorter than it says.
+        ArgumentError: It is not such a file, or k is out of range.
+        KernelError: The file is truncated.
     """
     path = Path(path)
     with path.open("rb") as file:
         try:
             shape, _, kind = _header(file)
         except ValueError as exc:
-            raise ArgumentError(f"{path} is no kernel that empirical_ntk(..., out=...) wrote ({exc}).") from exc
+            raise ArgumentError(f"{path} is not a kernel written by empirical_ntk(..., out=...) ({exc}).") from exc
         first = file.tell()
         if len(shape) != 2 or shape[0] != shape[1]:
             raise ArgumentError(f"{path} has shape {shape}: expected a self-kernel (N, N).")
         n = shape[0]
         if not is_whole(k) or not 1 <= k < n:
-            raise ArgumentError(f"k must be between 1 and {n - 1}, one less than the samples, found {k!r}.")
+            raise ArgumentError(f"k must be between 1 and {n - 1} (one less than the samples), found {k!r}.")
         rows = max(1, memory_budget // (n * 8))
 
         def times(v: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`empirical_ntk`: the door to the kernel engine."""
+"""`empirical_ntk`: the entry point of the kernel engine."""
 
 from __future__ import annotations
 
@@ -66,58 +66,57 @@ def empirical_ntk(
 ) -> Any:
     """Empirical neural tangent kernel `Θ[n,m,c,d] = <∂f_c(x_n)/∂θ, ∂f_d(x_m)/∂θ>` of a model, in eval mode.
 
-    Exact for any torch model whose outputs depend on one sample each; the model, its gradients and every random number
-    generator are left as they were, also after an error.
+    Exact for any torch model whose outputs depend on one sample each. The model, its gradients and all random number
+    generators are left unchanged, also after an error.
 
     Args:
-        model: The model; `torch.compile` and `DataParallel` wrappers are looked through.
+        model: The model; `torch.compile` and `DataParallel` wrappers are removed.
         x1: N inputs: a tensor (`model(x)`), a tuple (`model(*x)`) or a dict (`model(**x)`), samples in dimension 0; a
             model whose forward pass takes the tuple or dict as one argument gets it whole.
-        x2: M inputs for a cross-kernel, of `x1`'s size or another (shorter sequences, larger images); None for the
+        x2: M inputs for a cross-kernel, possibly of another size (shorter sequences, larger images); None for the
             self-kernel of `x1`.
-        task_labels: Given to the model as its next positional argument when not None (an integer, or one per sample).
+        task_labels: Passed to the model as its next positional argument if not None (an integer, or one per sample).
         task_labels2: The same for `x2`; by default the integer given for `x1`.
         reduction: `full` `(N, M, C, C)`; `trace` `(N, M)`, Σ_c Θ[n,m,c,c]; `sum_logits` `(N, M)`, Σ_{c,d} Θ[n,m,c,d];
-            `projected` `(N, M)`, the mean over `n_projections` signed sums of outputs, for many outputs: a kernel of
-            its own for one seed, and the trace kernel on average, see `hadamard_rows`.
-        params: Names of the parameters covered (shell wildcards allowed); None for every trainable one.
-        layers: Names of modules whose trainable parameters are covered (shell wildcards allowed).
+            `projected` `(N, M)`, the mean over `n_projections` signed sums of outputs, for many outputs: a separate
+            kernel for each seed, and the trace kernel on average, see `hadamard_rows`.
+        params: Names of the parameters to use (shell wildcards allowed); None for every trainable one.
+        layers: Names of modules whose trainable parameters to use (shell wildcards allowed).
         outputs: Indices of the outputs kept; None for all.
         output_selector: Maps the model's raw output (tuple, dict, object) to an `(N, C)` tensor.
-        memory_budget: Bytes that may be taken beyond the forward pass; by default 1 GiB on a processor, and on an
-            accelerator a quarter of the memory that is free, rounded down to a power of two. Where memory runs out all
-            the same, it is halved until the measurement fits, with a `MemoryWarning`.
+        memory_budget: Bytes that may be used beyond the forward pass; by default 1 GiB on a CPU, and on an accelerator
+            a quarter of the free memory, rounded down to a power of two. If memory still runs out, it is halved until
+            the measurement fits, with a `MemoryWarning`.
         dtype: `torch.float32` or `torch.float64` to compute in; None for the parameters' own (float32 for half
-            precision). Autocast is off, also where the model turns it on itself.
+            precision). Autocast is off, even if the model turns it on itself.
         method: See `Method`.
         estimator: `rademacher` for an unbiased estimate of the trace kernel from independent random signs.
         n_projections: Number of random sign vectors, for `projected` and the estimator.
-        seed: Seed of their own generator.
+        seed: Seed of the generator of the signs.
         block: Samples per block; chosen from the budget by default.
-        preconditioner: Positive numbers P by parameter, of its shape, for the kernel `J P Jᵀ` that an optimiser with
-            these step sizes sees (Adam's `1/(√v̂ + ε)`, see `adam_preconditioner`); 1 for parameters it leaves out.
-        checks: How often it is asked whether samples are independent, see `Checks`.
-        hooks: "auto" (the default) does not call hooks of the model's modules that only look, see `kernels.hooks`;
-            "keep" calls them all.
+        preconditioner: Positive numbers P by parameter, of its shape, for the kernel `J P Jᵀ` of an optimiser with
+            these step sizes (Adam's `1/(√v̂ + ε)`, see `adam_preconditioner`); 1 for parameters not named.
+        checks: How often to check that samples are independent, see `Checks`.
+        hooks: "auto" (the default) skips hooks that only observe, see `kernels.hooks`; "keep" calls all hooks.
         process_group: A `torch.distributed` group (`torch.distributed.group.WORLD`) whose processes share the
-            measurement: every one calls with the same arguments, has the same parameters, and gets the same kernel.
-            Buffers are the first process's. Combinations of outputs are shared out, or rows of the kernel where there
-            are fewer combinations than processes.
-        out: A `.npy` file that the kernel is written to, band by band, for kernels too large for memory. A call that
-            was broken off goes on where it was; one whose kernel is there reads it; one with another model, batch or
-            option is refused. See `top_eigenvalues`.
+            measurement. Each calls with the same arguments, has the same parameters, and gets the same kernel. Buffers
+            are taken from the first process. The work is split by combinations of outputs, or by rows of the kernel if
+            there are fewer combinations than processes.
+        out: A `.npy` file to write the kernel to, band by band, for kernels too large for memory. An interrupted call
+            is continued; a finished kernel is read; a call with another model, batch or options is refused. See
+            `top_eigenvalues`.
         return_info: Also return a `KernelInfo`.
 
     Returns:
-        The kernel, a tensor in the working precision (with `out` on the CPU, read from the file as it is used); with
-        `return_info` a pair of it and a `KernelInfo`.
+        The kernel, a tensor in the working precision (with `out` memory-mapped on the CPU); with `return_info` a pair
+        of kernel and `KernelInfo`.
 
     Raises:
         ArgumentError: An argument has a value that cannot be used.
         ModelError: The model has no per-sample kernel.
         KernelError: The kernel has entries that are not finite.
         MemoryBudgetError: The budget is too small for one block.
-        ProcessError: Another process of the group failed, is gone, or has other parameters or inputs.
+        ProcessError: Another process of the group failed, ended, or has different parameters or inputs.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -235,21 +234,21 @@ def empirical_ntk_by_group(
         method: See `empirical_ntk`.
         n_projections: See `empirical_ntk`.
         seed: See `empirical_ntk`.
-        whole: Also return, under the name `""`, the kernel that `empirical_ntk` gives, from the same pass.
-        params: Names of the parameters that the whole covers (shell wildcards allowed); None for every trainable one.
+        whole: Whether to also return the kernel of `empirical_ntk`, under the name `""`, from the same pass.
+        params: Names of the parameters of the whole kernel (shell wildcards allowed); None for every trainable one.
         preconditioner: See `empirical_ntk`.
         checks: See `empirical_ntk`.
         hooks: See `empirical_ntk`.
         process_group: See `empirical_ntk`.
-        return_info: Also return a `KernelInfo`; its asymmetry and eigenvalues are those of the whole where it was asked
-            for, else the worst of all groups.
+        return_info: Whether to also return a `KernelInfo`; its asymmetry and eigenvalues are those of the whole kernel
+            if requested, otherwise the worst of all groups.
 
     Returns:
-        Name → kernel; with `return_info` a pair of that and a `KernelInfo`.
+        Name → kernel; with `return_info` a pair of this mapping and a `KernelInfo`.
 
     Raises:
-        ArgumentError: No group is given, a group names nothing trainable or nothing that the whole covers, or is called
-            as the whole is.
+        ArgumentError: No group is given, a group names no trainable parameter or none of the whole kernel, or has its
+            name.
     """
     if not isinstance(groups, Mapping):
         raise ArgumentError(
@@ -263,7 +262,8 @@ def empirical_ntk_by_group(
         )
     if params is not None and not whole:
         raise ArgumentError(
-            f"params={params!r} says what the whole kernel covers, found whole=False. Add whole=True, or leave params"
+            f"params={params!r} selects the parameters of the whole kernel, found whole=False. Add whole=True, or "
+            "leave params"
             " out."
         )
     if whole and "" in groups:

@@ -1,4 +1,4 @@
-"""What is measured for a request: by one process or by several, and what is made of it."""
+"""Execution of a request, by one process or several."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from avalanche_ntk.kernels.sharing import Part, own_rows, part_of
 
 
 def measured(request: Request, part: Part | None = None) -> tuple[dict[str, Tensor], KernelInfo]:
-    """Measure what a request asks for.
+    """Compute the kernels of a request.
 
     Args:
-        request: It is.
-        part: The rows and columns that are wanted; None for all. The kernel of a part is given as it was computed.
+        request: The request.
+        part: Rows and columns to compute; None for all. The kernel of a part is returned without final processing.
 
     Returns:
         Group → kernel, and how it was computed.
@@ -54,7 +54,7 @@ def measured(request: Request, part: Part | None = None) -> tuple[dict[str, Tens
         if "" in result:
             info.standard_error = _standard_error(result[""], most)
         result = {name: kernel.sum(0) for name, kernel in result.items()}
-    others = KernelInfo()  # of the groups, where the report is about the whole
+    others = KernelInfo()  # for the groups, if the report is about the whole
     for name, kernel in result.items():
         about = others if r.whole and name else info
         result[name] = finished(kernel, name, b2 is None, about, r.report and about is info)
@@ -63,13 +63,13 @@ def measured(request: Request, part: Part | None = None) -> tuple[dict[str, Tens
 
 @dataclass(frozen=True)
 class _Task:
-    """The kernels of two batches, to be computed by all processes together.
+    """The kernels of two batches, computed by all processes together.
 
     Attributes:
         request: What is asked for.
         subject: The model.
         members: Group → its parameters.
-        info: What is told about the computation.
+        info: Report on the computation.
         b1: First batch.
         b2: Second batch; None for a self-kernel.
     """
@@ -82,7 +82,7 @@ class _Task:
     b2: Batch | None
 
     def done_by_all(self) -> tuple[dict[str, Tensor], int]:
-        """Return the kernels, of which each process computed its share, and how many combinations there could be."""
+        """Return the kernels, computed by all processes, and the number of possible combinations."""
         r, model = self.request, self.subject.model
         batches = [b for b in (self.b1, self.b2) if b is not None]
         buffers = r.processes.agreed(model, [b.tensors() for b in batches])
@@ -95,9 +95,10 @@ class _Task:
         return {name: r.processes.sum(kernel) for name, kernel in result.items()}, most
 
     def _share(self, budget: int) -> tuple[dict[str, Tensor], int]:
-        """Return this process's summand of the kernels, and how many combinations of outputs there could be.
+        """Return this process's summand of the kernels, and the number of possible combinations of outputs.
 
-        Where there are as many combinations of outputs as processes, these are shared out; else rows of the kernel.
+        If there are at least as many combinations of outputs as processes, these are split, otherwise rows of the
+        kernel.
         """
         r = self.request
         r.budget = budget
@@ -115,7 +116,7 @@ class _Task:
         return result, most
 
     def _own_part(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return kernels with zeros everywhere but in the rows of this process and their mirror images."""
+        """Return kernels that are zero except in this process's rows and their mirror images."""
         r, n, m = self.request, len(self.b1), None if self.b2 is None else len(self.b2)
         shape = (n, m or n, len(rows), len(rows)) if r.reduction == "full" else (n, m or n)
         result = {g: rows.new_zeros(len(rows), *shape) if r.apart else rows.new_zeros(shape) for g in self.members}
@@ -132,10 +133,10 @@ class _Task:
 
 
 def _members(subject: Subject, groups: Mapping[str, Sequence[str]], prefix: str) -> dict[str, list[str]]:
-    """Return each group's parameters; `prefix` is what wrappers of the model put before every name.
+    """Return each group's parameters; `prefix` is the prefix of the model's wrappers.
 
     Raises:
-        ArgumentError: A group names nothing.
+        ArgumentError: A group has no parameter.
     """
     members: dict[str, list[str]] = {}
     everything = dict(subject.model.named_parameters(remove_duplicate=False))
@@ -162,11 +163,11 @@ def _standard_error(parts: Tensor, most: int) -> Tensor:
     """Standard error of a mean over combinations of outputs, from its parts `(R, N, M)`, each `1/R` of one kernel.
 
     Args:
-        parts: They are.
-        most: How many different combinations there are; 0 for any number. The mean over all of them has no error.
+        parts: The parts.
+        most: Number of different combinations; 0 if unlimited. The mean over all of them has no error.
 
     Returns:
-        `(N, M)`; NaN where one combination tells nothing of the others.
+        `(N, M)`; NaN for a single combination.
     """
     r = parts.shape[0]
     if r == most:

@@ -1,4 +1,4 @@
-"""One measurement: blocks of samples, the graph engine, and generic paths for the rest."""
+"""One measurement: blocks of samples, the graph engine, and generic methods for the rest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Measurement:
         subject: The model; everything runs inside `subject.standing_in()`.
         members: Group → its parameters.
         request: What is asked for.
-        info: Where it is told how it went.
+        info: Report on the computation.
         b1: First batch.
         b2: Second batch; None for a self-kernel.
     """
@@ -59,10 +59,10 @@ class Measurement:
         self.groups = {n: [g for g, names in members.items() if n in names] for n in subject.leaves}
         self.tally = Tally()
         self.looks: dict[int, Look] = {}  # by plan
-        self.looked: set[tuple[int, int]] = set()  # blocks (which batch, its first sample) that were looked at
+        self.looked: set[tuple[int, int]] = set()  # blocks (index of the batch, its first sample) that were checked
         batches = [b1] if b2 is None else [b1, b2]
         self.new = any(known.is_new(subject.model, b) for b in batches)
-        self.whole: Pass | None = None  # of the first batch, where it is used at once
+        self.whole: Pass | None = None  # pass of the first batch, if used as a whole
         self.plan: Plan | None = None  # its plan
         self.steady = False  # whether a known model is measured on a known batch
         if self.method not in _BY_GRAPH:
@@ -88,7 +88,7 @@ class Measurement:
 
         Args:
             rows: `(R, C)` combinations of outputs.
-            apart: Whether their kernels are kept apart, and not summed.
+            apart: Whether to keep their kernels apart instead of summing them.
 
         Returns:
             Group → `(N, M)`, `(N, M, R, R)` for output pairs, or `(R, N, M)`.
@@ -124,7 +124,7 @@ class Measurement:
                 into[there, here] += transposed(value)
 
     def _by_graph(self, rows: Tensor) -> tuple[list[str], bool]:
-        """Add what the graph gives; return the parameters left over, and whether samples have to go one by one."""
+        """Add the kernels from the graph; return the remaining parameters, and whether samples must run one by one."""
         subject = self.subject
         steps = self._steps(rows)
         self.info.block = steps.block
@@ -136,7 +136,7 @@ class Measurement:
         except Exception as exc:
             if isinstance(exc, NTKError) or exhausted(exc):
                 raise
-            # whatever went wrong here, the exact way without the graph remains
+            # after any error here, the exact method without the graph remains
             cause = exc if isinstance(exc, Unreadable) else f"{type(exc).__name__}: {exc}"
             self.info.reasons |= dict.fromkeys(subject.leaves, f"reading the graph failed ({cause})")
             for kernel in self.result.values():
@@ -144,7 +144,7 @@ class Measurement:
             return list(subject.leaves), False
 
     def _steps(self, rows: Tensor) -> schedule.Steps:
-        """Choose the steps by the plan of some samples; everything at once where there is none."""
+        """Choose the steps from the plan of some samples; a single step if there is no plan."""
         n, m = len(self.b1), None if self.b2 is None else len(self.b2)
         some = self.b1 if self.whole is not None else self.b1.take(slice(0, 2 * samples.LARGE))
         plan = self._plan(some, self._forward(some) if self.whole is None else self.whole)
@@ -160,13 +160,13 @@ class Measurement:
         )
 
     def _at_once(self, rows: Tensor) -> tuple[list[str], bool]:
-        """Everything in one step: all signals of a parameter fit."""
+        """Compute everything in one step: all signals of a parameter fit."""
         p, plan = self._planned(self.b1, 0, self.whole)
         q, other = p, plan
         if self.b2 is not None:
             q, other = self._planned(self.b2, 1)
             if q.graph.signature != p.graph.signature:
-                self.info.reasons |= dict.fromkeys(self.subject.leaves, "the two batches run through different graphs")
+                self.info.reasons |= dict.fromkeys(self.subject.leaves, "the two batches have different graphs")
                 return list(self.subject.leaves), Way.LOOP in (plan.way, other.way)
             plan, other = plan.matched(other)
         values = engine.kernels(
@@ -183,7 +183,7 @@ class Measurement:
             apart=self.apart,
         )
         n, m = len(self.b1), len(self.b1 if self.b2 is None else self.b2)
-        for g, value in values.items():  # one sample may have been given twice
+        for g, value in values.items():  # a single sample may have been given twice
             self.result[g] += value[:, :n, :m] if self.apart else value[:n, :m]
         self.info.reasons |= plan.generic
         return list(plan.generic), plan.way is Way.LOOP
@@ -191,7 +191,7 @@ class Measurement:
     # ------------------------------------------------------------------ pieces that are held
 
     def _held(self, rows: Tensor, steps: schedule.Steps) -> list[str]:
-        """Hold the pieces of some samples, contract them with themselves, and with those of all that come after."""
+        """Hold the pieces of some samples, and contract them with themselves and with all later ones."""
         second, which = (self.b1, 0) if self.b2 is None else (self.b2, 1)
         plans = self._matched_plans(second)
         for start in range(0, rows.shape[0], steps.outputs):
@@ -215,14 +215,14 @@ class Measurement:
         return list(generic)
 
     def _matched_plans(self, second: Batch) -> dict[int, Plan]:
-        """Return, for the plan of each batch, the one by which pieces of both are alike."""
+        """Return matching plans for both batches, by plan."""
         found = [self._usable(b.take(slice(0, 2 * samples.LARGE)))[2] for b in (self.b1, second)]
         if any(plan.unproven for plan in found):
             raise Unreadable(found[0].unproven or found[1].unproven)
         return dict(zip(map(id, found), map(self._pulled, found[0].matched(found[1])), strict=True))
 
     def _pulled(self, plan: Plan) -> Plan:
-        """Return a plan by which preconditioned parameters have explicit gradients, whose entries can be weighted."""
+        """Return a plan with explicit gradients for preconditioned parameters, to weight their entries."""
         names = [name for name in self.weighted.roots if name in plan.native]
         if names:
             plan = plan.copy()
@@ -242,7 +242,7 @@ class Measurement:
             stop = min(k + block, some.stop)
             at, plan = self._planned(batch.take(slice(k, stop)), which, first=k)
             if id(plan) not in plans:
-                raise Unreadable("blocks of samples run through different graphs")
+                raise Unreadable("blocks of samples have different graphs")
             fill(
                 held,
                 self.weighted,
@@ -257,7 +257,7 @@ class Measurement:
         self.tally.forms |= dict.fromkeys(held.by_own_backward, "masked")
 
     def _contract(self, one: Held, two: Held, mine: range, others: range) -> None:
-        """Add the kernel between the samples that are held and others."""
+        """Add the kernel between the held samples and others."""
         workspace = self.budget // 4
         here, there = slice(mine.start, mine.stop), slice(others.start, others.stop)
         for name, left in one.pieces.items():
@@ -303,7 +303,7 @@ class Measurement:
     # ------------------------------------------------------------------ passes and plans
 
     def _forward(self, batch: Batch) -> Pass:
-        """Return a pass; where it drew random numbers, it is run again and has to come out the same."""
+        """Return a pass; if it drew random numbers, it is repeated and must give the same outputs."""
         if self.steady:
             return forward(self.subject, batch)
         before = rng_fingerprint()
@@ -314,13 +314,13 @@ class Measurement:
         return at
 
     def _planned(self, batch: Batch, which: int, at: Pass | None = None, first: int = 0) -> tuple[Pass, Plan]:
-        """Return the pass of some samples and its plan, looked at; of a sample given twice where it has to be so.
+        """Return the pass of some samples and its checked plan; a single sample may be given twice.
 
         Args:
             batch: The samples.
-            which: Which batch they are of.
-            at: Their pass, where it is there already.
-            first: Place of the first in its batch.
+            which: Index of their batch.
+            at: Their pass, if it exists already.
+            first: Position of the first sample in its batch.
         """
         batch, at, plan = self._usable(batch, at)
         seen = Look() if (which, first) in self.looked else self.looks[id(plan)]
@@ -328,10 +328,10 @@ class Measurement:
         return at, planning.inspect(self.subject, batch, at, plan, self.budget, seen)
 
     def _usable(self, batch: Batch, at: Pass | None = None) -> tuple[Batch, Pass, Plan]:
-        """Return samples, their pass and its plan: one sample twice where the model treats one otherwise."""
+        """Return samples, their pass and its plan; a single sample is doubled if the model treats one differently."""
         try:
             at = self._forward(batch) if at is None else at
-        except ModelError:  # else a rest of one sample, with which the model cannot be called
+        except ModelError:  # else: a remainder of one sample, with which the model cannot be called
             if len(batch) > 1:
                 raise
         else:
@@ -343,7 +343,7 @@ class Measurement:
         return batch, at, self._plan(batch, at)
 
     def _plan(self, batch: Batch, at: Pass) -> Plan:
-        """Return the plan of a pass, and note what is going to be looked at with it."""
+        """Return the plan of a pass, and record the checks to make with it."""
         if at is self.whole and self.plan is not None:
             return self.plan
         plan = known.plan_of(self.subject, batch, at)

@@ -1,4 +1,4 @@
-"""Diagonal preconditioners that optimisers apply to gradients, for the kernel that they see."""
+"""Diagonal preconditioners of optimisers, for the preconditioned kernel."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from avalanche_ntk.errors import ArgumentError
 
 
 def adam_preconditioner(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return `1/(√v̂ + ε)` of Adam or AdamW as it stands, `v̂ = v/(1 − β₂ᵗ)`, by the names of the model's parameters.
+    """Return the present `1/(√v̂ + ε)` of Adam or AdamW, `v̂ = v/(1 − β₂ᵗ)`, by the model's parameter names.
 
-    The kernel `J P Jᵀ` with this P is what drives the outputs between two steps, momentum and weight decay left aside
-    (Malladi et al. 2023 for its limit, the kernel of SignGD).
+    The kernel `J P Jᵀ` with this P drives the outputs in a step, apart from momentum and weight decay (see Malladi et
+    al. 2023 for its limit, the kernel of SignGD).
 
     Args:
         optimizer: `torch.optim.Adam` or `AdamW`, with or without `amsgrad`.
         model: The model that it trains.
 
     Returns:
-        Name → tensor of the parameter's shape, for parameters that have been stepped.
+        Name → tensor of the parameter's shape, for parameters that have been updated.
 
     Raises:
-        ArgumentError: The optimizer keeps no squares of gradients, or has made no step yet.
+        ArgumentError: The optimizer keeps no squared gradients, or has made no step yet.
     """
     names = {p: n for n, p in model.named_parameters()}
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What a caller asks for, checked before anything is run."""
+"""Requests: the arguments of a caller, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CommonOptions(TypedDict, total=False):
 
 
 class KernelOptions(CommonOptions, total=False):
-    """Those of `empirical_ntk`."""
+    """Arguments of `empirical_ntk`."""
 
     layers: str | Sequence[str] | None
     estimator: str | None
@@ -59,7 +59,7 @@ class KernelOptions(CommonOptions, total=False):
 
 
 class GroupOptions(CommonOptions, total=False):
-    """Those of `empirical_ntk_by_group`."""
+    """Arguments of `empirical_ntk_by_group`."""
 
     whole: bool
 
@@ -69,9 +69,9 @@ class Request:
     """Arguments of `empirical_ntk` and `empirical_ntk_by_group`, see there.
 
     Attributes:
-        groups: Name → names of parameters or modules; None for the whole alone.
-        whole: Whether the kernel of all parameters is wanted too.
-        report: Whether a `KernelInfo` is wanted.
+        groups: Name → names of parameters or modules; None for the whole kernel only.
+        whole: Whether to compute the kernel of all parameters too.
+        report: Whether to return a `KernelInfo`.
     """
 
     model: nn.Module
@@ -152,11 +152,11 @@ class Request:
 
     @property
     def apart(self) -> bool:
-        """Whether the combinations are kept apart, to tell how much their mean varies."""
+        """Whether the combinations are kept apart, to estimate the error of their mean."""
         return self.averaged and self.report
 
     def combinations(self, out: Tensor) -> tuple[Tensor, int]:
-        """Return the combinations of outputs `(R, C)` whose kernels add up, and how many more there could be.
+        """Return the combinations of outputs `(R, C)` whose kernels are summed, and the number of possible ones.
 
         Args:
             out: Outputs of a sample, `(1, C)`.

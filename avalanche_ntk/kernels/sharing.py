@@ -1,4 +1,4 @@
-"""How a measurement is cut into parts: by combinations of outputs, or by rows of the kernel."""
+"""Splitting of a measurement, by combinations of outputs or by rows of the kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avalanche_ntk.kernels._function.batch import Batch
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a kernel; of a self-kernel, the columns from the first of these rows on.
+    """Some rows of a kernel; for a self-kernel, only the columns from the first of these rows on.
 
     Attributes:
         rows: Samples of the first batch.
@@ -23,13 +23,13 @@ class Part:
     columns: slice
 
     def batches(self, b1: Batch, b2: Batch | None) -> tuple[Batch, Batch | None]:
-        """Return the batches of this part; None for the second where it is the first."""
+        """Return the batches of this part; None for the second if it equals the first."""
         if b2 is None and self.rows == self.columns:
             return b1.part(self.rows), None
         return b1.part(self.rows), (b1 if b2 is None else b2).part(self.columns)
 
     def own(self, kernel: Tensor) -> Tensor:
-        """Return the kernel of this part of a self-kernel with its leading square made symmetric."""
+        """Return this part of a self-kernel with its leading square made symmetric."""
         size = self.rows.stop - self.rows.start
         kernel = kernel.clone()
         square = kernel[:, :size]
@@ -37,7 +37,7 @@ class Part:
         return kernel
 
     def put(self, into: Tensor, kernel: Tensor, mirrored: bool) -> None:
-        """Write the kernel of this part to its place and, of a self-kernel, to the mirrored one."""
+        """Write the kernel of this part to its position and, for a self-kernel, to the mirrored one."""
         if mirrored:
             kernel = self.own(kernel)
             into[self.columns, self.rows] = transposed(kernel)
@@ -50,7 +50,7 @@ def transposed(kernel: Tensor) -> Tensor:
 
 
 def parts(n: int, m: int | None, size: int) -> list[Part]:
-    """Cut `size` rows at a time.
+    """Split a kernel into parts of `size` rows.
 
     Args:
         n: Samples of the first batch.
@@ -64,9 +64,9 @@ def parts(n: int, m: int | None, size: int) -> list[Part]:
 
 
 def part_of(rank: int, size: int, n: int, m: int | None) -> Part | None:
-    """Return the rows of one of several processes, of about as many entries each; None where there are too few rows.
+    """Return the rows of one process, with about equally many entries each; None if there are too few rows.
 
-    Of a self-kernel, whose rows get shorter, the first `k` of `size` processes have `n (1 − √(1 − k/size))` rows.
+    For a self-kernel, whose rows get shorter, the first `k` of `size` processes have `n (1 − √(1 − k/size))` rows.
     """
     bounds = [n * (k / size if m is not None else 1 - (1 - k / size) ** 0.5) for k in (rank, rank + 1)]
     first, last = round(bounds[0]), round(bounds[1])
@@ -78,6 +78,6 @@ def _part(first: int, last: int, n: int, m: int | None) -> Part:
 
 
 def own_rows(rows: Tensor, rank: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return the combinations of outputs of one process, and their numbers."""
+    """Return the combinations of outputs of one process, and their indices."""
     index = torch.arange(rank, len(rows), size, device=rows.device)
     return rows[index], index

@@ -1,4 +1,4 @@
-"""For this package's own modules: what they share with the kernels beside kernels. Users need nothing of it."""
+"""Helpers of the kernel engine shared with this package's other modules; not for users."""
 
 from avalanche_ntk.kernels._device.profile import fast_double, in_double, synchronise
 from avalanche_ntk.kernels._function.batch import Batch

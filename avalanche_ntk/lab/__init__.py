@@ -1,1 +1,1 @@
-"""The laboratory: streams with a controlled shift, models of a given width, lazy and rich settings."""
+"""The laboratory: streams with controlled shifts, models of a given width, lazy and rich regimes."""

@@ -1,4 +1,4 @@
-"""Layers in standard or NTK parametrisation, and the scale at which each activation is read."""
+"""Layers in standard or NTK parametrisation, with weight scales by activation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
 }
 
-# E[φ(z)²] for z ~ N(0, 1), by quadrature where it has no simple form.
+# E[φ(z)²] for z ~ N(0, 1), by quadrature if it has no simple form.
 SECOND_MOMENTS = {
     "relu": 0.5,
     "leaky_relu": 0.50005,
@@ -40,7 +40,7 @@ SECOND_MOMENTS = {
 
 
 def weight_scale(activation: str) -> float:
-    """σ_w of a layer that reads this activation: `1 / √E[φ(z)²]`, z ~ N(0, 1), keeps the scale of activations.
+    """σ_w of a layer after this activation: `1 / √E[φ(z)²]`, z ~ N(0, 1), which preserves the scale of activations.
 
     Args:
         activation: A key of `ACTIVATIONS`.
@@ -60,8 +60,8 @@ class NTKLinear(nn.Module):
     """A linear layer in NTK parametrisation, `(σ_w / √fan_in) · W x + σ_b · b` with W, b ~ N(0, 1).
 
     Args:
-        fan_in: Numbers read.
-        fan_out: Numbers written.
+        fan_in: Size of the input.
+        fan_out: Size of the output.
         bias: Whether there is a bias.
         sigma_w: σ_w.
         sigma_b: σ_b; small, so that biases do not dominate the kernel of inputs with a small norm.
@@ -81,12 +81,12 @@ class NTKLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `(…, fan_out)` for `(…, fan_in)`."""
         bias = None if self.bias is None else self.sigma_b * self.bias
-        # The factor is on the input, so that the weight itself enters the product: its kernel is then cheap also where
-        # it is used at every time step.
+        # Scale the input, not the weight: the weight itself then enters the product, so its kernel is cheap even if it
+        # is used at every time step.
         return F.linear(self.scale * x, self.weight, bias)
 
     def extra_repr(self) -> str:
-        """Sizes, as torch's own layers print them."""
+        """Sizes, in the format of torch's own layers."""
         fan_out, fan_in = self.weight.shape
         return f"{fan_in}, {fan_out}, bias={self.bias is not None}, scale={self.scale:.4g}"
 
@@ -95,10 +95,10 @@ class NTKConv2d(nn.Module):
     """A convolution in NTK parametrisation; `fan_in` is channels times kernel positions (Arora et al. 2019).
 
     Args:
-        in_channels: Channels read.
-        out_channels: Channels written.
+        in_channels: Input channels.
+        out_channels: Output channels.
         kernel_size: Side of the square kernel.
-        stride: Step.
+        stride: Stride.
         padding: Zeros added at each side.
         bias: Whether there is a bias.
         sigma_w: σ_w.
@@ -130,7 +130,7 @@ class NTKConv2d(nn.Module):
         return F.conv2d(self.scale * x, self.weight, bias, self.stride, self.padding)
 
     def extra_repr(self) -> str:
-        """Sizes, as torch's own layers print them."""
+        """Sizes, in the format of torch's own layers."""
         out_channels, in_channels, side, _ = self.weight.shape
         return f"{in_channels}, {out_channels}, kernel_size={side}, stride={self.stride}, scale={self.scale:.4g}"
 
@@ -151,7 +151,7 @@ class Layers:
         return ACTIVATIONS[self.name]()
 
     def linear(self, fan_in: int, fan_out: int, bias: bool = True, *, activated: bool = False) -> nn.Module:
-        """Return a linear layer; `activated` where it reads the activation's output."""
+        """Return a linear layer; `activated` if its input is the activation's output."""
         if not self.ntk:
             return nn.Linear(fan_in, fan_out, bias)
         return NTKLinear(fan_in, fan_out, bias, sigma_w=weight_scale(self.name) if activated else 1.0)
@@ -159,7 +159,7 @@ class Layers:
     def conv(
         self, fan_in: int, fan_out: int, side: int, stride: int = 1, bias: bool = True, *, activated: bool = False
     ) -> nn.Module:
-        """Return a convolution that keeps the size at stride 1; `activated` where it reads the activation's output."""
+        """Return a convolution that keeps the size at stride 1; `activated` if its input is the activation's output."""
         padding = side // 2
         if not self.ntk:
             return nn.Conv2d(fan_in, fan_out, side, stride, padding, bias=bias)
@@ -168,7 +168,7 @@ class Layers:
 
 
 def at_least_one(**numbers: int) -> None:
-    """Refuse what is no integer of at least 1.
+    """Refuse numbers that are not integers of at least 1.
 
     Raises:
         ArgumentError: One is not; the message names it.

@@ -1,9 +1,9 @@
 """Models of a given width and depth, in standard or NTK parametrisation, and any model by name.
 
 Width is the number of units (channels) of every hidden layer; a sweep over widths changes nothing else. In *standard*
-parametrisation layers are torch's own, initialised as torch does it. In *NTK* parametrisation (Jacot et al. 2018; Lee
-et al. 2019) every weight and bias is drawn from N(0, 1) and a layer computes `(σ_w / √fan_in) · W x + σ_b · b`, so that
-the kernel has a limit at infinite width under a learning rate that does not depend on width.
+parametrisation layers and their initialisation are torch's own. In *NTK* parametrisation (Jacot et al. 2018; Lee et al.
+2019) every weight and bias is drawn from N(0, 1) and a layer computes `(σ_w / √fan_in) · W x + σ_b · b`, so that the
+kernel has a limit at infinite width with a learning rate independent of width.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _vit(shape: tuple[int, ...]) -> dict[str, Any]:
             f"model 'vit' reads square images, found input_shape {shape}. Crop or resize the images, or use model"
             " 'cnn'."
         )
-    # Digits of 8×8 pixels in patches of 4 would leave four tokens.
+    # Patches of 4 would give only four tokens for 8×8 digits.
     return {
         **sizes,
         "image_size": shape[1],
@@ -88,7 +88,7 @@ def _sequence(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"in_features": shape[1] if len(shape) == 2 else shape[0] * shape[2]}
 
 
-# Name → class, and the arguments that follow from the shape of one input.
+# Name → class, and the arguments derived from the shape of one input.
 MODELS: dict[str, tuple[Callable[..., nn.Module], Callable[[tuple[int, ...]], dict[str, Any]]]] = {
     "mlp": (MLP, _mlp),
     "cnn": (CNN, _cnn),
@@ -112,28 +112,28 @@ def build_model(
     seed: int | None = None,
     **arguments: Any,
 ) -> nn.Module:
-    """Build a model by name, or by a factory of yours.
+    """Build a model by name, or with your own factory.
 
     Args:
-        model: A key of `MODELS`; `"torchvision:NAME"`, or a torchvision name that is no key of `MODELS` (built without
-            pretrained weights, nothing is downloaded); `"module:factory"`, a callable of an importable module; or a
-            callable. A factory is given those of `input_shape`, `n_classes` that it has parameters for, and every
-            other argument of this call that is not None.
+        model: A key of `MODELS`; `"torchvision:NAME"`, or a torchvision name that is not a key of `MODELS` (built
+            without pretrained weights or downloads); `"module:factory"`, a callable of an importable module; or a
+            callable. A factory gets `input_shape` and `n_classes` if it has such parameters, and all other arguments
+            that are not None.
         input_shape: Shape of one input, without the batch.
         n_classes: Number of outputs C.
-        width: Width of the hidden layers; the model's own default when None.
-        depth: Depth; the model's own default when None.
-        parametrisation: "standard" or "ntk"; the model's own default when None.
-        activation: A key of `ACTIVATIONS`; the model's own default when None.
-        seed: Seed of the initial weights; torch's generator is then left as it was, and used when None.
+        width: Width of the hidden layers; None for the model's default.
+        depth: Depth; None for the model's default.
+        parametrisation: "standard" or "ntk"; None for the model's default.
+        activation: A key of `ACTIVATIONS`; None for the model's default.
+        seed: Seed of the initial weights, without affecting torch's generator; None uses that generator.
         **arguments: Further arguments of the model.
 
     Returns:
         The model, on the CPU.
 
     Raises:
-        ArgumentError: The name is unknown (the nearest are listed), an argument does not fit, or what was built is not
-            a module.
+        ArgumentError: The name is unknown (the nearest are listed), an argument does not fit, or the result is not a
+            module.
 
     Examples:
         >>> net = build_model("mlp", input_shape=(1, 8, 8), n_classes=10, width=32, depth=1, seed=0)
@@ -165,7 +165,7 @@ def width_sweep(
 
     Args:
         model: As in `build_model`; it must have an argument `width`.
-        widths: The widths, in the order wanted.
+        widths: The widths, in order.
         **arguments: Arguments of `build_model`; everything but the width is kept.
 
     Yields:
@@ -188,7 +188,7 @@ _OWN = ("width", "depth", "parametrisation", "activation")
 
 @dataclass(frozen=True)
 class _Builder:
-    """How a model is called in messages, what makes it, what it accepts, and the arguments that the data fix."""
+    """A model's name in messages, its constructor and accepted arguments, and the arguments set by the data."""
 
     label: str
     call: Callable[..., Any]
@@ -203,7 +203,7 @@ class _Builder:
             offer = f"it accepts {', '.join(sorted(self.accepts))}" if self.accepts else "it accepts none of these"
             raise ArgumentError(
                 f"model {self.label!r} has no argument {', '.join(map(repr, foreign))}: {offer}."
-                " Leave what it lacks out, or use a model that has it."
+                " Leave it out, or use a model that has it."
             )
 
 
@@ -230,7 +230,7 @@ def _builder(model: str | Callable[..., nn.Module], shape: tuple[int, ...], n_cl
     named, _ = _parameters(zoo.get_model_builder(name))
     accepts = frozenset(named) - {"weights", "progress"}
     call = partial(zoo.get_model, name, weights=None)
-    # Its builders take **kwargs and hand them to classes that have none of our own arguments.
+    # Its builders take **kwargs and pass them to classes without our arguments.
     return _Builder(model, call, {"num_classes": n_classes}, accepts, anything=True, refuses=_OWN)
 
 
@@ -241,10 +241,10 @@ def _of_user(label: str, call: Callable[..., Any], data: dict[str, Any]) -> _Bui
 
 
 def _parameters(call: Callable[..., Any]) -> tuple[list[str], bool]:
-    """Names of the parameters that may be given by name, and whether any other may be."""
+    """Names of keyword parameters, and whether arbitrary ones are accepted."""
     try:
         parameters = inspect.signature(call).parameters.values()
-    except (TypeError, ValueError):  # a callable without a signature complains itself
+    except (TypeError, ValueError):  # a callable without a signature raises its own error
         return [], True
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -1,9 +1,9 @@
-"""Lazy and rich training: which initialisation, parametrisation, output scale and learning rate make it so.
+"""Lazy and rich training by choice of initialisation, parametrisation, output scale and learning rate.
 
 In the *lazy* (kernel) regime the tangent kernel moves less and less as networks get wider; in the *rich*
 (feature-learning) regime it does not. With a smooth activation and a fixed number of steps the relative motion of the
 kernel is of order 1/width in the lazy settings, so that the kernel distance `S = 1 − CKA`, which is quadratic in it,
-falls as `width⁻²`; for ReLU the flips of single units add a noise that makes it `width^(−3/2)` for small motions. See
+falls as `width⁻²`; for ReLU, flips of single units add noise, which makes it `width^(−3/2)` for small motions. See
 `docs/laboratory.md`.
 """
 
@@ -22,17 +22,17 @@ from torch.nn.modules.dropout import _DropoutNd
 from avalanche_ntk.errors import ArgumentError, ModelError, checked_seed, unknown_name
 from avalanche_ntk.lab.models import NTKConv2d, NTKLinear, build_model
 
-# Those of torch.nn.init.calculate_gain; what it does not know is given ReLU's, which the others resemble.
+# Gains of torch.nn.init.calculate_gain; unknown activations get ReLU's gain, since they resemble it.
 _GAINS = {"leaky_relu": math.sqrt(2 / (1 + 0.01**2)), "tanh": 5 / 3, "sigmoid": 1.0, "identity": 1.0}
 
 
 class CentredScaled(nn.Module):
     """`x ↦ α (f(x; θ) − f(x; θ_0))`: the model's outputs, centred at initialisation and scaled.
 
-    Its outputs are 0 at first and its kernel is `α² Θ`. Trained with a learning rate proportional to `1/α²`, the
-    function moves at the same pace for each α while the parameters move by the order of `1/α`: lazy for large α, rich
-    for small. `θ_0` is kept in buffers: a state dict holds it, optimizers do not see it. Both functions run in the same
-    mode; running statistics of the copy follow the data as the model's do.
+    Its initial outputs are 0 and its kernel is `α² Θ`. With a learning rate proportional to `1/α²`, the function
+    changes at the same rate for each α, while the parameters move by the order of `1/α`: lazy for large α, rich for
+    small α. `θ_0` is kept in buffers, so state dicts hold it and optimizers ignore it. Both functions run in the same
+    mode; the copy's running statistics follow the data like the model's.
 
     Args:
         model: f, at its initial parameters.
@@ -40,7 +40,7 @@ class CentredScaled(nn.Module):
 
     Raises:
         ArgumentError: α is not positive.
-        ModelError: The model draws random numbers in training (dropout): then the two functions are never the same.
+        ModelError: The model draws random numbers in training (dropout), so that the two functions would differ.
 
     Source: Chizat, Oyallon & Bach 2019, section 2 ("On Lazy Training in Differentiable Programming").
 
@@ -68,7 +68,7 @@ class CentredScaled(nn.Module):
             self.register_buffer(f"initial_{number}", tensor.detach().clone())
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return `α (f(x; θ) − f(x; θ_0))`, shaped as the model's output.
+        """Return `α (f(x; θ) − f(x; θ_0))`, in the shape of the model's output.
 
         Args:
             *args: Passed to the model.
@@ -78,9 +78,9 @@ class CentredScaled(nn.Module):
             The outputs.
 
         Raises:
-            ModelError: The outputs have another shape than those at initialisation (a head that grew).
+            ModelError: The outputs' shape differs from that at initialisation (a head that grew).
         """
-        # The initial function first: the last layer called, which `feature_kernel` looks at, is then the model's.
+        # The initial function first, so that the last layer called, which `feature_kernel` uses, is the model's.
         with torch.no_grad():
             initial = {name: getattr(self, f"initial_{number}") for number, name in enumerate(self._names)}
             before: Tensor = torch.func.functional_call(self.model, initial, args, kwargs)
@@ -100,7 +100,7 @@ def kaiming_uniform_(model: nn.Module, activation: str = "relu", generator: torc
     Args:
         model: A model in standard parametrisation, changed in place.
         activation: Sets the gain: √2 for ReLU, 5/3 for tanh, ….
-        generator: Source of random numbers; torch's own when None.
+        generator: Random number generator; None for torch's own.
 
     Returns:
         The model.
@@ -120,7 +120,7 @@ def kaiming_uniform_(model: nn.Module, activation: str = "relu", generator: torc
         if isinstance(module, (nn.Linear, _ConvNd)):
             bound = gain * math.sqrt(3 / module.weight[0].numel())
             weight = module.weight.detach()
-            # A generator draws on its own device only; the weights may lie elsewhere.
+            # A generator draws on its own device only; the weights may be on another.
             drawn = torch.empty_like(weight, device=weight.device if generator is None else generator.device)
             weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
             if module.bias is not None:
@@ -136,7 +136,7 @@ class Prepared:
         model: The model to train.
         lr: Learning rate of plain SGD.
         regime: The regime's name.
-        sentence: How model and learning rate were made.
+        sentence: Description of model and learning rate.
     """
 
     model: nn.Module
@@ -145,7 +145,7 @@ class Prepared:
     sentence: str
 
     def optimizer(self, **arguments: Any) -> torch.optim.SGD:
-        """SGD over the model with that learning rate (momentum and the like by `arguments`)."""
+        """Return SGD for the model with that learning rate (and further `arguments`, such as momentum)."""
         return torch.optim.SGD(self.model.parameters(), lr=self.lr, **arguments)
 
 
@@ -223,7 +223,7 @@ def build_regime(
     seed: int = 0,
     **arguments: Any,
 ) -> Prepared:
-    """Build a model and its learning rate so that training is lazy or rich.
+    """Build a model and its learning rate for lazy or rich training.
 
     | regime | model | learning rate | as width grows |
     |---|---|---|---|
@@ -238,12 +238,12 @@ def build_regime(
         model: As in `build_model`.
         input_shape: Shape of one input.
         n_classes: Number of outputs C.
-        width: Width; needed where the learning rate or the scale depends on it.
+        width: Width; required if the learning rate or the scale depends on it.
         base_lr: Learning rate at the base width, for scale 1.
         base_width: Width at which the lazy learning rate is `base_lr`.
         alpha: α of `centred` and `mean_field`.
         activation: As in `build_model`; also sets the gain of the Kaiming initialisation.
-        seed: Seed of the weights; torch's generator is left as it was.
+        seed: Seed of the weights, without affecting torch's generator.
         **arguments: Further arguments of `build_model`, such as `depth`.
 
     Returns:
@@ -274,7 +274,7 @@ def build_regime(
     }
 
     def build(parametrisation: str) -> nn.Module:
-        # Models that are not ours know no parametrisation, and are standard.
+        # Other models have no parametrisation argument and are standard.
         chosen = None if parametrisation == "standard" else parametrisation
         return build_model(model, parametrisation=chosen, **shared, **arguments)
 

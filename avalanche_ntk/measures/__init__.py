@@ -1,9 +1,9 @@
 """Kernel(s) → number(s): similarity, spectrum, label alignment, reactivation, in float64, without torch.
 
-Every function takes numpy arrays, torch tensors on any device, or a `KernelView`, which keeps what several measures
-share. Where an input has no answer (a zero, constant or non-finite kernel, one class, too few samples) a measure
-returns NaN and issues an `UndefinedMeasureWarning` that says why; `ArgumentError` is for calls that are wrong whatever
-the data. The definitions and their sources are in `docs/definitions.md`.
+Every function takes numpy arrays, torch tensors on any device, or a `KernelView`, which caches results shared by
+several measures. For an input on which it is undefined (a zero, constant or non-finite kernel, one class, too few
+samples) a measure returns NaN and issues an `UndefinedMeasureWarning` with the reason; `ArgumentError` is for invalid
+calls. The definitions and their sources are in `docs/definitions.md`.
 """
 
 from avalanche_ntk.measures.alignment import eigenvector_alignment, kernel_alignment, one_hot

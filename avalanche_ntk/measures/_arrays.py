@@ -1,4 +1,4 @@
-"""The door of the measures: whatever comes in (numpy, torch on any device, lists) leaves as a float64 numpy array."""
+"""Conversion of inputs (numpy arrays, torch tensors on any device, lists) to float64 numpy arrays."""
 
 from typing import TypeAlias
 
@@ -35,7 +35,7 @@ def working_epsilon(values: object) -> float:
 
 
 def as_numpy(values: ArrayLike) -> NDArray[np.generic]:
-    """Return `values` as a numpy array of its own dtype; tensors are told by their methods, torch is not imported."""
+    """Return `values` as a numpy array of its own dtype; tensors are recognised by their methods, not by torch."""
     if hasattr(values, "detach") and hasattr(values, "cpu"):
         tensor = values.detach().cpu()
         # numpy has no bfloat16, and float64 holds every value of the narrower formats.
@@ -56,10 +56,10 @@ def as_float64(values: ArrayLike, what: str) -> Array:
 
 
 def as_labels(labels: ArrayLike, samples: int | None = None) -> NDArray[np.generic]:
-    """Return class labels as a 1-D array, one a sample.
+    """Return class labels as a 1-D array, one per sample.
 
     Raises:
-        ArgumentError: Not one-dimensional, empty, or of another length than `samples`.
+        ArgumentError: Not one-dimensional, empty, or of a length other than `samples`.
     """
     array = as_numpy(labels)
     if array.ndim != 1 or array.size == 0:
@@ -76,5 +76,5 @@ def as_labels(labels: ArrayLike, samples: int | None = None) -> NDArray[np.gener
 
 
 def count_non_finite(array: Array) -> int:
-    """Return how many entries are NaN or infinite."""
+    """Return the number of NaN or infinite entries."""
     return int(array.size - np.count_nonzero(np.isfinite(array)))

@@ -1,4 +1,4 @@
-"""How well a kernel fits the labels."""
+"""Alignment of a kernel with the labels."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,7 @@ def one_hot(labels: ArrayLike, classes: ArrayLike | None = None) -> Array:
 
     Args:
         labels: Class of each sample, shape `(N,)`.
-        classes: The classes, one a column; those that occur, in ascending order, unless given.
+        classes: The classes, one per column; by default those that occur, in ascending order.
 
     Returns:
         Shape `(N, C)`, float64.
@@ -39,23 +39,23 @@ def one_hot(labels: ArrayLike, classes: ArrayLike | None = None) -> Array:
 
 
 def are_targets(labels: ArrayLike) -> bool:
-    """Return whether labels are numeric targets: floating-point numbers, or anything of shape `(N, K)`."""
+    """Return whether labels are numeric targets: floating-point numbers, or of shape `(N, K)`."""
     array = as_numpy(labels)
     return array.ndim == 2 or array.dtype.kind == "f"
 
 
 def label_matrix(labels: ArrayLike, samples: int | None = None) -> Array:
-    """Matrix Y of the label kernel `Y Yᵀ`: numeric targets as they are, classes one-hot.
+    """Matrix Y of the label kernel `Y Yᵀ`: numeric targets unchanged, classes one-hot.
 
     Args:
         labels: Class of each sample, shape `(N,)`, or numeric targets: floating-point numbers `(N,)`, or `(N, K)`.
-        samples: The N that is expected.
+        samples: The expected N.
 
     Returns:
         Shape `(N, K)`, float64.
 
     Raises:
-        ArgumentError: Not one label or row per sample, or no real numbers.
+        ArgumentError: Not one label or row per sample, or not real numbers.
 
     >>> label_matrix([0.5, 2.0])
     array([[0.5],
@@ -97,8 +97,8 @@ def kernel_alignment(k: ArrayLike | KernelView, labels: ArrayLike) -> float:
         labels: Class of each sample, shape `(N,)`; or numeric targets, floating-point numbers `(N,)` or `(N, K)`.
 
     Returns:
-        A number in [0, 1] for a positive semidefinite kernel: 1 when it separates the classes perfectly. NaN with a
-        warning when all labels are equal, with two samples only, and where the kernel is zero, constant or non-finite.
+        A number in [0, 1] for a positive semidefinite kernel: 1 if it separates the classes perfectly. NaN with a
+        warning if all labels are equal, there are only two samples, or the kernel is zero, constant or non-finite.
 
     Raises:
         ArgumentError: Not a square matrix, or not one label per sample.
@@ -122,8 +122,8 @@ def kernel_alignment(k: ArrayLike | KernelView, labels: ArrayLike) -> float:
 def eigenvector_alignment(k: ArrayLike | KernelView, labels: ArrayLike, rank: int) -> float:
     """Eigenvector alignment, `Σ_{i≤k} Σ_c <u_i, y_c>² / ‖Y‖²` with centred `Y`, one-hot for classes.
 
-    The share of the (centred) labels that lies in the span of the kernel's k leading eigenvectors. The eigenvectors
-    are those of `Θ` itself, not of the centred kernel; one that is constant over the samples contributes nothing.
+    The share of the (centred) labels in the span of the kernel's k leading eigenvectors. The eigenvectors are those of
+    `Θ` itself, not of the centred kernel; one that is constant over the samples contributes nothing.
 
     Args:
         k: Self-kernel `(N, N)`.
@@ -131,8 +131,8 @@ def eigenvector_alignment(k: ArrayLike | KernelView, labels: ArrayLike, rank: in
         rank: Number k of leading eigenvectors; 1, 5 and 20 are the usual ones.
 
     Returns:
-        A number in [0, 1]. NaN with a warning when all labels are equal, when the kernel is zero or non-finite, and
-        when k ≥ N, where the eigenvectors span everything.
+        A number in [0, 1]. NaN with a warning if all labels are equal, the kernel is zero or non-finite, or k ≥ N,
+        where the eigenvectors span the whole space.
 
     Raises:
         ArgumentError: Not a square matrix, not one label per sample, or `rank` < 1.
@@ -152,6 +152,6 @@ def eigenvector_alignment(k: ArrayLike | KernelView, labels: ArrayLike, rank: in
         undefined(f"the {rank} leading eigenvectors of a {n}×{n} kernel span the whole space")
     view.require_finite()
     if view.frobenius == 0:
-        undefined("the kernel is exactly zero, as that of a dead network is")
+        undefined("the kernel is exactly zero, as for a dead network")
     projection = view.eigh[1][:, :rank].T @ y
     return min(1.0, float(np.vdot(projection, projection) / np.vdot(y, y)))

@@ -1,4 +1,4 @@
-"""Where in the kernel things happen: its blocks by class."""
+"""Blocks of a kernel by class."""
 
 import math
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class ClassBlocks:
         counts: Samples of each, shape `(C,)`.
         means: Mean entry of the block of classes (a, b), shape `(C, C)`; blocks (a, a) include the diagonal.
         norms: Frobenius norm of each class's own block, shape `(C,)`.
-        within: Mean entry over all pairs of samples of the same class, a sample with itself included.
-        between: Mean entry over all pairs of samples of different classes; NaN when there is one class.
+        within: Mean entry over all pairs of samples of the same class, including the diagonal.
+        between: Mean entry over all pairs of samples of different classes; NaN with a single class.
     """
 
     classes: NDArray[np.generic]
@@ -41,7 +41,7 @@ def class_block_means(k: ArrayLike | KernelView, labels: ArrayLike) -> ClassBloc
         labels: Class of each sample, shape `(N,)`.
 
     Returns:
-        A `ClassBlocks`. With a warning: all numbers NaN when an entry is not finite, `between` when there is one class.
+        A `ClassBlocks`. With a warning: all numbers NaN if an entry is not finite, `between` NaN with a single class.
 
     Raises:
         ArgumentError: Not a square matrix, or not one label per sample.

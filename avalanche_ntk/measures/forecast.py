@@ -1,4 +1,4 @@
-"""What a kernel frozen at a boundary says an old task will lose, before a step is made, and how right it was."""
+"""Forecasts of forgetting from a kernel frozen at a boundary, and their errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def forgetting_forecast(
     samples: float = 1,
     flow: bool = False,
 ) -> Array:
-    """Change of the old task's outputs when the new task is learnt with the squared loss and a kernel that stays.
+    """Change of the old task's outputs when the new task is learnt with the squared loss and a static kernel.
 
     With `r = Y_new − f_b(X_new)` and the loss `1/(2n) Σ ‖f − y‖²`, n the argument `samples`:
 
@@ -31,24 +31,24 @@ def forgetting_forecast(
     - after t steps of gradient descent of size η, `Θ_on Θ_nn⁻¹ (I − (I − (η/n) Θ_nn)^t) r`;
     - with `flow`, after the time that t such steps take, `Θ_on Θ_nn⁻¹ (I − exp(−(η t/n) Θ_nn)) r`.
 
-    `torch.nn.MSELoss` takes the mean over samples and outputs without the half: n is half the number of targets there.
-    Exact where the model is linear in what is trained, for full-batch steps.
+    `torch.nn.MSELoss` is the mean over samples and outputs without the factor ½: there n is half the number of targets.
+    Exact for full-batch steps if the model is linear in the trained parameters.
 
     Args:
         cross: `Θ(X_old, X_new)`, shape `(R, Q)`; full kernels as matrices (`as_matrix`).
         own: `Θ(X_new, X_new)`, shape `(Q, Q)`.
         residual: `r`, shape `(Q,)`; or `(Q, C)` with a kernel that is the same for C outputs, one column each.
         steps: t; None for convergence.
-        step_size: η; wanted with `steps`.
+        step_size: η; required with `steps`.
         samples: n.
         flow: Whether time is continuous.
 
     Returns:
-        Shape `(R,)` or `(R, C)`, in the outputs' units. All NaN, with a warning, where a number is not finite, among
-        them where steps of this size diverge.
+        Shape `(R,)` or `(R, C)`, in the outputs' units. All NaN, with a warning, if a number is not finite, for example
+        if steps of this size diverge.
 
     Raises:
-        ArgumentError: Shapes that do not fit, steps without a size or a negative number.
+        ArgumentError: Shapes that do not fit, steps without a step size, or a negative number.
 
     Source: Hidekel & Raviv 2026 (arXiv 2606.18024); Doan et al. 2021, theorem 1; Karakida & Akaho 2022.
 
@@ -88,7 +88,7 @@ def forgetting_forecast(
 def _learnt(
     values: Array, tolerance: float, steps: float | None, step_size: float | None, samples: float, flow: bool
 ) -> Array:
-    """By eigenvalue λ, the share of the residual that is learnt, over λ: the limit `ηt/n` where λ is nought."""
+    """Learnt share of the residual divided by λ, by eigenvalue λ; its limit is `ηt/n` for λ = 0."""
     positive = values > tolerance * max(float(values[0]), 0.0)
     safe = np.where(positive, values, 1.0)
     if steps is None or step_size is None:
@@ -98,7 +98,7 @@ def _learnt(
         if flow:
             share = -np.expm1(-rate * steps)
         else:
-            # Below one, by the logarithm: nothing cancels where η λ is tiny.
+            # Below one, use the logarithm, without cancellation for tiny η λ.
             small = -np.expm1(steps * np.log1p(-np.minimum(rate, 0.5)))
             share = np.where(rate <= 0.5, small, 1 - (1 - rate) ** steps)
     return np.where(positive, share / safe, step_size / samples * steps)
@@ -119,7 +119,7 @@ def _require_time(steps: float | None, step_size: float | None, samples: float) 
 
 @nan_when_undefined
 def mode_share(k: ArrayLike | KernelView, change: ArrayLike, rank: int) -> float:
-    """Share of a change that lies in the leading modes, `Σ_{i≤k} ‖u_iᵀ Δ‖² / ‖Δ‖²`, u_i eigenvectors of `Θ`.
+    """Share of a change in the leading modes, `Σ_{i≤k} ‖u_iᵀ Δ‖² / ‖Δ‖²`, u_i eigenvectors of `Θ`.
 
     Args:
         k: Self-kernel of the old task's probe, `(R, R)`; a full kernel as a matrix.
@@ -127,8 +127,8 @@ def mode_share(k: ArrayLike | KernelView, change: ArrayLike, rank: int) -> float
         rank: k, the number of leading eigenvectors.
 
     Returns:
-        A number in [0, 1]; NaN with a warning where nothing changed, a number is not finite, or k ≥ R: the leading
-        eigenvectors are then the whole space.
+        A number in [0, 1]; NaN with a warning if nothing changed, a number is not finite, or k ≥ R, where the
+        eigenvectors span the whole space.
 
     Raises:
         ArgumentError: Shapes that do not fit, or `rank` < 1.
@@ -158,14 +158,14 @@ def mode_share(k: ArrayLike | KernelView, change: ArrayLike, rank: int) -> float
 
 @nan_when_undefined
 def forecast_error(forecast: ArrayLike, change: ArrayLike) -> float:
-    """Relative error of a forecast, `‖Δ̂ − Δ‖ / ‖Δ‖`: 0 when right, 1 when as good as foreseeing nothing.
+    """Relative error of a forecast, `‖Δ̂ − Δ‖ / ‖Δ‖`: 0 if exact, 1 if no better than predicting no change.
 
     Args:
         forecast: Δ̂, any shape.
-        change: Δ, what happened, the same shape.
+        change: Δ, the actual change, the same shape.
 
     Returns:
-        The error; NaN with a warning where nothing happened or a number is not finite.
+        The error; NaN with a warning if nothing changed or a number is not finite.
 
     Raises:
         ArgumentError: Different shapes, or empty.
@@ -195,7 +195,7 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
         b: n numbers.
 
     Returns:
-        A number in [−1, 1]; NaN with a warning where a number is not finite or all of one series are equal.
+        A number in [−1, 1]; NaN with a warning if a number is not finite or one series is constant.
 
     Raises:
         ArgumentError: Series of different lengths.
@@ -211,7 +211,7 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     if bad := count_non_finite(first) + count_non_finite(second):
         undefined(f"{bad} numbers are not finite")
     if min(len(np.unique(first)), len(np.unique(second))) < 2:
-        undefined("a series has no two different numbers")
+        undefined("a series is constant")
     r, s = (_ranks(one) for one in (first, second))
     value = float(np.vdot(r, s) / math.sqrt(float(np.vdot(r, r)) * float(np.vdot(s, s))))
     return max(-1.0, min(1.0, value))

@@ -1,4 +1,4 @@
-"""From one number a seed to a mean and what is known of it: Student's interval, and rank correlations over seeds."""
+"""Statistics over seeds: means with Student's interval, and rank correlations."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CONFIDENCE = 0.95
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of n numbers and Student's 95 % interval of it.
+    """Return the mean of n numbers and its Student 95 % interval.
 
-    `mean ± t_{n−1}(0.975) · s/√n`, with s the sample's standard deviation. A percentile bootstrap of three, five or ten
-    normal numbers covers their mean in about 76, 84 and 90 of 100 cases only; this interval in 95.
+    `mean ± t_{n−1}(0.975) · s/√n`, with s the sample's standard deviation. For three, five or ten normal numbers, a
+    percentile bootstrap covers the mean in only about 76, 84 and 90 of 100 cases; this interval does in 95.
 
     Args:
         values: n numbers, all finite.
 
     Returns:
-        Mean, lower and upper end; NaN where n is too small (0 for the mean, 1 for the interval).
+        Mean, lower and upper end; NaN if n is too small (0 for the mean, 1 for the interval).
 
     Source: Student 1908.
 
@@ -47,10 +47,10 @@ def log_intervals(by_seed: Sequence[Sequence[float]]) -> tuple[list[float], list
     """Return the geometric means over seeds and the 95 % intervals of the logarithm's mean.
 
     Args:
-        by_seed: For each seed n numbers; what is undefined or not positive is left out.
+        by_seed: For each seed n numbers; undefined or non-positive ones are left out.
 
     Returns:
-        n means, n lower and n upper ends; NaN where there are too few numbers.
+        n means, n lower and n upper ends; NaN with too few numbers.
 
     >>> [round(means[0], 3) for means in log_intervals([[1.0], [10.0], [100.0]])]
     [10.0, 0.033, 3048.862]
@@ -62,14 +62,14 @@ def log_intervals(by_seed: Sequence[Sequence[float]]) -> tuple[list[float], list
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
-    """Return `measures.rank_correlation`, without a warning where it is undefined: many seeds leave some so.
+    """Return `measures.rank_correlation`, without a warning if it is undefined, as is common over many seeds.
 
     Args:
         a: n numbers.
         b: n numbers.
 
     Returns:
-        Spearman's correlation; NaN where a number is undefined or all of one series are equal.
+        Spearman's correlation; NaN if a number is undefined or one series is constant.
 
     >>> rank_correlation([1.0, 2.0, 5.0], [9.0, 3.0, 1.0]), rank_correlation([1.0, 2.0], [3.0, 3.0])
     (-1.0, nan)

@@ -1,4 +1,4 @@
-"""How wrong the static-kernel picture is for the outputs themselves."""
+"""Error of the linearised network's outputs."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,8 +18,8 @@ def linearisation_error(f_now: ArrayLike, f_base: ArrayLike, jvp: ArrayLike) -> 
         jvp: `J_b(X) (θ_t − θ_b)`, one Jacobian-vector product at `θ_b`.
 
     Returns:
-        0 when the network moves along its linearisation, near 1 when the linearisation explains nothing, more when it
-        points elsewhere. NaN with a warning when the outputs have not changed or a number is not finite.
+        0 if the network follows its linearisation, near 1 if the linearisation explains nothing, more if it points in
+        another direction. NaN with a warning if the outputs have not changed or a number is not finite.
 
     Raises:
         ArgumentError: Arrays of different shapes, or empty.

@@ -1,4 +1,4 @@
-"""Activations of single units over a probe: how alike they are, how much each has changed, how periodic they are."""
+"""Activations of single units over a probe: their similarity, change and periodicity."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from avalanche_ntk.measures._undefined import Undefined, nan_when_undefined, und
 
 @dataclass(frozen=True)
 class NeuronSimilarity:
-    """How alike the units of a layer are.
+    """Similarity of the units of a layer.
 
     Attributes:
         mean: Mean of |cos| over all pairs of different units that have a direction, in [0, 1]; NaN when undefined.
-        max: The largest of them.
+        max: Maximum of |cos|.
         silent: Number of units without a direction: zero on the whole probe, or constant when centred.
     """
 
@@ -33,9 +33,9 @@ class NeuronPeriodicity:
     """Periods of units over an ordered probe.
 
     Attributes:
-        period: Dominant period of each unit in samples, shape `(D,)`; NaN where the unit is flat.
-        share: Share of its variance at that period, in [0, 1], shape `(D,)`; NaN where flat.
-        fraction: Share of all D units that are periodic; NaN when every unit is flat.
+        period: Dominant period of each unit in samples, shape `(D,)`; NaN for a flat unit.
+        share: Share of its variance at that period, in [0, 1], shape `(D,)`; NaN for a flat unit.
+        fraction: Share of periodic units among all D; NaN if every unit is flat.
         flat: Number of flat units.
     """
 
@@ -48,20 +48,20 @@ class NeuronPeriodicity:
 def neuron_similarity(activations: ArrayLike, *, centred: bool = False) -> NeuronSimilarity:
     """Mean and maximum over pairs of units i < j of `|<h_i, h_j>| / (‖h_i‖ ‖h_j‖)`, h_i unit i over the N samples.
 
-    Uncentred it is the cosine by which Ayinde et al. find redundant features; for units that are never negative, as
-    behind a ReLU, it is large whenever both are active. Centred, `h_i − mean(h_i)`, it is the absolute Pearson
-    correlation of the two units.
+    Uncentred it is the cosine with which Ayinde et al. find redundant features; for non-negative units, as after a
+    ReLU, it is large whenever both are active. Centred, `h_i − mean(h_i)`, it is the absolute Pearson correlation of
+    the units.
 
     Args:
         activations: Shape `(N, D)`: N samples, D units.
-        centred: Whether each unit's mean over the probe is taken away first.
+        centred: Whether to subtract each unit's mean over the probe first.
 
     Returns:
-        Mean, maximum, and how many units were left out; NaN with a warning when fewer than two units have a direction,
-        when an entry is not finite, or when N is too small (below 2; below 3 centred: then each pair has |cos| 1).
+        Mean, maximum, and the number of units left out. NaN with a warning if fewer than two units have a direction, an
+        entry is not finite, or N is too small (below 2; centred below 3, where each pair has |cos| 1).
 
     Raises:
-        ArgumentError: `activations` is no matrix of numbers.
+        ArgumentError: `activations` is not a matrix of numbers.
 
     Source: Ayinde, Inanc & Zurada 2019, "On Correlation of Features Extracted by Deep Neural Networks".
 
@@ -88,20 +88,20 @@ def neuron_similarity(activations: ArrayLike, *, centred: bool = False) -> Neuro
 def tuning_similarity(now: ArrayLike, before: ArrayLike, *, centred: bool = False) -> float:
     """Mean over units of the cosine between a unit's activations now and before, on the same probe in the same order.
 
-    1 when no unit's tuning has changed but for its gain; unlike a kernel it notices when units exchange their roles.
-    Centred it is the tuning-curve correlation by which representational drift is followed.
+    1 if no unit's tuning has changed except for its gain; unlike a kernel it detects when units exchange roles. Centred
+    it is the tuning-curve correlation used to measure representational drift.
 
     Args:
         now: Shape `(N, D)`: N samples, D units.
         before: The same units on the same samples, shape `(N, D)`.
-        centred: Whether each unit's mean over the probe is taken away first.
+        centred: Whether to subtract each unit's mean over the probe first.
 
     Returns:
-        A number in [−1, 1], over the units that have a direction both times; NaN with a warning when there is none,
-        when an entry is not finite, or when N is too small (as in `neuron_similarity`).
+        A number in [−1, 1], over the units that have a direction both times; NaN with a warning if there is none, an
+        entry is not finite, or N is too small (as in `neuron_similarity`).
 
     Raises:
-        ArgumentError: The shapes differ, or are no matrices of numbers.
+        ArgumentError: The shapes differ, or an argument is not a matrix of numbers.
 
     Source: the signal correlation of tuning curves, as in Driscoll et al. 2017; Rule, O'Leary & Harvey 2019.
 
@@ -123,28 +123,28 @@ def tuning_similarity(now: ArrayLike, before: ArrayLike, *, centred: bool = Fals
 
 
 def neuron_periodicity(activations: ArrayLike, *, threshold: float = 0.5) -> NeuronPeriodicity:
-    """Dominant period of each unit over a probe whose samples are a sequence in equal steps, by its power spectrum.
+    """Dominant period of each unit, from its power spectrum over a probe whose samples are a sequence in equal steps.
 
     With `H_k = Σ_n (h[n] − mean(h)) exp(−2πi kn/N)`, `P_k = 2 |H_k|²` for 0 < k < N/2 and `P_k = |H_k|²` for k = N/2,
-    the shares `P_k / Σ_k P_k` say how much of the unit's variance frequency k explains (Parseval). The largest, at k*
-    (the lowest of equal ones), makes the period `N/k*`; its share is the statistic g of Fisher's test. A unit counts as
-    periodic when that share is at least `threshold` and the probe holds two periods or more (k* ≥ 2): a mere trend
-    has most of its power at k = 1.
+    the share `P_k / Σ_k P_k` is the part of the unit's variance explained by frequency k (Parseval). The frequency k*
+    with the largest share (the lowest of equal ones) gives the period `N/k*`; its share is the statistic g of Fisher's
+    test. A unit counts as periodic if that share is at least `threshold` and the probe holds two periods or more (k* ≥
+    2): a trend has most of its power at k = 1.
 
     Args:
         activations: Shape `(N, D)`: N samples in order, D units.
         threshold: Least share of a periodic unit, in (0, 1].
 
     Returns:
-        Periods in samples, shares, and the share of units that are periodic. A flat unit, constant to the working
-        precision, has neither period nor share and is not periodic; when all are flat, N < 4 or an entry is not finite,
-        everything is NaN with a warning.
+        Periods in samples, shares, and the share of periodic units. A flat unit, constant to working precision, has
+        neither period nor share and is not periodic. If all are flat, N < 4 or an entry is not finite, everything is
+        NaN with a warning.
 
     Raises:
-        ArgumentError: `activations` is no matrix of numbers, or the threshold is out of range.
+        ArgumentError: `activations` is not a matrix of numbers, or the threshold is out of range.
 
     Source: Schuster 1898 for the periodogram; Fisher 1929, "Tests of significance in harmonic analysis". Nanda et al.
-    2023 measure by the variance at one frequency how periodic the units of a network are.
+        2023 use the variance at one frequency as a measure of periodic units.
 
     >>> found = neuron_periodicity([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0], [-1.0, 1.0]] * 2)
     >>> found.period.tolist(), found.fraction, found.flat
@@ -166,9 +166,9 @@ def neuron_periodicity(activations: ArrayLike, *, threshold: float = 0.5) -> Neu
         warn_undefined("neuron_periodicity", reason)
         return NeuronPeriodicity(period, share, math.nan, flat)
     power = np.abs(np.fft.rfft(directions[:, varies], axis=0)[1:]) ** 2
-    power[: (n - 1) // 2] *= 2.0  # all but the Nyquist frequency stand for two
+    power[: (n - 1) // 2] *= 2.0  # all but the Nyquist frequency count twice
     power /= power.sum(axis=0)
-    # Frequencies that are equal but for rounding are a tie.
+    # Shares that are equal up to rounding are a tie.
     peak = np.argmax(power >= power.max(axis=0) * (1 - 1e-9), axis=0)
     share[varies] = power[peak, np.arange(power.shape[1])]
     period[varies] = n / (peak + 1)
@@ -181,7 +181,7 @@ def _activations(values: ArrayLike, measure: str) -> Array:
     if h.ndim != 2 or 0 in h.shape:
         raise ArgumentError(
             f"{measure} needs activations of shape (N, D), N samples and D units, found {h.shape}. "
-            "Flatten what belongs to one sample into one row."
+            "Flatten each sample's activations into one row."
         )
     return h
 
@@ -194,11 +194,11 @@ def _require(h: Array, samples: int, why: str) -> None:
 
 
 def _directions(h: Array, centred: bool, epsilon: float) -> tuple[Array, np.ndarray]:
-    """Units as columns of norm 1, and which of them have a direction at all."""
+    """Units as columns of norm 1, and which of them have a direction."""
     least = 3 if centred else 2
     _require(h, least, f"below {least} samples every {'centred ' if centred else ''}unit has the same direction")
     largest = np.abs(h).max(axis=0)
-    # By the largest entry first, so that no square over- or underflows.
+    # Divide by the largest entry first, so that squares do not over- or underflow.
     scaled = h / np.where(largest > 0, largest, 1.0)
     if centred:
         scaled = scaled - scaled.mean(axis=0)

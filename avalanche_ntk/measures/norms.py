@@ -15,7 +15,7 @@ def kernel_norm(k: ArrayLike | KernelView) -> float:
         k: Kernel `(N, M)`.
 
     Returns:
-        The norm; 0 for a kernel that is zero. NaN with a warning when an entry is not finite.
+        The norm. NaN with a warning if an entry is not finite.
 
     Raises:
         ArgumentError: Not a matrix.
@@ -34,7 +34,7 @@ def kernel_trace(k: ArrayLike | KernelView) -> float:
         k: Self-kernel `(N, N)`.
 
     Returns:
-        The trace. NaN with a warning when an entry is not finite.
+        The trace. NaN with a warning if an entry is not finite.
 
     Raises:
         ArgumentError: Not a square matrix.

@@ -1,4 +1,4 @@
-"""How much the gradients of different tasks' probes share."""
+"""Overlap of the gradients of different tasks' probes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,10 +25,10 @@ def task_overlap(
         self_j: Self-kernel `Θ(X_j, X_j)`, `(M, M)`.
 
     Returns:
-        A number in [0, 1] for a kernel of one output and for full kernels as matrices: 0 when all gradients are
-        orthogonal, 1 when both tasks have the same second moments up to a factor. (The `trace` kernel sums over
-        outputs before the square: there it stays in [0, 1] too, as the kernel of stacked gradients.) NaN
-        with a warning when a self-kernel is zero or any kernel is not finite.
+        A number in [0, 1] for a kernel of one output and for full kernels as matrices: 0 if all gradients are
+        orthogonal, 1 if both tasks have the same second moments up to a factor. (For the `trace` kernel, the kernel of
+        gradients stacked over outputs, it is in [0, 1] too.) NaN with a warning if a self-kernel is zero or any kernel
+        is not finite.
 
     Raises:
         ArgumentError: Self-kernels that are not square, or shapes that do not fit together.
@@ -50,7 +50,7 @@ def task_overlap(
             undefined(f"the {which} has {view.non_finite} non-finite entries of {view.matrix.size}")
     for which, view in (("first", first), ("second", second)):
         if view.frobenius == 0:
-            undefined(f"the {which} self-kernel is exactly zero, as that of a dead network is")
+            undefined(f"the {which} self-kernel is exactly zero, as for a dead network")
     # Factor by factor, so that no square overflows.
     return (between.frobenius / first.frobenius) * (between.frobenius / second.frobenius)
 
@@ -65,7 +65,7 @@ def overlap_matrix(
         cross_kernels: `Θ(X_i, X_j)` under the key `(i, j)`, for every pair i ≠ j in one of the two orders.
 
     Returns:
-        Shape `(T, T)`, symmetric, with ones on the diagonal; NaN with a warning where undefined.
+        Shape `(T, T)`, symmetric, with ones on the diagonal; NaN with a warning if undefined.
 
     Raises:
         ArgumentError: A pair is missing, or a kernel does not fit.

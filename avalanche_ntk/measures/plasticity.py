@@ -1,4 +1,4 @@
-"""Whether a network can still learn: units at rest, gradients, churn, and how far the kernel has gone."""
+"""Measures of plasticity: dormant units, gradients, churn, and the kernel's change."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def dormant_share(activations: ArrayLike, *, tau: float = 0.1) -> float:
 
     Args:
         activations: h, shape `(N, D)`: N samples, D units; average a channel's |h| over its positions beforehand.
-        tau: τ; 0 for units that are exactly silent.
+        tau: τ; 0 counts only units that are exactly silent.
 
     Returns:
-        A share in [0, 1]: 1 where every unit is silent. NaN with a warning where an entry is not finite.
+        A share in [0, 1]; 1 if every unit is silent. NaN with a warning if an entry is not finite.
 
     Raises:
         ArgumentError: Not a matrix, or τ < 0.
@@ -42,13 +42,13 @@ def dormant_share(activations: ArrayLike, *, tau: float = 0.1) -> float:
 
 @nan_when_undefined
 def zero_gradient_share(gradients: ArrayLike) -> float:
-    """Share of units whose gradient is exactly zero on every sample: nothing that reaches them can be learnt.
+    """Share of units whose gradient is exactly zero on every sample, so that their inputs cannot be learnt.
 
     Args:
-        gradients: Of each sample's loss with respect to each unit's input, shape `(N, D)`.
+        gradients: Gradient of each sample's loss with respect to each unit's input, shape `(N, D)`.
 
     Returns:
-        A share in [0, 1]; NaN with a warning where an entry is not finite.
+        A share in [0, 1]; NaN with a warning if an entry is not finite.
 
     Raises:
         ArgumentError: Not a matrix.
@@ -73,12 +73,12 @@ def churn(now: ArrayLike, before: ArrayLike) -> float:
         before: Outputs on the same samples earlier, `(N, C)`.
 
     Returns:
-        Mean change, in the outputs' units; NaN with a warning where an entry is not finite.
+        Mean change, in the outputs' units; NaN with a warning if an entry is not finite.
 
     Raises:
         ArgumentError: Not two matrices of the same shape.
 
-    Source: Tang et al. 2025 (arXiv 2506.00592); the norm over outputs is Euclid's here.
+    Source: Tang et al. 2025 (arXiv 2506.00592); with the Euclidean norm over outputs.
 
     >>> churn([[3.0, 4.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]])
     2.5
@@ -125,14 +125,14 @@ def loss_gradient_products(theta: ArrayLike, errors: ArrayLike) -> Array:
 def gradient_cosine(products: ArrayLike | KernelView) -> float:
     """Mean cosine of the loss gradients of two different samples, over all pairs whose gradients are not zero.
 
-    Near 1 all samples pull the same way, so that what is learnt on one changes all others; near 0 they do not
-    interfere. Off-diagonal mean of the matrix that Lyle et al. call the gradients' covariance.
+    Near 1 all gradients are parallel, so learning one sample changes all others; near 0 samples do not interfere. It is
+    the off-diagonal mean of the matrix that Lyle et al. call the gradients' covariance.
 
     Args:
         products: `<g_n, g_m>`, shape `(N, N)`.
 
     Returns:
-        A number in [−1, 1]; NaN with a warning where fewer than two samples have a gradient or an entry is not finite.
+        A number in [−1, 1]; NaN with a warning if fewer than two samples have a gradient or an entry is not finite.
 
     Raises:
         ArgumentError: Not a square matrix.
@@ -156,14 +156,14 @@ def gradient_cosine(products: ArrayLike | KernelView) -> float:
 
 @nan_when_undefined
 def relative_kernel_change(k: ArrayLike | KernelView, reference: ArrayLike | KernelView) -> float:
-    """Relative change of the kernel, `‖Θ_t − Θ_0‖_F / ‖Θ_0‖_F`: it keeps the scale that the kernel distance removes.
+    """Relative change of the kernel, `‖Θ_t − Θ_0‖_F / ‖Θ_0‖_F`: unlike the kernel distance it depends on the scale.
 
     Args:
         k: Kernel now, `(N, M)`.
         reference: Θ_0, the same shape.
 
     Returns:
-        0 or more; NaN with a warning where the reference is zero or an entry is not finite.
+        0 or more; NaN with a warning if the reference is zero or an entry is not finite.
 
     Raises:
         ArgumentError: Different shapes.

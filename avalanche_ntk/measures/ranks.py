@@ -1,4 +1,4 @@
-"""The ranks that studies of plasticity use, each by its own name: they are not the same number."""
+"""Rank measures used in studies of plasticity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avalanche_ntk.measures.view import KernelView, view_of
 
 @dataclass(frozen=True)
 class KernelRanks:
-    """Four ranks of a kernel with eigenvalues λ_1 ≥ … ≥ λ_N; NaN where undefined.
+    """Four ranks of a kernel with eigenvalues λ_1 ≥ … ≥ λ_N; NaN if undefined.
 
     Attributes:
         numerical: Number of `λ_i > N ε λ_1`, ε the machine epsilon of the kernel's dtype.
@@ -34,13 +34,13 @@ class KernelRanks:
 
 @dataclass(frozen=True)
 class FeatureRanks:
-    """Five ranks of features Φ with singular values σ_1 ≥ …; NaN where undefined.
+    """Five ranks of features Φ with singular values σ_1 ≥ …; NaN if undefined.
 
     Attributes:
         numerical: Number of `σ_i > max(N, D) ε σ_1`, ε the machine epsilon of the features' dtype.
         approximate: Least k with `Σ_{i≤k} σ_i² ≥ (1−δ) Σ σ_i²`.
         srank: Least k with `Σ_{i≤k} σ_i ≥ (1−δ) Σ σ_i`.
-        participation: `(Σ σ²)² / Σ σ⁴`: that of the features' kernel `Φ Φᵀ`.
+        participation: `(Σ σ²)² / Σ σ⁴`, that of the feature kernel `Φ Φᵀ`.
         effective: `exp(−Σ p_i log p_i)`, `p_i = σ_i / Σ σ`.
     """
 
@@ -52,21 +52,21 @@ class FeatureRanks:
 
 
 def kernel_ranks(k: ArrayLike | KernelView, *, centred: bool = False, delta: float = 0.01) -> KernelRanks:
-    """Numerical, approximate, participation and effective rank of a kernel, as it is or centred (`HΘH`).
+    """Numerical, approximate, participation and effective rank of a kernel, uncentred or centred (`HΘH`).
 
     Args:
         k: Self-kernel `(N, N)`.
-        centred: Whether it is centred first; `effective` is then `effective_rank`.
-        delta: δ, the share of the sum that the approximate rank may leave out.
+        centred: Whether to centre it first; `effective` is then `effective_rank`.
+        delta: δ, the share of the sum that the approximate rank may omit.
 
     Returns:
-        The ranks; all NaN with a warning where the kernel is zero, constant and centred, or not finite.
+        The ranks; all NaN with a warning if the kernel is zero, constant and centred, or not finite.
 
     Raises:
         ArgumentError: Not a square matrix, or δ outside (0, 1).
 
-    Source: Yang et al. 2020 (approximate; Tang et al. 2025 use it of the NTK); Roy & Vetterli 2007 (effective); the
-    participation ratio is that of physics.
+    Source: Yang et al. 2020 (approximate; Tang et al. 2025 use it for the NTK); Roy & Vetterli 2007 (effective); the
+        participation ratio comes from physics.
 
     >>> found = kernel_ranks([[2.0, 0.0], [0.0, 1.0]], delta=0.4)
     >>> found.numerical, found.approximate, round(found.participation, 6), round(found.effective, 6)
@@ -93,15 +93,15 @@ def kernel_ranks(k: ArrayLike | KernelView, *, centred: bool = False, delta: flo
 
 
 def feature_ranks(features: ArrayLike, *, centred: bool = False, delta: float = 0.01) -> FeatureRanks:
-    """Numerical, approximate, stable (srank), participation and effective rank of features, as they are or centred.
+    """Numerical, approximate, stable (srank), participation and effective rank of features.
 
     Args:
         features: Φ, shape `(N, D)`: N samples, D units.
-        centred: Whether the mean over samples is taken from each unit first.
-        delta: δ, the share of the sum that the approximate rank and srank may leave out.
+        centred: Whether to subtract each unit's mean over samples first.
+        delta: δ, the share of the sum that the approximate rank and srank may omit.
 
     Returns:
-        The ranks; all NaN with a warning where the features are zero, constant and centred, or not finite.
+        The ranks; all NaN with a warning if the features are zero, constant and centred, or not finite.
 
     Raises:
         ArgumentError: Not a matrix, or δ outside (0, 1).
@@ -142,7 +142,7 @@ def feature_ranks(features: ArrayLike, *, centred: bool = False, delta: float = 
 
 
 def _least(values: Array, delta: float) -> float:
-    """Least k whose leading values make up all but a share δ; sums that are equal but for rounding are equal."""
+    """Least k whose leading values make up all but a share δ of the sum, up to rounding."""
     sums = np.cumsum(values)
     return float(np.argmax(sums >= (1 - delta) * sums[-1] * (1 - 1e-12)) + 1)
 

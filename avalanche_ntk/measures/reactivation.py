@@ -1,6 +1,6 @@
-"""Reactivation at a task boundary: what the kernel does when the new task begins.
+"""Reactivation at a task boundary: the kernel's change when a new task begins.
 
-Works on plain series, so that it can be computed during a run, from a run folder, or from published numbers.
+It takes plain series, so it can be computed during a run, from a run folder, or from published numbers.
 """
 
 import math
@@ -16,43 +16,43 @@ from avalanche_ntk.frozen import frozen
 from avalanche_ntk.measures._arrays import Array, as_float64
 from avalanche_ntk.measures.similarity import distance_floor
 
-#: Floor of S where none is given: float32 kernels of many samples.
+#: Default floor of S: float32 kernels of many samples.
 DEFAULT_FLOOR = distance_floor(1000, "float32")
 
 
 @dataclass(frozen=True, repr=False)
 class Reactivation:
-    """What happened at one boundary. A field without a value is None and has its reason in `reasons`.
+    """The reactivation at one boundary. An undefined field is None, with its reason in `reasons`.
 
     Velocities are in distance per iteration, times in iterations.
 
     Attributes:
         boundary: Iteration `b`.
-        end: Iteration of the last measurement taken into account.
-        onset: Peak velocity of the first experience's start.
-        base: Median of the last m velocities before b, of those in the second half of the task before.
-        base_in_onset: True when fewer than 2 velocities lie in that half though more were measured: what is left is the
-            onset of the task before, which is no base, and nothing that needs one has a value. None where it is not
-            known when that task began.
-        peak: Largest of the first w velocities after b, of fewer where there are not yet w.
+        end: Iteration of the last measurement used.
+        onset: Peak velocity at the start of the first experience.
+        base: Median of the last m velocities before b in the second half of the previous task.
+        base_in_onset: True if fewer than 2 velocities lie in that half although more were measured. The others belong
+            to the onset of the previous task and give no base, so fields that need one are None. None if it is unknown
+            when that task began.
+        peak: Largest of the first w velocities after b, or of fewer if there are not w yet.
         spike: `peak − base`.
-        ratio: `peak / max(base, floor)`; a lower bound where `at_floor`.
-        at_floor: True when the base is below the noise, so that `ratio` is only a lower bound.
+        ratio: `peak / max(base, floor)`; a lower bound if `at_floor`.
+        at_floor: True if the base is below the noise, so that `ratio` is only a lower bound.
         z: `(peak − base) / max(1.4826·MAD, floor)`, MAD the median absolute deviation of the m velocities.
-        rank: Share of the pre-boundary windows of width w whose largest velocity is below `peak`; 1 when all are.
-        windows: Number of those windows: a rank of 1 among few of them says little.
+        rank: Share of the pre-boundary windows of width w whose largest velocity is below `peak`.
+        windows: Number of those windows; a rank of 1 means little with few windows.
         onset_ratio: `peak / onset`.
         moved: `S(Θ_b, Θ_end)`.
         path: `Σ v·Δt` from b to the end.
         time_to_peak: Iterations from b to the end of the peak's interval.
-        half_life: Iterations from there until `v − base ≤ ½·spike`.
-        half_life_censored: True when that was not reached by the end; the reason then says within how many iterations.
-        norm_dip: `min λ_max / λ_max(b)` over the measurements after b; above 1 when λ_max never fell below `λ_max(b)`.
+        half_life: Iterations from the peak until `v − base ≤ ½·spike`.
+        half_life_censored: True if that was not reached by the end; the reason gives the number of iterations observed.
+        norm_dip: `min λ_max / λ_max(b)` over the measurements after b; above 1 if λ_max never fell below `λ_max(b)`.
         norm_recovery: `λ_max(end) / λ_max(b)`.
-        alignment_drop: `A(b) − min A` over the measurements after b; negative when the alignment only rose.
-        cadence: Median iterations between measurements: of the m velocities before b, of the w after it.
+        alignment_drop: `A(b) − min A` over the measurements after b; negative if the alignment only rose.
+        cadence: Median iterations between measurements, for the m velocities before b and the w after it.
         floor: Noise of a velocity: the floor of S over the shortest interval used.
-        reasons: Why a field is None, by its name.
+        reasons: Why a field is None, by name.
     """
 
     boundary: float
@@ -85,24 +85,24 @@ class Reactivation:
 
     @property
     def mixed_cadence(self) -> bool | None:
-        """True when the measurements before and after b are not equally dense, None where there is no cadence.
+        """True if the measurements before and after b are not equally dense, None if there is no cadence.
 
         A distance does not grow linearly with the interval (quadratically along a straight path, more slowly once it
-        bends), so a velocity depends on the interval it is taken over, and the ratio of a dense peak to a sparse base
-        mixes two quantities.
+        bends), so a velocity depends on its interval, and the ratio of a dense peak to a sparse base mixes two
+        quantities.
         """
         return None if self.cadence is None else self.cadence[0] != self.cadence[1]
 
     @property
     def missing(self) -> str:
-        """Why fields have no value: each reason once, behind the fields that it is the reason of."""
+        """Reasons of undefined fields: each reason once, after the names of its fields."""
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.reasons.items():
             by_reason.setdefault(reason, []).append(name)
         return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
 
     def __repr__(self) -> str:
-        """Return the fields that have a value, numbers with four digits, and each reason once."""
+        """Return the defined fields, numbers with four digits, and each reason once."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("cadence", "reasons")}
         told = [
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
@@ -116,7 +116,7 @@ class Reactivation:
         return f"Reactivation({', '.join(told)})"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary that JSON can hold."""
+        """Return the fields as a JSON-compatible dictionary."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["reasons"] = dict(self.reasons)
         values["cadence"] = None if self.cadence is None else list(self.cadence)
@@ -124,16 +124,16 @@ class Reactivation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Reactivation":
-        """Return the reactivation that `as_dict` wrote.
+        """Return a reactivation from the result of `as_dict`.
 
         Args:
-            values: Its fields; those that are absent count as None.
+            values: Its fields; absent ones are None.
 
         Returns:
-            The same reactivation.
+            The reactivation.
 
         Raises:
-            ArgumentError: A field that a reactivation does not have, or no boundary and end.
+            ArgumentError: A field is unknown, or boundary or end is missing.
         """  # noqa: DOC501
         known = [f.name for f in fields(cls)]
         for name in values:
@@ -145,7 +145,7 @@ class Reactivation:
         return cls(**{**values, "cadence": None if cadence is None else (cadence[0], cadence[1])})
 
 
-# What a first experience, which has no boundary before it, leaves without a value.
+# Fields that are undefined for the first experience, which has no boundary before it.
 _NEEDS_BOUNDARY = tuple(
     f.name
     for f in fields(Reactivation)
@@ -156,7 +156,7 @@ _NO_ONSET = "no onset velocity of the first experience was given"
 
 
 class _Builder:
-    """Collects values and the reasons of the missing ones."""
+    """Collects values, and reasons of missing ones."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -204,25 +204,24 @@ def reactivation(
 
         spike = peak − base,   ratio = peak / max(base, floor),   z = (peak − base) / max(1.4826·MAD, floor),
 
-    The base is the pace at which the kernel has come to rest, so it never holds the onset of the task before: only
-    velocities count whose interval lies in the second half of that task, where its `start` is given. Where fewer than 2
-    are left there is no base, `base_in_onset` says so, and no ratio is given. The other numbers are as in
-    `Reactivation`. An interval belongs to one side only: there must be a measurement exactly at b.
-    Of several measurements at the same iteration b (after the old experience, before the new one) the last counts.
-    No threshold on these numbers is valid in itself; see `verdict`.
+    The base is the velocity after the kernel has settled, without the onset of the previous task: if the task's `start`
+    is given, only velocities count whose interval lies in its second half. If fewer than 2 are left, there is no base
+    and no ratio, and `base_in_onset` is True. The other numbers are as in `Reactivation`. No interval may cross the
+    boundary: there must be a measurement exactly at b. Of several measurements at iteration b (after the old
+    experience, before the new one) the last counts. A fixed threshold on these numbers is not valid; see `verdict`.
 
     Args:
         times: Iteration of each measurement, non-decreasing.
-        velocities: `velocities[i]` is the velocity from `times[i−1]` to `times[i]`, per iteration; None or NaN where
-            undefined, as the first is.
-        boundary: Iteration b: the number of iterations made when the new task begins.
-        end: Last iteration of the experience that begins at b; the last time unless given.
-        start: Iteration at which the experience before b began: velocities before the middle between it and b are not
-            part of the base. None where it is not known; then nothing is left out.
+        velocities: `velocities[i]` is the velocity from `times[i−1]` to `times[i]`, per iteration; None or NaN if
+            undefined, like the first.
+        boundary: Iteration b: the number of iterations completed when the new task begins.
+        end: Last iteration of the experience that begins at b; by default the last time.
+        start: Iteration at which the previous experience began: the base excludes velocities before the midpoint
+            between it and b. None if unknown; then nothing is excluded.
         lambda_max: `λ_max` at each measurement.
         alignment: Kernel alignment at each measurement.
-        moved: `S(Θ_b, Θ_end)`, which no series holds.
-        onset: Peak velocity of the first experience's start, that is, `onset` of the reactivation with `first=True`.
+        moved: `S(Θ_b, Θ_end)`, which is not in any of the series.
+        onset: Peak velocity at the start of the first experience, the `onset` of the reactivation with `first=True`.
         first: True for the first experience, which has no boundary before it: only `onset` is then measured, from the
             first w velocities after b.
         m: Velocities in the base.
@@ -231,7 +230,7 @@ def reactivation(
             the floor of a velocity.
 
     Returns:
-        A `Reactivation`. Data that are missing or degenerate give None with a reason, never an exception.
+        A `Reactivation`. Missing or degenerate data give None with a reason, not an exception.
 
     Raises:
         ArgumentError: Series of different lengths, times that decrease, m < 2, w < 1, a floor that is not positive, or
@@ -271,7 +270,7 @@ def reactivation(
     build = _Builder()
     build.values["onset"] = _number(onset)
     ends, spans, v = t[1:], np.diff(t), v[1:]
-    # Two measurements at one iteration enclose no training.
+    # There is no training between two measurements at one iteration.
     proper = spans > 0
     ends, spans, v = ends[proper], spans[proper], v[proper]
     after = (ends - spans >= boundary) & (ends <= last)
@@ -310,18 +309,18 @@ def _number(value: float | None) -> float | None:
 
 
 def _base(build: _Builder, v: Array, known: NDArray[np.intp], before: int, start: float | None) -> None:
-    """Take the median of the velocities at rest, or say why there is none."""
+    """Set the base, the median of the velocities at rest, or the reason why it is undefined."""
     if start is None:
-        build.missing("it was not given when the experience before the boundary began", "base_in_onset")
+        build.missing("the start of the experience before the boundary was not given", "base_in_onset")
     else:
         build.values["base_in_onset"] = known.size < 2 <= before
     if known.size >= 2:
         build.values["base"] = float(np.median(v[known]))
     elif build.values.get("base_in_onset"):
         build.missing(
-            f"of {before} velocities before the boundary {known.size} lie in the second half of the task before, and "
-            "the others in its onset, which is no base: measure more often before the boundary, or train that task "
-            "longer",
+            f"of {before} velocities before the boundary {known.size} lie in the second half of the previous task, "
+            "and the others in its onset, which gives no base: measure more often before the boundary, or train that "
+            "task longer",
             "base",
         )
     else:

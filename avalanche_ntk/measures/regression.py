@@ -1,4 +1,4 @@
-"""What the kernel alone can predict: ridge regression with it, on samples it has not seen."""
+"""Kernel ridge regression and its error on held-out samples."""
 
 import math
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ def kernel_ridge(
 ) -> Array:
     """Predictions of kernel ridge regression, `Θ(X', X) (Θ(X, X) + ridge·I)⁻¹ Y`, without an intercept.
 
-    Solved in the eigenbasis of the symmetrised training kernel; eigenvalues that rounding made negative count as zero,
-    and with `ridge = 0` directions of eigenvalue zero are left out (the pseudo-inverse).
+    It is solved in the eigenbasis of the symmetrised training kernel. Negative eigenvalues, due to rounding, count as
+    zero; with `ridge = 0`, directions of eigenvalue zero are left out (the pseudo-inverse).
 
     Args:
         k_train: `Θ(X, X)`, `(N, N)`.
         y_train: Targets, `(N,)` or `(N, C)`.
         k_test: `Θ(X', X)`, `(M, N)`.
-        ridge: Added to the diagonal, in the units of the kernel; 0 or more.
+        ridge: Number added to the diagonal, in the units of the kernel; 0 or more.
 
     Returns:
-        Predictions, `(M,)` or `(M, C)`; all NaN, with a warning, when a number is not finite.
+        Predictions, `(M,)` or `(M, C)`; all NaN, with a warning, if a number is not finite.
 
     Raises:
         ArgumentError: Shapes that do not fit together, or a ridge that is negative or not finite.
@@ -80,10 +80,10 @@ class KernelRegression:
     """Held-out result of a regression with one kernel.
 
     Attributes:
-        accuracy: Share of held-out samples whose largest predicted output is their class; NaN where undefined, as for
+        accuracy: Share of held-out samples whose largest predicted output is their class; NaN if undefined, as for
             numeric targets.
-        loss: Mean over held-out samples of `Σ_c (ŷ_c − y_c)²` with one-hot y for classes; NaN where undefined.
-        ridge: The chosen ridge, in units of the mean diagonal entry of the training kernel; NaN where undefined.
+        loss: Mean over held-out samples of `Σ_c (ŷ_c − y_c)²` with one-hot y for classes; NaN if undefined.
+        ridge: The chosen ridge, in units of the mean diagonal entry of the training kernel; NaN if undefined.
         validation_losses: The loss on the validation split for each ridge tried, in the order given.
     """
 
@@ -105,25 +105,24 @@ def kernel_regression(
 ) -> KernelRegression:
     """Kernel regression: held-out accuracy and loss of ridge regression with a kernel, on one-hot rows for classes.
 
-    The mean of the training targets is subtracted before and added after, in place of an intercept. The ridge is
-    the one with the smallest loss on a validation split of the training samples (the largest of equals), class by
-    class where there are classes and drawn with `seed`; all training samples are then used with it.
+    The mean of the training targets is subtracted before and added after, instead of an intercept. The ridge is the one
+    with the smallest loss on a validation split of the training samples (the largest of equal ones). The split is drawn
+    with `seed`, class by class if there are classes. The final regression uses all training samples.
 
     Args:
         k_train_train: `Θ(X, X)` of the probe, `(N, N)`.
         labels: Its classes, `(N,)`, or numeric targets, floating-point numbers `(N,)` or `(N, K)`.
         k_test_train: `Θ(X', X)` between held-out samples and the probe, `(M, N)`.
-        labels_test: Their labels, of the same kind; a class that does not occur among `labels` can only be predicted
-            wrongly.
-        ridges: Ridges to choose from, in units of the mean diagonal entry of `k_train_train`, so that the choice does
-            not depend on the kernel's scale.
-        validation_share: Share of each class that goes to the validation split, above 0 and below 1; at least one
-            sample of a class that has two.
-        seed: Of the split.
+        labels_test: Their labels, of the same kind; a class not among `labels` is always predicted wrongly.
+        ridges: Ridges to choose from, in units of the mean diagonal entry of `k_train_train`, so independent of its
+            scale.
+        validation_share: Share of each class in the validation split, above 0 and below 1; at least one sample of a
+            class that has two.
+        seed: Seed of the split.
 
     Returns:
-        A `KernelRegression`; NaN with a warning when all labels are equal, no class has two samples, the kernel is
-        zero, or a number is not finite.
+        A `KernelRegression`; NaN with a warning if all labels are equal, no class has two samples, the kernel is zero,
+        or a number is not finite.
 
     Raises:
         ArgumentError: Shapes or kinds of labels that do not fit together, no ridge or a negative one, or a share
@@ -183,7 +182,7 @@ def _targets(labels: ArrayLike, labels_test: ArrayLike, n: int) -> tuple[NDArray
     rows, rows_test = label_matrix(labels, n), label_matrix(labels_test)
     if rows.shape[1] != rows_test.shape[1]:
         raise ArgumentError(
-            f"labels and labels_test must have as many targets a sample, found {rows.shape[1]} and "
+            f"labels and labels_test must have the same number of targets per sample, found {rows.shape[1]} and "
             f"{rows_test.shape[1]}. Pass the same targets for both."
         )
     return None, rows, rows_test
@@ -206,12 +205,12 @@ def _check_and_split(
         if view.non_finite:
             undefined(f"{name} has {view.non_finite} non-finite entries of {view.matrix.size}")
     if not np.trace(train.matrix) > 0:
-        undefined("k_train_train has no positive diagonal, as the kernel of a dead network has none")
+        undefined("k_train_train has no positive diagonal entry, as for a dead network")
     if (targets == targets[0]).all():
         undefined("all samples have the same label")
     classes, counts = np.unique(groups, return_counts=True)
     if counts.max() < 2:
-        undefined("no class has two samples, so that none can be held out to choose the ridge")
+        undefined("no class has two samples, so none can be held out to choose the ridge")
     generator = np.random.default_rng(seed)
     held = []
     for c, count in zip(classes, counts, strict=True):

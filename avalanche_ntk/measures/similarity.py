@@ -1,4 +1,4 @@
-"""How alike two kernels of the same probe are, and how fast one becomes the other."""
+"""Similarity, distance and velocity of kernels of the same probe."""
 
 import math
 
@@ -36,7 +36,7 @@ def _units(measure: str, a: ArrayLike | KernelView, b: ArrayLike | KernelView, c
 
 
 def _cosine(a: Array, b: Array) -> float:
-    # Rounding may leave the interval by some 1e-16.
+    # Rounding may exceed the interval by about 1e-16.
     return min(1.0, max(-1.0, float(np.vdot(a, b))))
 
 
@@ -54,9 +54,9 @@ def centred_kernel_alignment(a: ArrayLike | KernelView, b: ArrayLike | KernelVie
         b: Kernel `(N, M)` of the same samples in the same order.
 
     Returns:
-        A number in [−1, 1], in [0, 1] for positive semidefinite kernels; 1 when the centred kernels are proportional.
-        NaN with a warning when a kernel has no direction: zero, constant, non-finite, or two samples only (then
-        every centred kernel is a multiple of the same matrix).
+        A number in [−1, 1], in [0, 1] for positive semidefinite kernels; 1 if the centred kernels are proportional. NaN
+        with a warning if a kernel has no direction: zero, constant, non-finite, or only two samples (every centred
+        kernel is then a multiple of the same matrix).
 
     Raises:
         ArgumentError: Not matrices of equal shape.
@@ -80,7 +80,7 @@ def uncentred_alignment(a: ArrayLike | KernelView, b: ArrayLike | KernelView) ->
         b: Kernel `(N, M)` of the same samples in the same order.
 
     Returns:
-        A number in [−1, 1]; NaN with a warning when a kernel is zero, non-finite or a single number.
+        A number in [−1, 1]; NaN with a warning if a kernel is zero, non-finite or a single number.
 
     Raises:
         ArgumentError: Not matrices of equal shape.
@@ -97,8 +97,8 @@ def uncentred_alignment(a: ArrayLike | KernelView, b: ArrayLike | KernelView) ->
 def kernel_distance(a: ArrayLike | KernelView, b: ArrayLike | KernelView, *, centred: bool = True) -> float:
     """Kernel distance, `S(A,B) = 1 − CKA(A,B)`, computed without cancellation as `½ ‖Ā/‖Ā‖ − B̄/‖B̄‖‖²`.
 
-    Both are the same number; the second keeps its relative precision when the kernels are nearly equal, so that
-    distances of 1e-10 (the lazy regime) are real.
+    Both forms are equal. The second keeps its relative precision for nearly equal kernels, so distances of 1e-10 (the
+    lazy regime) are accurate.
 
     Args:
         a: Kernel `(N, M)`.
@@ -106,7 +106,7 @@ def kernel_distance(a: ArrayLike | KernelView, b: ArrayLike | KernelView, *, cen
         centred: False replaces `Ā = HAH` by `A`, the form of Fort et al. 2020.
 
     Returns:
-        A number in [0, 2], in [0, 1] for positive semidefinite kernels; NaN with a warning where the alignment is
+        A number in [0, 2], in [0, 1] for positive semidefinite kernels; NaN with a warning if the alignment is
         undefined.
 
     Raises:
@@ -129,11 +129,11 @@ def kernel_velocity(
     Args:
         a: The earlier kernel `(N, M)`.
         b: The later kernel `(N, M)`.
-        elapsed: `t_{i+1} − t_i`, in training iterations (or epochs: the result is per that unit).
+        elapsed: `t_{i+1} − t_i`, in training iterations (or in epochs, for a result per epoch).
         centred: As in `kernel_distance`.
 
     Returns:
-        Distance per unit of `elapsed`; NaN with a warning where the distance is undefined or no time has passed.
+        Distance per unit of `elapsed`; NaN with a warning if the distance is undefined or no time has passed.
 
     Raises:
         ArgumentError: Negative or non-finite `elapsed`, or kernels that are not matrices of equal shape.
@@ -156,7 +156,7 @@ def kernel_velocity(
 def distance_floor(
     n: int, dtype: object = "float32", *, relative_error: float | None = None, gain: float = 1.0
 ) -> float:
-    """Distance that the rounding of the kernels alone produces: below it, S is noise.
+    """Distance due to rounding of the kernels alone: below it, S is noise.
 
     Two evaluations of the same kernel, `A + E₁` and `A + E₂`, have independent errors of relative size
     `ε = ‖E‖/‖A‖`. To first order their unit vectors differ by `(E₁ − E₂)/‖A‖` without its component along `A`, one of
@@ -165,16 +165,16 @@ def distance_floor(
         E[S] = ½ E‖(E₁ − E₂)_⊥‖² / ‖A‖² = ε² (1 − 1/d).
 
     S is then `ε²/d` times a chi-square variable with `d − 1` degrees of freedom, with standard deviation `ε² √(2/d)`
-    (errors of equal size everywhere; more when a few large entries carry them). The floor is the upper end
-    `ε² (1 + 3 √(2/d))`, which noise exceeds about once in a few hundred comparisons. `ε` is four machine epsilons
-    unless measured: rounding the entries once gives about a fifth of one, a product over 1024 features in two orders
-    of summation or the kernel of a ResNet-18 between one and two, and centring amplifies that.
+    (for errors of equal size everywhere; more if a few large entries dominate). The floor is the upper end `ε² (1 + 3
+    √(2/d))`, which noise exceeds about once in a few hundred comparisons. By default `ε` is four machine epsilons.
+    Rounding the entries once gives about a fifth of an epsilon; a product over 1024 features in two orders of
+    summation, or the kernel of a ResNet-18, gives one to two; centring amplifies the error.
 
     Args:
         n: Number of samples N.
-        dtype: Floating-point type in which the kernel was computed.
-        relative_error: `ε` where it was measured, for instance against a float64 oracle.
-        gain: Amplification of the relative error by centring, `‖A‖ / ‖HAH‖`, where it is known to be large.
+        dtype: Floating-point type of the kernel's computation.
+        relative_error: `ε`, if measured, for example against a float64 reference.
+        gain: Amplification of the relative error by centring, `‖A‖ / ‖HAH‖`, if known to be large.
 
     Returns:
         The floor of S; divide by the iterations of an interval for the floor of a velocity.
@@ -206,26 +206,25 @@ def drift_at_rest(
     tolerance: float = 0.05,
     centred: bool = True,
 ) -> float:
-    """Drift at rest, `S(Θ_t, Θ_{t+τ})` once the loss is flat: what a boundary must exceed.
+    """Drift at rest, `S(Θ_t, Θ_{t+τ})` once the loss is flat: the baseline for boundaries.
 
-    The loss counts as flat when the means of the first and the second half of `losses` differ by at most
-    `tolerance` times the larger of the two.
+    The loss counts as flat if the means of the first and the second half of `losses` differ by at most `tolerance`
+    times the larger of the two.
 
     Args:
         a: Kernel at `t`.
         b: Kernel at `t + τ`.
         losses: The training losses from `t` to `t + τ`, at least 2.
-        tolerance: Largest relative change of the mean loss that still is rest.
+        tolerance: Largest relative change of the mean loss that counts as flat.
         centred: As in `kernel_distance`.
 
     Returns:
-        The distance; NaN with a warning when the loss is not flat or the distance is undefined.
+        The distance; NaN with a warning if the loss is not flat or the distance is undefined.
 
     Raises:
         ArgumentError: Fewer than two losses, a negative tolerance, or kernels that are not matrices of equal shape.
 
-    Source: the stationary drift of the NTK–NNGP analysis of trained networks; the criterion of flatness is defined
-    here.
+    Source: the stationary drift of the NTK–NNGP analysis of trained networks; the flatness criterion is our own.
 
     >>> round(drift_at_rest([[1.0, 0.0], [0.0, 0.0]], [[3.0, 0.0], [0.0, 4.0]], [0.1, 0.1, 0.1], centred=False), 12)
     0.4

@@ -1,4 +1,4 @@
-"""What the eigenvalues and eigenvectors of a kernel say."""
+"""Measures of a kernel's eigenvalues and eigenvectors."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ def eigenvalues(k: ArrayLike | KernelView) -> Array:
         k: Self-kernel `(N, N)`.
 
     Returns:
-        Shape `(N,)`; all NaN, with a warning, when an entry of the kernel is not finite.
+        Shape `(N,)`; all NaN, with a warning, if an entry of the kernel is not finite.
 
     Raises:
         ArgumentError: Not a square matrix.
@@ -42,10 +42,10 @@ def spectral_norm(k: ArrayLike | KernelView) -> float:
     """Spectral norm, `λ_max(Θ)`, the largest eigenvalue of the symmetrised kernel.
 
     Args:
-        k: Self-kernel `(N, N)`, positive semidefinite as every self-kernel is.
+        k: Self-kernel `(N, N)`, positive semidefinite like every self-kernel.
 
     Returns:
-        The largest eigenvalue; NaN with a warning when an entry is not finite.
+        The largest eigenvalue; NaN with a warning if an entry is not finite.
 
     Raises:
         ArgumentError: Not a square matrix.
@@ -62,20 +62,20 @@ def spectral_norm(k: ArrayLike | KernelView) -> float:
 
 @nan_when_undefined
 def sharpness_ratio(lambda_max: float, learning_rate: float, *, samples: int = 1) -> float:
-    """`λ_max` against `2/η`, the stability limit of plain gradient descent: `η λ_max / (2 samples)`.
+    """`λ_max` relative to `2/η`, the stability limit of plain gradient descent: `η λ_max / (2 samples)`.
 
     For the loss `½ Σ_n ‖f(x_n) − y_n‖²` the non-zero eigenvalues of the Gauss–Newton Hessian are those of the full
-    kernel, and gradient descent of step `η` is stable while `λ_max < 2/η`, that is, while this ratio is below 1. For a
-    loss that is a mean over samples, divide by their number. Momentum, other losses and the `trace` kernel (an upper
-    bound of the full kernel's `λ_max`) shift the limit.
+    kernel, and gradient descent with step `η` is stable if `λ_max < 2/η`, that is, if this ratio is below 1. For a loss
+    that is a mean over samples, divide by their number. Momentum, other losses and the `trace` kernel (an upper bound
+    of the full kernel's `λ_max`) shift the limit.
 
     Args:
         lambda_max: Spectral norm of the kernel.
         learning_rate: `η` of plain SGD.
-        samples: Number of samples over which the loss takes a mean; 1 for a sum.
+        samples: Number of samples averaged by the loss; 1 for a sum.
 
     Returns:
-        The ratio, dimensionless; NaN with a warning when `lambda_max` is not finite.
+        The ratio, dimensionless; NaN with a warning if `lambda_max` is not finite.
 
     Raises:
         ArgumentError: A learning rate that is negative or not finite, or fewer than 1 sample.
@@ -98,13 +98,13 @@ def sharpness_ratio(lambda_max: float, learning_rate: float, *, samples: int = 1
 def effective_rank(k: ArrayLike | KernelView) -> float:
     """Effective rank, `exp(−Σ p_i log p_i)` with `p_i = λ_i / Σ λ`, of the centred kernel `HΘH`.
 
-    Negative eigenvalues, which only rounding produces, count as zero.
+    Negative eigenvalues, due to rounding, count as zero.
 
     Args:
         k: Self-kernel `(N, N)`.
 
     Returns:
-        A number from 1 (one direction) to N − 1 (all alike). NaN with a warning when nothing is left after centring
+        A number from 1 (one direction) to N − 1 (equal eigenvalues). NaN with a warning if the centred kernel is zero
         (zero, constant, one sample) or an entry is not finite.
 
     Raises:
@@ -121,7 +121,7 @@ def effective_rank(k: ArrayLike | KernelView) -> float:
     problem = view.problem(centred=True)
     if n == 1 and view.non_finite == 0:
         undefined("the kernel has one sample: nothing is left of it after centring")
-    # Two samples have a centred kernel without direction, yet of rank one.
+    # The centred kernel of two samples has no direction, but rank one.
     if problem is not None and n > 2:
         undefined(f"the kernel {problem}")
     values = np.clip(view.centred_eigenvalues, 0.0, None)
@@ -146,14 +146,14 @@ def entropy_rank(values: Array) -> float:
 def condition_number(k: ArrayLike | KernelView, *, tolerance: float | None = None) -> float:
     """Condition number, `λ_max / λ_min` over the numerically positive spectrum.
 
-    An eigenvalue counts as positive above `tolerance · λ_max`; the rest is rounding.
+    Eigenvalues above `tolerance · λ_max` count as positive; smaller ones are rounding.
 
     Args:
         k: Self-kernel `(N, N)`.
-        tolerance: `N ε` unless given, ε the machine epsilon of the kernel's dtype (as in `matrix_rank`).
+        tolerance: By default `N ε`, ε the machine epsilon of the kernel's dtype (as in `matrix_rank`).
 
     Returns:
-        A number of 1 or more; NaN with a warning when no eigenvalue is positive or an entry is not finite.
+        A number of 1 or more; NaN with a warning if no eigenvalue is positive or an entry is not finite.
 
     Raises:
         ArgumentError: Not a square matrix, or a tolerance outside [0, 1).
@@ -175,13 +175,13 @@ def condition_number(k: ArrayLike | KernelView, *, tolerance: float | None = Non
 
 @dataclass(frozen=True)
 class EigenspaceRotation:
-    """How far a top eigenspace has turned.
+    """Rotation of a top eigenspace.
 
     Attributes:
-        value: Mean squared cosine of the principal angles: 1 unchanged, 0 orthogonal; NaN where undefined.
-        degenerate: True when in one of the kernels the eigenvalues on both sides of the cut are equal to within the
-            noise: the eigenspace is then arbitrary, and so is the value.
-        gap: The smaller of the two relative gaps `(λ_k − λ_{k+1}) / ‖K‖_F`; NaN where undefined.
+        value: Mean squared cosine of the principal angles: 1 unchanged, 0 orthogonal; NaN if undefined.
+        degenerate: True if the eigenvalues on both sides of the cut are equal within noise in one of the kernels: the
+            eigenspace, and so the value, is then arbitrary.
+        gap: The smaller of the two relative gaps `(λ_k − λ_{k+1}) / ‖K‖_F`; NaN if undefined.
     """
 
     value: float
@@ -201,8 +201,8 @@ def eigenspace_rotation(k: ArrayLike | KernelView, reference: ArrayLike | Kernel
         rank: Dimension k of the eigenspaces, 1 ≤ k.
 
     Returns:
-        Value, flag and gap. The flag is up when a gap is below 10 machine epsilons of the kernel's norm. The value is
-        NaN, with a warning, when a kernel is zero or non-finite, and when k ≥ N, where both are the whole space.
+        Value, flag and gap. The flag is set if a gap is below 10 machine epsilons of the kernel's norm. The value is
+        NaN, with a warning, if a kernel is zero or non-finite, or k ≥ N, where both are the whole space.
 
     Raises:
         ArgumentError: Not square matrices of equal shape, or `rank` < 1.
@@ -265,19 +265,19 @@ class ModeResponse:
 def mode_response(k: ArrayLike | KernelView, residual: ArrayLike) -> ModeResponse:
     """Mode response: `λ_i` and `(u_iᵀ r)²` of the residual `r`.
 
-    Under gradient flow on a static kernel each `u_iᵀ r` decays as `exp(−λ_i t)`, so these pairs say which part of
-    the residual is learned when. Within a repeated eigenvalue only the sum of the powers has a meaning. For the kernel
-    with the labels' signs pass `label_signed_kernel(k, labels)`.
+    Under gradient flow on a static kernel each `u_iᵀ r` decays as `exp(−λ_i t)`, so these pairs show how fast each part
+    of the residual is learnt. For a repeated eigenvalue only the sum of the powers is meaningful. For the kernel with
+    the labels' signs pass `label_signed_kernel(k, labels)`.
 
     Args:
         k: Self-kernel `(N, N)`.
-        residual: `f(X) − y`, shape `(N,)`, or `(N, C)`: then the powers are summed over the outputs.
+        residual: `f(X) − y`, shape `(N,)`, or `(N, C)`, with powers summed over the outputs.
 
     Returns:
-        Eigenvalues and powers; all NaN, with a warning, when an entry of the kernel or the residual is not finite.
+        Eigenvalues and powers; all NaN, with a warning, if an entry of the kernel or the residual is not finite.
 
     Raises:
-        ArgumentError: Not a square matrix, or a residual that has not N rows.
+        ArgumentError: Not a square matrix, or a residual without N rows.
 
     Source: Pezeshki et al. 2021, "Gradient Starvation"; Jacot et al. 2018, section 5.
 
@@ -312,7 +312,7 @@ def label_signed_kernel(k: ArrayLike | KernelView, labels: ArrayLike) -> Array:
         labels: Class of each sample, shape `(N,)`, two different values.
 
     Returns:
-        Shape `(N, N)`; all NaN, with a warning, when there is one class only.
+        Shape `(N, N)`; all NaN, with a warning, if there is only one class.
 
     Raises:
         ArgumentError: Not a square matrix, labels of another length, or more than two classes.

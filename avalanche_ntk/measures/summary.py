@@ -1,4 +1,4 @@
-"""All scalar measures of one kernel at once, for a trajectory: cheap, and silent where one is undefined."""
+"""All scalar measures of one kernel at once, for a trajectory, without warnings."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ class Summary:
     """The scalar measures of one kernel.
 
     Attributes:
-        values: Each measure that has a value, by name.
-        reasons: Why each of the others has none.
+        values: The defined measures, by name.
+        reasons: The reasons of the others.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -39,7 +39,7 @@ def summary(
     ranks: Sequence[int] = (1, 5, 20),
     only: Collection[str] | None = None,
 ) -> Summary:
-    """Compute every scalar measure of a self-kernel that its arguments allow, decomposing the kernel once.
+    """Compute every scalar measure of a self-kernel that the arguments allow, with a single decomposition.
 
     Always: `kernel_norm`, `kernel_trace`, `spectral_norm`, `effective_rank`, `condition_number`. With labels:
     `alignment`, and `eigenvector_alignment_K` for each K of `ranks`. With a reference: `distance_previous`,
@@ -54,13 +54,13 @@ def summary(
         init: The kernel at initialisation.
         elapsed: Iterations since the previous measurement.
         ranks: Numbers of leading eigenvectors for `eigenvector_alignment`.
-        only: Names of the measures that are wanted; all of them when None.
+        only: Names of the measures to compute; None for all.
 
     Returns:
-        A `Summary`: the numbers of the functions, and reasons instead of warnings where there are none.
+        A `Summary`: the numbers, and reasons instead of warnings for undefined ones.
 
     Raises:
-        ArgumentError: What the measures raise.
+        ArgumentError: As raised by the measures.
 
     >>> found = summary([[3.0, 0.0], [0.0, 4.0]], [0, 1])
     >>> found.values["kernel_norm"], found.reasons["alignment"]
@@ -72,7 +72,7 @@ def summary(
     def add(name: str, measure: Callable[..., float], *args: object, **kwargs: object) -> None:
         if only is not None and name not in only:
             return
-        # The body below `nan_when_undefined`: the same number, with the reason as an exception in place of a warning.
+        # The function below `nan_when_undefined` gives the same number, but raises the reason instead of warning.
         body: Any = measure
         try:
             found.values[name] = body.__wrapped__(*args, **kwargs)

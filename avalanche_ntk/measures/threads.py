@@ -1,8 +1,8 @@
-"""One thread for small matrices: threads of numpy's own would spin beside those that train.
+"""Use one thread for small matrices: numpy's own threads would compete with those of training.
 
-numpy's OpenBLAS keeps a pool of threads apart from torch's. They go on spinning after each call, on the
-cores that the next training steps need: a kernel of 64 samples, decomposed in less than a millisecond, made the steps
-between two measurements three times slower. Below `LARGE` rows a second thread gains nothing either.
+numpy's OpenBLAS keeps a pool of threads apart from torch's. After each call these threads keep spinning on the cores
+that the next training steps need: a kernel of 64 samples, decomposed in less than a millisecond, made the steps between
+two measurements three times slower. Below `LARGE` rows a second thread does not help anyway.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-LARGE = 512  # rows from which more threads decompose a matrix faster than one does
+LARGE = 512  # rows from which several threads decompose a matrix faster than one
 
 _BUSY = threading.Lock()
 
 
 @contextmanager
 def few_threads(rows: int) -> Generator[None]:
-    """Let numpy's linear algebra run on one thread, when its matrices are small; the number is put back on exit.
+    """Run numpy's linear algebra on one thread if its matrices are small; restore the number of threads on exit.
 
-    Only pools of a BLAS library's own are limited (OpenBLAS and BLIS as numpy's and scipy's wheels have them). MKL and
-    what else computes on OpenMP shares torch's threads, which stay as they are. The setting belongs to the process:
-    where another thread is inside already, or this one, nothing is done.
+    Only separate thread pools of BLAS libraries are limited (OpenBLAS and BLIS, as in numpy's and scipy's wheels). MKL
+    and other OpenMP libraries share torch's threads, which are not changed. The setting belongs to the process: nested
+    or concurrent calls do nothing.
 
     Args:
-        rows: Rows of the largest matrix; from `LARGE` on nothing is limited.
+        rows: Rows of the largest matrix; there is no limit from `LARGE` on.
 
     >>> with few_threads(64):
     ...     pass
     """
-    # Two limits that overlap would each put back what the other had set.
+    # Overlapping limits would restore each other's settings.
     if rows >= LARGE or not _BUSY.acquire(blocking=False):
         yield
         return
@@ -47,5 +47,5 @@ def few_threads(rows: int) -> Generator[None]:
 
 @functools.cache
 def _own_pools() -> Any:
-    # Looking for the libraries takes milliseconds, a limit some microseconds. numpy's is loaded by the first call.
+    # Finding the libraries takes milliseconds, setting a limit microseconds. The first call loads numpy's library.
     return ThreadpoolController().select(threading_layer="pthreads")

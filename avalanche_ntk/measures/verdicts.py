@@ -1,4 +1,4 @@
-"""Whether a boundary differs from what fresh samples of the same classes do: beside controls, and over seeds."""
+"""Verdicts: comparison of a boundary with no-shift controls, for one run and over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from avalanche_ntk.measures._undefined import warn_undefined
 from avalanche_ntk.measures.intervals import interval
 from avalanche_ntk.measures.reactivation import Reactivation
 
-_FEWEST = 3  # seeds below which nothing is said
+_FEWEST = 3  # least number of seeds for a verdict
 
 
 def require_same_cadence(a: Reactivation, b: Reactivation) -> None:
-    """Check that two reactivations were measured equally densely, before and after the boundary.
+    """Check that two reactivations have the same cadence before and after the boundary.
 
     Raises:
-        ArgumentError: They were not.
+        ArgumentError: The cadences differ.
     """
     if a.cadence != b.cadence:
         raise ArgumentError(
@@ -26,14 +26,14 @@ def require_same_cadence(a: Reactivation, b: Reactivation) -> None:
 
 
 def compare_ratios(a: Reactivation, b: Reactivation) -> float:
-    """Return `a.ratio / b.ratio`, how many times stronger the reactivation a is.
+    """Return `a.ratio / b.ratio`, the relative strength of reactivation a.
 
     Args:
         a: One reactivation.
         b: The other, measured at the same cadence.
 
     Returns:
-        The quotient; NaN with a warning when a ratio is None or zero, or is only a lower bound.
+        The quotient; NaN with a warning if a ratio is None, zero or only a lower bound.
 
     Raises:
         ArgumentError: The cadences differ.
@@ -61,17 +61,17 @@ def compare_ratios(a: Reactivation, b: Reactivation) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a boundary differs from what fresh samples of the same classes do.
+    """Verdict on a boundary, compared with no-shift controls.
 
     Attributes:
         verdict: "reactivated", "above the controls", "not distinguishable" or "undefined".
-        reason: The numbers it rests on, in a sentence.
+        reason: Its basis, in a sentence.
         spike: Spike at the boundary.
         ratio: Ratio at the boundary.
         control_spike: The largest spike among the controls.
         control_ratio: The largest ratio among the controls.
-        rank: Share of the controls whose spike and ratio are both below; None where undefined.
-        controls: Number of controls taken into account.
+        rank: Share of the controls whose spike and ratio are both below; None if undefined.
+        controls: Number of controls used.
     """
 
     verdict: str
@@ -89,22 +89,22 @@ def verdict(
 ) -> Verdict:
     """Compare a boundary with no-shift controls: same classes, fresh samples, everything else equal.
 
-    A redraw of samples alone makes the velocity jump, so no fixed threshold is valid. The verdict is "reactivated" when
-    both spike and ratio exceed those of every control and the controls are enough: without a shift, one number exceeds
-    those of n controls with probability 1/(n + 1), so that `alpha = 0.05` takes 19. With fewer it is "above the
-    controls"; "not distinguishable" when one is not exceeded, "undefined" without a control or where a number is
-    missing.
+    Fresh samples alone make the velocity jump, so a fixed threshold is not valid. The verdict is "reactivated" if both
+    spike and ratio exceed those of every control and there are enough controls: without a shift, a number exceeds those
+    of n controls with probability 1/(n + 1), so `alpha = 0.05` needs 19. With fewer it is "above the controls". It is
+    "not distinguishable" if a control is not exceeded, and "undefined" without a control or if a number is missing.
 
     Args:
         found: The reactivation at the boundary.
-        control: That of a control run at the same boundary, or of several such runs (other seeds); None without any.
-        alpha: Largest probability, without a shift, of the verdict "reactivated".
+        control: The reactivation of a control run at the same boundary, or those of several (other seeds); None for
+            none.
+        alpha: Largest probability of the verdict "reactivated" without a shift.
 
     Returns:
         A `Verdict`.
 
     Raises:
-        ArgumentError: A control was measured at another cadence.
+        ArgumentError: A control has another cadence.
 
     >>> a = Reactivation(30, 60, spike=7.0, ratio=8.0, at_floor=False, cadence=(10.0, 10.0))
     >>> b = Reactivation(30, 60, spike=4.0, ratio=5.0, at_floor=False, cadence=(10.0, 10.0))
@@ -134,7 +134,7 @@ def verdict(
     )
     if exceeds and not found.at_floor and any(one.at_floor for one in controls):
         word = "undefined"
-        reason += "; a control's ratio is only a lower bound, its base being below the noise"
+        reason += "; a control's ratio is only a lower bound, since its base is below the noise"
     elif exceeds:
         reason += f"; without a shift this happens with probability at most 1/{len(pairs) + 1}"
     return Verdict(word, reason, found.spike, found.ratio, top_spike, top_ratio, rank, len(pairs))
@@ -146,10 +146,10 @@ class SeedVerdict:
 
     Attributes:
         verdict: "reactivated", "not distinguishable" or "undefined".
-        reason: The numbers it rests on, in a sentence.
-        peak: Geometric mean over the seeds of `peak / peak of the control`, and its 95 % interval; NaN where undefined.
+        reason: Its basis, in a sentence.
+        peak: Geometric mean over the seeds of `peak / peak of the control`, and its 95 % interval; NaN if undefined.
         ratio: The same of `ratio / ratio of the control`.
-        seeds: Pairs taken into account.
+        seeds: Number of pairs used.
     """
 
     verdict: str
@@ -160,13 +160,13 @@ class SeedVerdict:
 
 
 def verdict_over_seeds(pairs: Sequence[tuple[Reactivation, Reactivation]]) -> SeedVerdict:
-    """Compare a boundary with its no-shift control over seeds: each seed's run beside the control of the same seed.
+    """Compare a boundary with its no-shift control over seeds, pairing each run with the control of its seed.
 
-    "reactivated" where the mean spike is positive and Student's 95 % intervals of the logarithms of both quotients, of
-    the peaks and of the ratios, lie above 0; "not distinguishable" where one does not; "undefined" with fewer than
-    three pairs in which all are defined. Velocities of seeds differ by factors, hence the logarithms. So a few seeds
-    suffice, where `verdict` on a single run takes 19 controls. A control whose ratio is only a lower bound is left out;
-    a run whose ratio is one makes the verdict more careful.
+    The verdict is "reactivated" if the mean spike is positive and Student's 95 % intervals of the log quotients of
+    peaks and of ratios lie above 0; "not distinguishable" if one does not; "undefined" with fewer than three complete
+    pairs. Logarithms are used because velocities of seeds differ by factors. A few seeds suffice, while `verdict` on a
+    single run needs 19 controls. A pair whose control's ratio is only a lower bound is left out; if the run's ratio is
+    one, the verdict is conservative.
 
     Args:
         pairs: For each seed the reactivation at the boundary, and that of the control at the same boundary.
@@ -175,7 +175,7 @@ def verdict_over_seeds(pairs: Sequence[tuple[Reactivation, Reactivation]]) -> Se
         A `SeedVerdict`.
 
     Raises:
-        ArgumentError: The two of a pair were measured at different cadences.
+        ArgumentError: The cadences within a pair differ.
 
     Source: Student 1908, for paired differences.
 
@@ -196,9 +196,7 @@ def verdict_over_seeds(pairs: Sequence[tuple[Reactivation, Reactivation]]) -> Se
         ratios.append(math.log(one.ratio / control.ratio))
     peak, ratio = _quotient(peaks), _quotient(ratios)
     if len(peaks) < _FEWEST:
-        reason = (
-            f"it takes {_FEWEST} seeds whose spike and ratio are defined, as their control's are, found {len(peaks)}"
-        )
+        reason = f"it takes {_FEWEST} seeds with spike and ratio defined for run and control, found {len(peaks)}"
         return SeedVerdict("undefined", reason, peak, ratio, len(peaks))
     word = "reactivated" if sum(spikes) > 0 and peak[1] > 1 and ratio[1] > 1 else "not distinguishable"
     told = [f"{mean:.3g} [{low:.3g}, {high:.3g}]" for mean, low, high in (peak, ratio)]

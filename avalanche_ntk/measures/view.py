@@ -1,4 +1,4 @@
-"""One kernel with everything that several measures need of it, computed once and kept."""
+"""`KernelView`: a kernel with cached quantities shared by several measures."""
 
 import functools
 import math
@@ -43,21 +43,21 @@ def _centre(matrix: Array) -> Array:
 
 
 class KernelView:
-    """A kernel in float64 and, on demand and once, its unit forms and its eigendecompositions.
+    """A kernel in float64, with cached unit forms and eigendecompositions.
 
-    Every measure takes a `KernelView` wherever it takes an array and gives the same number, bit for bit; a trajectory
-    that compares one kernel with the previous, the first and the experience's start keeps three views and decomposes
-    each kernel once.
+    Every measure takes a `KernelView` instead of an array and gives the same number, bit for bit. A trajectory keeps
+    three views (of the previous kernel, the first one and that of the experience's start) and decomposes each kernel
+    once.
 
     Args:
-        k: Kernel `(N, M)`, numpy or torch. It is copied, so that the view stays what it was.
-        epsilon: Relative precision of the entries; the machine epsilon of `k`'s dtype unless given. A kernel computed
-            in float32 and stored as float64 should say so: below this level a centred kernel or an eigenvalue is noise.
+        k: Kernel `(N, M)`, numpy or torch; it is copied.
+        epsilon: Relative precision of the entries, below which a centred kernel or an eigenvalue is noise; by default
+            the machine epsilon of `k`'s dtype. Give it for a kernel computed in float32 and stored as float64.
 
     Raises:
         ArgumentError: Not a non-empty matrix of real numbers; later, the eigenvalues of one that is not square.
-        KernelError: Later, by an attribute that has no value, such as the eigenvalues of a kernel with NaN entries. The
-            measures give NaN and a warning there.
+        KernelError: Later, by an undefined attribute, such as the eigenvalues of a kernel with NaN entries. The
+            measures give NaN and a warning instead.
 
     >>> view = KernelView([[2.0, 1.0], [1.0, 2.0]])
     >>> view.eigenvalues.round(12)
@@ -105,13 +105,13 @@ class KernelView:
         return rows
 
     def require_finite(self) -> None:
-        """Raise `Undefined` when an entry is NaN or infinite."""
+        """Raise `Undefined` if an entry is NaN or infinite."""
         if self.non_finite:
             undefined(f"the kernel has {self.non_finite} non-finite entries of {self.matrix.size}")
 
     @functools.cached_property
     def _scaled(self) -> tuple[Array, int]:
-        """The kernel times a power of two, which is exact, with its largest entry near 1: squares cannot overflow."""
+        """The kernel times a power of two (exact), with largest entry near 1, so that squares cannot overflow."""
         exponent = int(np.frexp(np.abs(self.matrix).max())[1])
         # In two steps: one factor of 2**1074 would itself overflow.
         half = exponent // 2
@@ -132,7 +132,7 @@ class KernelView:
         return _centre(self.matrix)
 
     def problem(self, centred: bool) -> str | None:
-        """Return why the kernel has no direction ("is exactly zero"), None when it has one."""
+        """Return why the kernel has no direction ("is exactly zero"), None if it has one."""
         return (self._unit_centred if centred else self._unit_uncentred)[1]
 
     def unit(self, centred: bool) -> Array:
@@ -161,8 +161,8 @@ class KernelView:
         scaled, _ = self._scaled
         norm = math.sqrt(float(np.vdot(scaled, scaled)))
         if norm == 0.0:
-            return None, "is exactly zero, as that of a dead network is"
-        # Where a kernel lives in one dimension, every alignment is 1 and every distance 0, whatever happened.
+            return None, "is exactly zero, as for a dead network"
+        # In a one-dimensional space every alignment is 1 and every distance 0.
         if centred and (rows - 1) * (columns - 1) <= 1:
             return None, f"has shape {self.shape}: after centring at most one number is left, which has no direction"
         if not centred and rows * columns == 1:
@@ -197,5 +197,5 @@ class KernelView:
 
 
 def view_of(k: "ArrayLike | KernelView") -> KernelView:
-    """Return `k` itself when it is a view, a new view of it otherwise."""
+    """Return `k` itself if it is a view, otherwise a new view of it."""
     return k if isinstance(k, KernelView) else KernelView(k)

@@ -1,6 +1,6 @@
-"""What can be looked at beside the kernel, at each measurement or at the boundaries; each is optional and has its cost.
+"""Observables: optional quantities measured beside the kernel, at each measurement or at the boundaries.
 
-Give them to the plugin (`NTKPlugin(observe=[PerLayer()])`), or ask for the metrics that need them (`ntk_metrics(ntk,
+Pass them to the plugin (`NTKPlugin(observe=[PerLayer()])`), or request the metrics that need them (`ntk_metrics(ntk,
 per_layer=True)`).
 """
 

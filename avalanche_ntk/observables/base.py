@@ -1,4 +1,4 @@
-"""The one interface of everything that is measured beside the kernel."""
+"""The interface of observables."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from avalanche_ntk.recorder.samples import Reader, read_samples
 
 @dataclass(frozen=True)
 class Moment:
-    """What there is to look at when a kernel has just been measured.
+    """The state just after a kernel was measured.
 
     Attributes:
         model: The model, in the state in which the kernel was measured.
         probe: The probe, on the model's device.
         probes: Every probe chosen so far, on the model's device, by name.
         kernel: The kernel, shape `(N, N)`.
-        clock: When this is.
+        clock: Training time.
         options: Arguments with which kernels are computed (`outputs`, `output_selector`, `dtype`, `memory_budget`,
             `params`).
         reduction: The reduction of the kernel.
         multi_task: Whether the model takes task labels.
-        optimizer: The strategy's optimizer, to be read only.
+        optimizer: The strategy's optimizer, read-only.
         outputs_were_given: Whether the user chose the outputs by their indices.
-        dataset: What the strategy trains on now, to be read only; None when nothing is known of it.
-        read: Reads samples of it as the strategy's evaluation does, for `ProbeSpec.choose`.
-        groups: Kernels of the groups of parameters that observables asked for (see `Observable.groups`), from the same
-            pass as the kernel, by the observable's name and the group's.
+        dataset: The strategy's present training data, read-only; None if unknown.
+        read: Function that reads its samples as the strategy's evaluation does, for `ProbeSpec.choose`.
+        groups: Kernels of the observables' groups of parameters (see `Observable.groups`), from the same pass as the
+            kernel, by the names of observable and group.
     """
 
     model: nn.Module
@@ -60,14 +60,14 @@ class Moment:
     def ntk(
         self, x1: Probe, x2: Probe | None = None, *, reduction: str | None = None, every_output: bool = False
     ) -> Tensor:
-        """Return the kernel of given samples, computed as the probe's own was.
+        """Return the kernel of given samples, computed like the probe's own.
 
         Args:
             x1: N samples.
             x2: M samples for a cross kernel.
-            reduction: Another reduction than the probe's own.
-            every_output: Whether all outputs are taken, not those fixed at this probe's first measurement; those that
-                the user chose by their indices stay.
+            reduction: Reduction, if other than the probe's own.
+            every_output: Whether to use all outputs instead of those fixed at this probe's first measurement; outputs
+                that the user chose by their indices are kept.
 
         Returns:
             The kernel, `(N, M)` or `(N, M, C, C)`.
@@ -84,18 +84,18 @@ class Moment:
 
     @property
     def inputs(self) -> Any:
-        """The probe's inputs themselves, not a copy, to be read only."""
+        """The probe's inputs, not copied, read-only."""
         return self.probe.read_only()[0]
 
-    # What observables share is computed once: a forward pass for the features, one for the outputs, a decomposition.
+    # Computed once and shared by observables: features, outputs, and the kernel's decomposition.
 
     @cached_property
     def view(self) -> KernelView:
-        """The kernel as the measures take it."""
+        """The kernel as a `KernelView`."""
         return KernelView(self.kernel)
 
     def features(self) -> Tensor:
-        """Return a copy of the probe's features in the layer that the last linear layer reads, `(N, D)`.
+        """Return a copy of the probe's features, the input of the last linear layer, `(N, D)`.
 
         Raises:
             ModelError: The model has no such layer, see `kernels.penultimate_features`.
@@ -127,19 +127,19 @@ class Moment:
         return found.detach()
 
     def kept_outputs(self, outputs: Tensor) -> Tensor:
-        """Return the outputs that the kernel is made of."""
+        """Return the outputs used in the kernel."""
         kept = self.options.get("outputs")
         return outputs if kept is None else outputs[:, list(kept)]
 
 
 @dataclass
 class Observation:
-    """What an observable found.
+    """The results of an observable.
 
     Attributes:
         values: Numbers by column name.
-        kernels: Further kernels of the same probe, `(N, N)`, by name; the trajectory follows each as it follows the
-            whole.
+        kernels: Further kernels of the same probe, `(N, N)`, by name; the trajectory follows each like the whole
+            kernel.
         reasons: Why a number is undefined, by column name.
         records: Further lines for the run folder, each with a `kind`.
     """
@@ -153,15 +153,15 @@ class Observation:
 class Observable(ABC):
     """Something measured beside the kernel.
 
-    A subclass declares itself; `observables.register` makes its flag one of `ntk_metrics`.
+    A subclass declares its metrics; `observables.register` adds its flag to `ntk_metrics`.
 
     Attributes:
-        name: How it is called in `run.json`.
-        flag: Word that asks for it in `ntk_metrics(ntk, FLAG=True)`; empty where there is none.
+        name: Name in `run.json`.
+        flag: Its flag in `ntk_metrics(ntk, FLAG=True)`; empty if it has none.
         metrics: The numbers that loggers show.
-        images: The figures that they show at each boundary.
+        images: The figures that loggers show at each boundary.
         at_boundaries_only: Whether it is measured at the boundaries only.
-        when: When it has numbers, for the table of metrics, where that is not each of its measurements.
+        when: When it has numbers, for the table of metrics, if not at each measurement.
     """
 
     name: str
@@ -173,12 +173,12 @@ class Observable(ABC):
 
     @classmethod
     def family(cls) -> Family:
-        """Return what its flag switches on."""
+        """Return the metrics that its flag switches on."""
         when = cls.when or ("boundaries" if cls.at_boundaries_only else "each measurement")
         return Family(cls.flag, tuple(cls.metrics), tuple(cls.images), when=when, observable=cls)
 
     def groups(self, model: nn.Module, params: str | Sequence[str] | None) -> Mapping[str, Sequence[str]]:
-        """Return groups of parameters whose kernels are wanted; they cost hardly more than the whole kernel alone.
+        """Return groups of parameters whose kernels to compute; they cost little more than the whole kernel alone.
 
         Args:
             model: The model that is about to be measured.
@@ -194,24 +194,24 @@ class Observable(ABC):
         """Measure.
 
         Args:
-            moment: What there is to look at.
+            moment: The present state.
 
         Returns:
-            What was found.
+            The results.
         """
 
     def reset(self) -> None:  # noqa: B027  (most remember nothing)
-        """Forget what was remembered of the model: it was reinitialised."""
+        """Forget the state of a reinitialised model."""
 
     def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:  # noqa: B027  (most need nothing)
-        """Remember again what can be known of a run from disk that goes on here.
+        """Restore the state for a continued run, as far as the run folder has it.
 
         Args:
             values: The numbers of each measurement since the model was initialised, by probe name.
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what is stored of it in `run.json`."""
+        """Return its entry in `run.json`."""
         return {"name": self.name}
 
     def __eq__(self, other: object) -> bool:

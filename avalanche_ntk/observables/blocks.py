@@ -17,7 +17,7 @@ from avalanche_ntk.recorder.labels import NO_CLASSES
 class ClassBlocks(Observable):
     """Mean entry of each block of classes, `class_block[a,b]`, and the means within and between classes.
 
-    Undefined, with the reason, where the probe has numeric targets.
+    Undefined, with the reason, if the probe has numeric targets.
     """
 
     name = "class_blocks"

@@ -1,4 +1,4 @@
-"""How much of the kernel's motion since a boundary comes from buffers, such as running statistics, alone."""
+"""The share of the kernel's motion since a boundary that is due to buffers such as running statistics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avalanche_ntk.recorder.parameters import same_bits
 
 @dataclass(frozen=True, eq=False)
 class _Boundary:
-    """The kernel at a boundary and the buffers that it was computed with."""
+    """The kernel and the buffers at a boundary."""
 
     kernel: measures.KernelView
     buffers: dict[str, Tensor]
@@ -25,14 +25,13 @@ class _Boundary:
 
 @register
 class BufferShare(Observable):
-    """`buffer_share`: the part of the kernel's distance to the boundary that buffers make by themselves.
+    """`buffer_share`: the part of the kernel's distance to the boundary that is due to buffers alone.
 
     `S(Θ(θ_t, β_t), Θ(θ_t, β_b)) / S(Θ(θ_b, β_b), Θ(θ_t, β_t))` with weights θ and buffers β now (t) and at the last
-    boundary (b), S the centred kernel distance. The kernel is that of the model in eval mode, where BatchNorm's running
-    statistics are part of the function: they follow the new task's data, and the kernel with them, also where no weight
-    moves. Near 0 the weights have moved the kernel, near 1 the buffers would have done so alone; distances do not add
-    up, so it can exceed 1. Costs one more kernel a measurement. Undefined, with the reason, for a model without buffers
-    and while none has moved.
+    boundary (b), S the centred kernel distance. In eval mode BatchNorm's running statistics are part of the function:
+    they follow the new task's data and move the kernel even if no weight moves. Near 0 the weights have moved the
+    kernel; near 1 the buffers alone would have. Distances do not add up, so it can exceed 1. Costs one more kernel per
+    measurement. Undefined, with the reason, for a model without buffers and while none has moved.
     """
 
     name = "buffers"
@@ -48,7 +47,7 @@ class BufferShare(Observable):
         self._boundaries.clear()
 
     def observe(self, moment: Moment) -> Observation:
-        """Compare the kernel with the one that it would be with the buffers of the boundary."""
+        """Compare the kernel with the kernel of the present weights and the boundary's buffers."""
         if moment.clock.event == "experience_start":
             copies = {name: buffer.detach().clone() for name, buffer in moment.model.named_buffers()}
             self._boundaries[moment.probe.name] = _Boundary(moment.view, copies)
@@ -65,10 +64,10 @@ class BufferShare(Observable):
             return "the model has no buffers"
         before = boundary.buffers
         if {name: b.shape for name, b in now.items()} != {name: b.shape for name, b in before.items()}:
-            return "the model's buffers came, went or changed shape since the boundary"
+            return "the model's buffers were added, removed or resized since the boundary"
         if all(same_bits(buffer, before[name]) for name, buffer in now.items()):
             return "no buffer has moved since the boundary"
-        # Copies stand in for the model's own, which nothing writes to; a forward pass may write to these.
+        # Pass copies of the buffers, since a forward pass may write to them.
         with swapped(moment.model, {name: buffer.clone() for name, buffer in before.items()}):
             kernel = moment.ntk(moment.probe).detach().cpu().numpy()
         moved = measures.kernel_distance(boundary.kernel, moment.view)

@@ -1,7 +1,7 @@
-"""What an observable says of itself: the numbers that loggers show, their columns and units, the images, the flag.
+"""Declarations of observables: the numbers that loggers show, their columns and units, the images, the flag.
 
-Nothing else lists them: `ntk_metrics`, the words of a configuration, the table in `docs/metrics.md`, the warnings of
-undefined numbers and the report's further curves are derived from these declarations. No torch here.
+They are the single source for `ntk_metrics`, the words of a configuration, the table in `docs/metrics.md`, the warnings
+of undefined numbers and the report's further curves. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Metric:
     Attributes:
         tag: First part of its tag, such as `NTK_Velocity`.
         column: Its column in `Trajectory.to_pandas()`. A part in braces varies, as in `layer[{LAYER}].distance_init`;
-            what it is stands at the end of the tag.
-        unit: What it is counted in; empty for a pure number.
-        note: What it is, in a few words, for the table of metrics.
-        when: When it is there, where that is not as for the whole family.
-        missed: Whether a reader of the curves is warned where it is undefined.
+            its value ends the tag.
+        unit: Its unit; empty for a pure number.
+        note: Short description for the table of metrics.
+        when: When it is defined, if that differs from its family.
+        missed: Whether to warn if it is undefined.
     """
 
     tag: str
@@ -57,7 +57,7 @@ class Metric:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """What fits its columns; the group `part` is what varies."""
+        """Pattern of its columns; the group `part` is the varying part."""
         before, _, after = _VARYING.sub("\0", self.column, count=1).partition("\0")
         part = "(?P<part>.+)" if self.varies else "(?P<part>)"
         return re.compile(re.escape(before) + part + re.escape(after))
@@ -80,7 +80,7 @@ class Image:
 
     Attributes:
         tag: First part of its tag.
-        draw: Makes the figure of a trajectory's measurement; None when there is nothing to draw.
+        draw: Makes the figure of a measurement of a trajectory; None if there is nothing to draw.
     """
 
     tag: str
@@ -89,15 +89,15 @@ class Image:
 
 @dataclass(frozen=True)
 class Family:
-    """What one flag of `ntk_metrics` switches on.
+    """The metrics that one flag of `ntk_metrics` switches on.
 
     Attributes:
         flag: The flag.
         metrics: The numbers.
         images: The figures.
-        on: Whether it is on unless switched off.
+        on: Whether it is on by default.
         when: When it is measured.
-        of_boundaries: Whether the columns are those of `Trajectory.summary()`: a number a boundary.
+        of_boundaries: Whether the columns are those of `Trajectory.summary()`, with one number per boundary.
         observable: The observable that the plugin must measure for it; None for numbers of the kernel itself.
     """
 

@@ -1,4 +1,4 @@
-"""The kernel of the features beside the kernel of the gradients."""
+"""The feature kernel, beside the NTK."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from avalanche_ntk.observables.registry import register
 
 @register
 class FeatureKernel(Observable):
-    """The feature (conjugate) kernel: the Gram matrix of what the last linear layer sees, followed as the NTK is.
+    """The feature (conjugate) kernel: the Gram matrix of the last linear layer's inputs, followed like the NTK.
 
-    When it moves, the features move; when only the NTK does, the gradients change behind features that stay.
+    If it moves, the features move; if only the NTK moves, the gradients change while the features stay.
     """
 
     name = "feature_kernel"
@@ -23,6 +23,6 @@ class FeatureKernel(Observable):
     )
 
     def observe(self, moment: Moment) -> Observation:
-        """Compute the kernel; it is called `features`."""
+        """Compute the kernel, under the name `features`."""
         features = moment.features()
         return Observation(kernels={"features": (features @ features.T).cpu().numpy()})

@@ -1,4 +1,4 @@
-"""What a static kernel would have predicted, beside what happened."""
+"""Prediction by a static kernel, compared with the network."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from avalanche_ntk.recorder.labels import NO_CLASSES
 
 @register
 class StaticKernelForecast(Observable):
-    """What the kernel frozen at the boundary predicts for the old task while the new one is learnt.
+    """Prediction for the old task, while the new one is learnt, by the kernel frozen at the boundary.
 
     At each boundary the full kernel between the probe and a subsample of the new task's training data is frozen, and
     the linearised network is trained on that subsample in function space with the cross-entropy and the optimizer's
-    step size (full-batch gradient descent, one step for each training iteration). Columns: `forecast_error`,
-    `‖f(X;θ_t) − f̂_t(X)‖ / ‖f(X;θ_t) − f(X;θ_b)‖`: 0 when the static kernel foresees the change of the old task's
-    outputs, 1 when it is no better than foreseeing none; `forecast_accuracy` and `network_accuracy_probe` on the
-    probe's labels. Source: Chizat et al. 2019; Doan et al. 2021 for the two-task form. Undefined, with the reason, for
-    optimizers other than SGD and where the new task has numeric targets; the accuracies where the probe has.
+    step size (full-batch gradient descent, one step for each training iteration). Columns: `forecast_error`, `‖f(X;θ_t)
+    − f̂_t(X)‖ / ‖f(X;θ_t) − f(X;θ_b)‖`: 0 if the static kernel predicts the change of the old task's outputs, 1 if it
+    is no better than predicting none; `forecast_accuracy` and `network_accuracy_probe` on the probe's labels. Source:
+    Chizat et al. 2019; Doan et al. 2021 for the two-task form. Undefined, with the reason, for optimizers other than
+    SGD and for numeric targets of the new task; the accuracies also for numeric targets of the probe.
 
     Args:
         size: Samples of the new task.
-        seed: Seed of their choice.
+        seed: Seed for choosing them.
     """
 
     name = "static_kernel_forecast"
@@ -64,7 +64,7 @@ class StaticKernelForecast(Observable):
             return found
         now = moment.kept_outputs(moment.outputs(moment.probe)).double()
         if now.shape != forecast.old.shape:
-            found.reasons["forecast_error"] = "the model's outputs came or went since the boundary"
+            found.reasons["forecast_error"] = "the model's outputs were added or removed since the boundary"
             return found
         forecast.advance(moment.clock.exp_iteration)
         change = (now - forecast.old_at_boundary).norm()

@@ -1,4 +1,4 @@
-"""How much of the old task will be lost: said before the new task's first step, and set beside what happened."""
+"""Forecast of forgetting, made before the new task's first step and compared with the outcome."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LOSSES = ("cross_entropy", "mse")
 
 @dataclass
 class _Said:
-    """What was said at a boundary."""
+    """The forecast made at a boundary."""
 
     kernel: StaticKernel
     own: KernelView  # Θ(X_old, X_old), (N·C, N·C)
-    labels: np.ndarray | None  # of the old probe, as places among the outputs; None where it has no classes
-    limit: np.ndarray  # (N, C): the change to convergence
+    labels: np.ndarray | None  # of the old probe, as indices of outputs; None if it has no classes
+    limit: np.ndarray  # (N, C): the predicted change at convergence
 
 
 _END = "end of each experience from the second on"
@@ -37,37 +37,37 @@ _END = "end of each experience from the second on"
 
 @register
 class ForgettingForecast(Observable):
-    """What the kernel of the boundary says the old task will lose, before any step of the new task, and what it lost.
+    """Forecast by the boundary's kernel of what the old task loses, before any step of the new task, and the outcome.
 
     At each boundary, from `Θ(X_old, X_new)`, `Θ(X_new, X_new)` and the new task's residual, on the probe and a
     subsample of the new task's training data: `forgetting_forecast_change`, the predicted change of the old outputs
     when the new task is learnt to convergence with the squared loss (root of the mean over samples of `‖Δf(x_n)‖²`);
-    `forgetting_forecast_drop`, the drop of accuracy on the probe's labels that it makes; both with `_error`, their
-    standard deviation over random halves of the new samples; and `forgetting_forecast_share_K`, the share of the
-    predicted change in the K leading eigenvectors of `Θ(X_old, X_old)`.
+    `forgetting_forecast_drop`, the resulting drop of accuracy on the probe's labels; both with `_error`, their standard
+    deviation over random halves of the new samples; and `forgetting_forecast_share_K`, the share of the predicted
+    change in the K leading eigenvectors of `Θ(X_old, X_old)`.
 
-    At the end of the experience, what happened: `forgetting_change`, `forgetting_drop`, `forgetting_share_K`; and how
-    right the forecasts were: `forgetting_limit_error` and `forgetting_limit_rank` (relative error, and rank correlation
-    over samples of `‖Δf(x_n)‖`) of the one to convergence, `forgetting_steps_error`, `forgetting_steps_rank` and
-    `forgetting_steps_drop` of the one after as many full-batch steps as were made, with the strategy's own loss and
-    step size.
+    At the end of the experience, the outcome: `forgetting_change`, `forgetting_drop`, `forgetting_share_K`; and the
+    accuracy of the forecasts. `forgetting_limit_error` and `forgetting_limit_rank` (relative error, and rank
+    correlation over samples of `‖Δf(x_n)‖`) are for the forecast at convergence. `forgetting_steps_error`,
+    `forgetting_steps_rank` and `forgetting_steps_drop` are for the forecast after the actual number of steps, as
+    full-batch steps with the strategy's own loss and step size.
 
-    Exact where the model is linear in what is trained and each step takes the whole task, without weight decay. Not
-    there, with the reason, for optimizers other than SGD (Adam sees another kernel), where the new task's outputs are
-    not among those that the kernel is made of (a head that grew), for models with a head for each task (the new task's
-    labels say nothing of the old head's outputs), and for numeric targets.
+    Exact if the model is linear in the trained parameters and each step uses the whole task, without weight decay.
+    Undefined, with the reason, for optimizers other than SGD (Adam has a different kernel), if the new task's outputs
+    are not among the kernel's (a head that grew), for models with a head for each task (the new task's labels do not
+    determine the old head's outputs), and for numeric targets.
 
     Source: Hidekel & Raviv 2026 (arXiv 2606.18024); Doan et al. 2021; Karakida & Akaho 2022.
 
     Args:
         size: Samples of the new task.
-        loss: What the strategy trains with: "cross_entropy", or "mse" for `torch.nn.MSELoss` on one-hot targets.
+        loss: The strategy's loss: "cross_entropy", or "mse" for `torch.nn.MSELoss` on one-hot targets.
         modes: Numbers of leading eigenvectors.
         halves: Random halves of the new samples for the forecast's own error; 0 for none.
-        seed: Seed of the samples' choice.
+        seed: Seed for choosing the samples.
 
     Raises:
-        ArgumentError: A loss that is not known.
+        ArgumentError: The loss is unknown.
     """
 
     name = "forgetting_forecast"
@@ -119,7 +119,7 @@ class ForgettingForecast(Observable):
         }
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Forget the forecast."""
         self._said.clear()
 
     def observe(self, moment: Moment) -> Observation:
@@ -140,7 +140,7 @@ class ForgettingForecast(Observable):
     def _forecast(self, moment: Moment, found: Observation) -> None:
         kernel: StaticKernel | str
         if moment.multi_task:
-            kernel = "the model has a head for each task: labels of the new one say nothing of the old head's outputs"
+            kernel = "the model has a head for each task: labels of the new one do not determine the old head's outputs"
         else:
             kernel = frozen_kernel(moment, self.size, self.seed)
         if isinstance(kernel, str):
@@ -190,7 +190,7 @@ class ForgettingForecast(Observable):
         now = moment.kept_outputs(moment.outputs(moment.probe)).double().cpu().numpy()
         old = said.kernel.old_at_boundary.cpu().numpy()
         if now.shape != old.shape:
-            found.reasons["forgetting_limit_error"] = "the model's outputs came or went since the boundary"
+            found.reasons["forgetting_limit_error"] = "the model's outputs were added or removed since the boundary"
             return
         change = now - old
         after_steps = self._after(said.kernel, moment.clock.exp_iteration)

@@ -1,4 +1,4 @@
-"""The numbers of the kernel itself, which every trajectory has: nothing further is measured for them."""
+"""The numbers of the kernel itself, which every trajectory has without further measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def when(measurement: Measurement) -> str:
-    """Return the title of a picture: the moment of a measurement."""
+    """Return the title of a figure: the moment of a measurement."""
     event = measurement.clock.event.replace("_", " ")
     return f"{event} {measurement.clock.experience}, iteration {measurement.clock.iteration}"
 
@@ -24,7 +24,7 @@ def when(measurement: Measurement) -> str:
 def _kernel_of(trajectory: Trajectory, measurement: Measurement) -> np.ndarray | None:
     try:
         return trajectory.kernel(measurement.index)
-    except RunFolderError:  # kernels are not kept, or the file is gone: there is nothing to draw
+    except RunFolderError:  # kernels were not kept or the file is missing: nothing to draw
         return None
 
 

@@ -1,4 +1,4 @@
-"""Where in the network the kernel moves: the kernel of each layer's parameters."""
+"""The kernel of each layer's parameters, to locate the kernel's motion in the network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from avalanche_ntk.observables.registry import register
 
 @register
 class PerLayer(Observable):
-    """The kernel of each group of parameters, followed as the whole is; the sum over all groups is the whole kernel.
+    """The kernel of each group of parameters, followed like the whole kernel, which is their sum.
 
     Args:
-        groups: Name of a group to the patterns (as in a shell) of the parameters that it takes, in order: a parameter
-            belongs to the first group that fits, and what fits none to the group "other". None makes a group of each
-            module that has trainable parameters of its own.
+        groups: Shell patterns of parameters by name of group, in order: a parameter belongs to the first group that
+            matches, or else to the group "other". None makes a group of each module that has its own trainable
+            parameters.
 
     Raises:
         ArgumentError: `groups` is empty.
@@ -49,14 +49,14 @@ class PerLayer(Observable):
         return {"name": self.name, "groups": self.patterns}
 
     def groups(self, model: nn.Module, params: str | Sequence[str] | None) -> dict[str, list[str]]:
-        """Return each group's parameters, groups without any left out."""
+        """Return each group's parameters, without empty groups."""
         members: dict[str, list[str]] = {name: [] for name in self.patterns or {}}
         for name in select_parameters(model, params):
             members.setdefault(self._group_of(name), []).append(name)
         return {name: found for name, found in members.items() if found}
 
     def observe(self, moment: Moment) -> Observation:
-        """Return all groups' kernels; each is called `layer[GROUP]`."""
+        """Return all groups' kernels, under the names `layer[GROUP]`."""
         return Observation(kernels={f"layer[{name}]": k for name, k in moment.groups[self.name].items()})
 
     def _group_of(self, parameter: str) -> str:

@@ -1,4 +1,4 @@
-"""How far the network has left its linearisation: the test of the static kernel itself."""
+"""Linearisation error of the network: the test of the static-kernel approximation."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from avalanche_ntk.observables.undefined import values_or_reason
 
 @dataclass(frozen=True, eq=False)
 class _Anchor:
-    """Where the network is linearised: its parameters there and its outputs on the probe."""
+    """A point of linearisation: the parameters and the outputs on the probe there."""
 
     parameters: dict[str, Tensor]
     outputs: Tensor
 
     def kept(self) -> _Anchor:
-        """Return an anchor that stays while the model moves on."""
+        """Return a copy that later training does not change."""
         return _Anchor({name: p.clone() for name, p in self.parameters.items()}, self.outputs)
 
 
 @register
 class Linearisation(Observable):
-    """`linearisation_error_boundary` and `linearisation_error_init`, by one forward-mode pass for each distinct base.
+    """`linearisation_error_boundary` and `linearisation_error_init`, by one forward-mode pass per distinct base.
 
     `‖f(X;θ_t) − f(X;θ_b) − J_b(X)(θ_t − θ_b)‖ / ‖f(X;θ_t) − f(X;θ_b)‖` with b the last boundary, or initialisation: 0
-    when the kernel at b explains what happened, 1 when it explains nothing. Source: Chizat et al. 2019; Ortiz-Jiménez
-    et al. 2021. It keeps two copies of the parameters.
+    if the kernel at b explains the change, 1 if it explains nothing. Source: Chizat et al. 2019; Ortiz-Jiménez et al.
+    2021. It keeps two copies of the parameters.
     """
 
     name = "linearisation"
@@ -55,11 +55,11 @@ class Linearisation(Observable):
         self._start_is_known = True
 
     def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Take note that the parameters at initialisation are gone: a run folder does not hold them."""
+        """Note that the parameters at initialisation are lost: a run folder does not hold them."""
         self._start_is_known = False
 
     def observe(self, moment: Moment) -> Observation:
-        """Compare with both anchors; set them where they are not yet."""
+        """Compare with both anchors; set missing ones."""
         found = Observation()
         outputs = moment.kept_outputs(moment.outputs(moment.probe))
         here = _Anchor({n: p.detach() for n, p in moment.model.named_parameters()}, outputs)
@@ -71,7 +71,7 @@ class Linearisation(Observable):
         elif (name, "init") not in self._anchors:
             self._anchors[name, "init"] = self._anchors.get((name, "boundary")) or here.kept()
         anchors = {which: self._anchors.get((name, which)) for which in ("boundary", "init")}
-        # In the first experience both are the same, and so is the error.
+        # In the first experience both anchors are the same, and so are the errors.
         for anchor in dict.fromkeys(anchors.values()):
             if anchor is not None:
                 mine = [f"linearisation_error_{which}" for which, other in anchors.items() if other is anchor]
@@ -82,7 +82,7 @@ class Linearisation(Observable):
     def _errors(moment: Moment, anchor: _Anchor, here: _Anchor, times: int) -> list[float] | str:
         shapes = {name: p.shape for name, p in anchor.parameters.items()}
         if {name: p.shape for name, p in here.parameters.items()} != shapes:
-            return "the model's parameters came, went or changed shape since"
+            return "the model's parameters were added, removed or resized since"
         delta = {name: here.parameters[name] - p for name, p in anchor.parameters.items()}
         if not any(bool(d.any()) for d in delta.values()):
             return "the parameters have not moved since"
@@ -91,10 +91,9 @@ class Linearisation(Observable):
 
 
 def _predicted(moment: Moment, base: dict[str, Tensor], delta: dict[str, Tensor]) -> Tensor:
-    """Return `J_b(X)·δ` in float64, and in the model's own precision where float64 is slow or the model refuses it.
+    """Return `J_b(X)·δ` in float64, or in the model's precision if float64 is slow or the model refuses it.
 
-    It is then as exact as the outputs that it is compared with: in float32 the error reported is off by about 1e-6
-    times `‖f‖ / ‖f(X;θ_t) − f(X;θ_b)‖`.
+    In float32 the reported error is off by about 1e-6 times `‖f‖ / ‖f(X;θ_t) − f(X;θ_b)‖`.
     """
     here = next(iter(base.values()))
     options = {"output_selector": moment.options.get("output_selector")}

@@ -1,4 +1,4 @@
-"""Single units of the penultimate layer beside the kernel."""
+"""Measures of single units of the penultimate layer."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _SWEEPS = 'probes that are sweeps: `Neurons(sweeps=["angle"])`'
 
 @register
 class Neurons(Observable):
-    """How alike the units that the last linear layer reads are, and how much each has changed since the last boundary.
+    """Similarity of the units that the last linear layer reads, and their change since the last boundary.
 
     Columns: `neuron_similarity` and `neuron_similarity_max` (|cos| over pairs of units), the same with `_centred`
     (correlations), `neuron_tuning` (mean cosine of a unit now and at the last boundary, where it is 1) with
     `neuron_tuning_centred`, and `neurons_silent`, the share of units that are 0 on the whole probe. For a probe named
-    in `sweeps`, `neuron_period` (median over units, in samples) and `neurons_periodic` (share of units). One forward
-    pass; the activations at the boundary are kept.
+    in `sweeps`, `neuron_period` (median over units, in samples) and `neurons_periodic` (share of units). Costs one
+    forward pass; keeps the activations at the boundary.
 
     Args:
         sweeps: Names of the probes whose samples are a sequence in equal steps, such as an angle.
 
     Raises:
-        ArgumentError: `sweeps` is a text.
+        ArgumentError: `sweeps` is a string.
     """
 
     name = "neurons"
@@ -64,7 +64,7 @@ class Neurons(Observable):
         self._resumed = False
 
     def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Take note that the activations at the boundary are gone: a run folder does not hold them."""
+        """Note that the activations at the boundary are lost: a run folder does not hold them."""
         self._resumed = True
 
     def describe(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How much the tasks share directions of gradient."""
+"""Overlap of the tasks' gradient directions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _draw(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
     if not pairs:
         return None
     names = list(dict.fromkeys(name for pair in pairs for name in pair.split(",")))
-    matrix = np.full((len(names), len(names)), np.nan)  # a pair that is undefined has no overlap, and none of 0
+    matrix = np.full((len(names), len(names)), np.nan)  # NaN for undefined pairs, not 0
     np.fill_diagonal(matrix, 1.0)
     for pair, value in pairs.items():
         i, j = (names.index(name) for name in pair.split(","))
@@ -38,10 +38,9 @@ def _draw(trajectory: Trajectory, measurement: Measurement) -> Figure | None:
 class TaskOverlap(Observable):
     """The overlap of every pair of probes, at the boundaries: `‖Θ(X_i,X_j)‖² / (‖Θ(X_i,X_i)‖ ‖Θ(X_j,X_j)‖)`.
 
-    All outputs of the model take part (those that the user chose, where the plugin was given indices), since tasks may
-    have heads of their own. Needs at least two probes, for example `NTKPlugin(ProbeSpec.each_task(size=64))`. Numbers
-    are called `task_overlap[A,B]`; the matrix goes to the run folder as a record of kind "task_overlap". Source: after
-    Doan et al. 2021.
+    Uses all outputs of the model (or those that the user chose by indices), since tasks may have separate heads. Needs
+    at least two probes, for example `NTKPlugin(ProbeSpec.each_task(size=64))`. The numbers are `task_overlap[A,B]`; the
+    matrix goes to the run folder as a record of kind "task_overlap". Source: after Doan et al. 2021.
     """
 
     name = "task_overlap"
@@ -56,12 +55,12 @@ class TaskOverlap(Observable):
         names = list(moment.probes)
         if moment.probe.name != names[0]:
             return Observation()
-        if len(names) < 2:  # a probe for each task is one in the first of them, as it should be
-            told = "there is one probe so far, and an overlap is that of two"
+        if len(names) < 2:  # with a probe for each task, the first task has only one
+            told = "there is one probe so far, and an overlap needs two"
             return Observation(reasons={self.name: told} if moment.clock.experience > 0 else {})
         probes = [moment.probes[name] for name in names]
         found = Observation()
-        # Tasks may have heads of their own, so every output takes part, whatever each probe's own series keeps.
+        # Tasks may have separate heads, so use every output, not only those of each probe's series.
         own = [moment.ntk(p, every_output=True).cpu().numpy() for p in probes]
         matrix = np.eye(len(names))
         for i in range(len(probes)):

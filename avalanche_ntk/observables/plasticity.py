@@ -1,4 +1,4 @@
-"""Whether the network can still learn: ranks, units at rest, churn, gradients, and a fresh task tried on a copy."""
+"""Plasticity: ranks, dormant units, churn, gradients, and a fresh task learnt by a copy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from avalanche_ntk.observables.units import look_at_units
 from avalanche_ntk.recorder.clock import BOUNDARY_EVENTS
 from avalanche_ntk.recorder.labels import NO_CLASSES
 
-LARGEST_FULL = 4096  # rows of a full kernel (samples times outputs) up to which gradients' cosines are taken
+LARGEST_FULL = 4096  # largest number of rows of a full kernel (samples times outputs) for gradient cosines
 OPTIMIZERS = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam}
 KERNEL_RANKS = ("numerical", "approximate", "participation", "effective")
 FEATURE_RANKS = ("numerical", "approximate", "srank", "participation", "effective")
@@ -35,15 +35,15 @@ class Plasticity(Observable):
     """Ranks of kernel and features, dormant units, gradients, churn, and how fast a copy learns a fresh task.
 
     Columns, at each measurement: `kernel_rank_*` (numerical, approximate, participation, effective) and
-    `feature_rank_*` (the same and srank) of the penultimate layer, each also `_centred`; `dormant_share` over all
-    units and `dormant_share[LAYER]`, units named by the layer that reads them; `zero_gradient_share` and
-    `zero_gradient_share[LAYER]`, by the layer that makes them; `churn`, the change of the probe's outputs since the
-    last measurement (of samples that are in no minibatch where the probe is another task's or held out);
-    `relative_kernel_change` since initialisation; `weight_norm`, `gradient_norm` (of the mean cross-entropy on the
-    probe). At boundaries: `gradient_cosine`, the mean cosine of two samples' loss gradients, and trainability: a copy
-    of the model learns the probe's inputs with labels drawn anew, by full batches for a fixed number of steps;
-    `trainability_loss` is the loss reached, `trainability_area` the mean over the steps. The fresh task is the same at
-    each boundary. Neither the model nor a random number of the run is touched.
+    `feature_rank_*` (the same and srank) of the penultimate layer, each also `_centred`; `dormant_share` over all units
+    and `dormant_share[LAYER]`, where LAYER reads the units; `zero_gradient_share` and `zero_gradient_share[LAYER]`,
+    where LAYER outputs them; `churn`, the change of the probe's outputs since the last measurement (on samples in no
+    minibatch if the probe belongs to another task or is held out); `relative_kernel_change` since initialisation;
+    `weight_norm`, `gradient_norm` (of the mean cross-entropy on the probe). At boundaries: `gradient_cosine`, the mean
+    cosine of two samples' loss gradients, and trainability: a copy of the model learns the probe's inputs with fresh
+    random labels, by full batches for a fixed number of steps; `trainability_loss` is the loss reached,
+    `trainability_area` the mean over the steps. The fresh task is the same at each boundary. The model and the run's
+    random numbers are unaffected.
 
     Sources: Yang et al. 2020, Kumar et al. 2021, Roy & Vetterli 2007 (ranks); Sokar et al. 2023 (dormant units); Tang
     et al. 2025 (churn); Lyle et al. 2023 (gradients, random labels as fresh tasks); Geiger et al. 2020 (change).
@@ -57,7 +57,7 @@ class Plasticity(Observable):
         seed: Seed of the fresh labels.
 
     Raises:
-        ArgumentError: An optimizer that is not known, or a negative number of steps.
+        ArgumentError: The optimizer is unknown, or the number of steps is negative.
     """
 
     name = "plasticity"
@@ -113,11 +113,11 @@ class Plasticity(Observable):
         self._resumed = False
 
     def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Take note that the first kernel and the last outputs are gone."""
+        """Note that the first kernel and the last outputs are lost."""
         self._resumed = True
 
     def observe(self, moment: Moment) -> Observation:
-        """Measure; what one number cannot be had for takes no other with it."""
+        """Measure; a failed number does not affect the others."""
         found = Observation()
         outputs = moment.kept_outputs(moment.outputs(moment.probe)).double().cpu().numpy()
         self._ranks(moment, found)
@@ -153,7 +153,7 @@ class Plasticity(Observable):
             value_or_reason(
                 found,
                 "churn",
-                measures.churn if same else lambda *_: "the model's outputs came or went",
+                measures.churn if same else lambda *_: "the model's outputs were added or removed",
                 outputs,
                 before,
             )
@@ -189,7 +189,7 @@ class Plasticity(Observable):
             if layers and all(map(math.isfinite, shares)):
                 found.values[column] = float(np.average(shares, weights=sizes))
             else:
-                found.reasons.setdefault(column, "no layer but the first and the last has units to look at")
+                found.reasons.setdefault(column, "the model has no hidden layer whose units could be measured")
 
     def _cosine(self, moment: Moment, outputs: np.ndarray, labels: Tensor | str) -> float | str:
         if isinstance(labels, str):
@@ -225,7 +225,7 @@ class Plasticity(Observable):
 
 
 def _copy(moment: Moment) -> tuple[nn.Module, Batch]:
-    """A copy of the model, whose passes and steps nobody else sees, and the probe as it is given to it."""
+    """A copy of the model, isolated from the original, and the probe as its input."""
     x, tasks = moment.probe.read_only()
     return copy.deepcopy(unwrap(moment.model)), Batch.of(x, tasks if moment.multi_task else None)
 
@@ -239,7 +239,7 @@ def _labels(moment: Moment) -> Tensor | str:
     if not moment.probe.has_classes:
         return NO_CLASSES
     labels = places(moment.probe.y.to(next(moment.model.parameters()).device), moment)
-    return "the probe's classes are not among the outputs that the kernel is made of" if labels is None else labels
+    return "the probe's classes are not among the kernel's outputs" if labels is None else labels
 
 
 def _as_tuple(measure: Callable[..., Any], of: Any, options: Mapping[str, Any]) -> Sequence[float] | str:

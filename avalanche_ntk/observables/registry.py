@@ -15,7 +15,7 @@ _FAMILIES: dict[str, Family] = {family.flag: family for family in FAMILIES}
 
 
 def register(observable: O) -> O:
-    """Let a class of observables have its flag in `ntk_metrics`; a class decorator.
+    """Class decorator that adds an observable's flag to `ntk_metrics`.
 
     Args:
         observable: A subclass of `Observable` with a `flag`, and `metrics` or `images`.
@@ -24,17 +24,17 @@ def register(observable: O) -> O:
         The class itself.
 
     Raises:
-        ArgumentError: It declares too little, or its flag, name or a tag is another one's.
+        ArgumentError: Its declaration is incomplete, or its flag, name or a tag is already taken.
     """
     family = observable.family()
     if not family.flag.isidentifier() or not (family.metrics or family.images):
         raise ArgumentError(
-            f"{observable.__name__} cannot be registered: expected a flag that is a name of Python and metrics or "
+            f"{observable.__name__} cannot be registered: expected a flag that is a Python identifier and metrics or "
             f"images, found flag={family.flag!r}, {len(family.metrics)} metrics and {len(family.images)} images. "
             "Declare them in the class: flag = 'mine'; metrics = (Metric('NTK_Mine', 'mine'),)."
         )
     for other in _FAMILIES.values():
-        if _is_same(other.observable, observable):  # a notebook's cell that is run again
+        if _is_same(other.observable, observable):  # a notebook cell was run again
             continue
         shared = _tags(other) & _tags(family)
         if other.flag == family.flag or shared or (other.observable and other.observable.name == observable.name):
@@ -48,7 +48,7 @@ def register(observable: O) -> O:
 
 
 def families() -> dict[str, Family]:
-    """Return what each flag of `ntk_metrics` switches on: the kernel's own numbers first, then the observables."""
+    """Return the families of metrics by flag of `ntk_metrics`: the kernel's own numbers first, then the observables."""
     return dict(_FAMILIES)
 
 

@@ -1,4 +1,4 @@
-"""What the kernel alone can do: regression with the present and with the first kernel, beside the network."""
+"""Kernel regression with the present and with the first kernel, compared with the network."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from avalanche_ntk.recorder.labels import NO_CLASSES
 
 @register
 class KernelRegression(Observable):
-    """Ridge regression with `Θ_t` and with `Θ_0` from the probe's labels to a held-out probe's, at the boundaries.
+    """Ridge regression with `Θ_t` and `Θ_0`, trained on the probe and tested on a held-out probe, at the boundaries.
 
     Columns: `regression_accuracy`, `regression_loss` (with the present kernel), `regression_accuracy_init`,
     `regression_loss_init` (with the first), `network_accuracy_held_out` and `network_accuracy_probe` (the network
-    itself). The ridge is chosen on a split of the probe. Numeric targets have a loss and no accuracy, and the record
-    says why. Source: Fort et al. 2020.
+    itself). The ridge is chosen on a split of the probe. Numeric targets have a loss but no accuracy; the record gives
+    the reason. Source: Fort et al. 2020.
 
-    Each probe is paired with the held-out probe of the same experience, which the plugin must have too: with
+    Each probe is paired with the held-out probe of the same experience, which the plugin must have: with
     `NTKPlugin([ProbeSpec(size=64), ProbeSpec(size=64, split="test")])` the probe `Exp000` is paired with `Exp000_test`.
-    A probe without its pair has no such numbers, and the record says why.
+    A probe without its pair has no such numbers; the record gives the reason.
 
     Args:
-        held_out: Name of the one held-out probe to use for every probe, in place of the pairs.
+        held_out: Name of one held-out probe to use for every probe, instead of the pairs.
     """
 
     name = "kernel_regression"
@@ -47,7 +47,7 @@ class KernelRegression(Observable):
         self._first: dict[str, tuple[float, float]] = {}
 
     def describe(self) -> dict[str, str | None]:
-        """Return its name and the held-out probe's."""
+        """Return its name and that of the held-out probe."""
         return {"name": self.name, "held_out": self.held_out}
 
     def reset(self) -> None:
@@ -55,14 +55,14 @@ class KernelRegression(Observable):
         self._first.clear()
 
     def resumed(self, values: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Remember what the first kernel predicted, from the first of the run's measurements."""
+        """Restore the first kernel's predictions from the run's first measurement."""
         for probe, measured in values.items():
             for found in measured[:1]:
                 names = ("regression_accuracy_init", "regression_loss_init")
                 self._first[probe] = (found.get(names[0], math.nan), found.get(names[1], math.nan))
 
     def observe(self, moment: Moment) -> Observation:
-        """Regress.
+        """Compute the regression.
 
         Raises:
             ProbeError: The plugin has no such held-out probe.

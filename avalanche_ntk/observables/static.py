@@ -1,4 +1,4 @@
-"""The kernel frozen at a boundary between the old task's probe and samples of the new task, and what it drives."""
+"""The kernel frozen at a boundary, between the old task's probe and samples of the new task, and its dynamics."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from avalanche_ntk.recorder.probes import ProbeSpec
 
 @dataclass
 class StaticKernel:
-    """The frozen kernel of one boundary and the outputs that it drives; C outputs, those that the kernel is made of.
+    """The frozen kernel of one boundary and the outputs that it drives; C is the number of the kernel's outputs.
 
     Attributes:
-        learning_rate: η, with heavy-ball momentum taken in.
-        labels: Labels of the M new samples, as places among the outputs.
+        learning_rate: η, including the factor of heavy-ball momentum.
+        labels: Labels of the M new samples, as indices of outputs.
         new_on_new: `Θ(X_new, X_new)` as a matrix, `(M·C, M·C)`, float64.
         old_on_new: `Θ(X_old, X_new)` as a matrix, `(N·C, M·C)`.
         new: Outputs on the new samples after `steps` steps, `(M, C)`.
         old: Outputs on the old task's probe after `steps` steps, `(N, C)`.
-        old_at_boundary: The same before any.
-        epsilon: Relative precision in which the kernel was computed.
+        old_at_boundary: The same before any step.
+        epsilon: Relative precision of the kernel.
         steps: Steps made so far.
     """
 
@@ -42,7 +42,7 @@ class StaticKernel:
         """Take full-batch gradient steps on the cross-entropy in function space, `f ← f − η Θ ∂L/∂f`.
 
         Args:
-            steps: How many there are to have been made in all.
+            steps: Total number of steps to reach.
         """
         while self.steps < steps:
             gradient = self.new.softmax(dim=1)
@@ -60,7 +60,7 @@ def frozen_kernel(moment: Moment, size: int, seed: int) -> StaticKernel | str:
     Args:
         moment: The boundary.
         size: Samples of the new task's training data.
-        seed: Seed of their choice.
+        seed: Seed for choosing them.
 
     Returns:
         The kernel, or the reason why there is none.
@@ -72,15 +72,12 @@ def frozen_kernel(moment: Moment, size: int, seed: int) -> StaticKernel | str:
     spec = ProbeSpec(size=min(size, len(moment.dataset)), balance=balance, seed=seed, name="new_task")
     new = spec.choose(moment.dataset, moment.read)
     if not new.has_classes:
-        return f"{NO_CLASSES}, and the forecast is one of training with the cross-entropy"
+        return f"{NO_CLASSES}, and the forecast assumes training with the cross-entropy"
     new = new.to(next(moment.model.parameters()).device)
     f_new = moment.kept_outputs(moment.outputs(new)).double()
     labels = places(new.y.to(f_new.device), moment)
     if labels is None:
-        return (
-            "the new task's classes are not among the outputs that the kernel is made of "
-            "(NTKPlugin(outputs='all') measures them)"
-        )
+        return "the new task's classes are not among the kernel's outputs (NTKPlugin(outputs='all') measures them)"
     f_old = moment.kept_outputs(moment.outputs(moment.probe)).double()
     own = moment.ntk(new, reduction="full")
     return StaticKernel(
@@ -96,7 +93,7 @@ def frozen_kernel(moment: Moment, size: int, seed: int) -> StaticKernel | str:
 
 
 def places(labels: Tensor, moment: Moment) -> Tensor | None:
-    """Return where labels stand among the outputs that the kernel is made of; None where one does not."""
+    """Return labels as indices of the kernel's outputs; None if one is not among them."""
     kept = moment.options.get("outputs")
     if kept is None:
         return labels
@@ -107,16 +104,16 @@ def places(labels: Tensor, moment: Moment) -> Tensor | None:
 
 
 def as_matrix(theta: Tensor) -> Tensor:
-    """Return a full kernel `(N, M, C, C)` as the matrix `(N·C, M·C)` in float64: a step is one product with it."""
+    """Return a full kernel `(N, M, C, C)` as the matrix `(N·C, M·C)` in float64, so that a step is one product."""
     return theta.double().transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _step_size(optimizer: object) -> float | str:
-    """Return the step size that SGD settles to; heavy-ball momentum μ multiplies it by 1/(1 − μ)."""
+    """Return SGD's asymptotic step size; heavy-ball momentum μ multiplies it by 1/(1 − μ)."""
     if not isinstance(optimizer, torch.optim.SGD):
-        return f"the forecast knows the steps of torch.optim.SGD only; the strategy has {type(optimizer).__name__}"
+        return f"the forecast supports torch.optim.SGD only; the strategy has {type(optimizer).__name__}"
     rates = {(float(g["lr"]), float(g["momentum"])) for g in optimizer.param_groups}
     if len(rates) != 1:
-        return "the forecast knows one step size only; the optimizer has groups with different ones"
+        return "the forecast supports a single step size; the optimizer has groups with different ones"
     ((rate, momentum),) = rates
     return rate / (1 - momentum)

@@ -1,4 +1,4 @@
-"""The table of metrics in `docs/metrics.md`, made from the observables' own declarations.
+"""The table of metrics in `docs/metrics.md`, made from the observables' declarations.
 
 Run `python -m avalanche_ntk.observables.table docs/metrics.md` after a change of a declaration.
 """
@@ -17,7 +17,7 @@ END = "<!-- end of metrics -->"
 
 
 def own_families() -> dict[str, Family]:
-    """Return the families of this package, without those that a user registered."""
+    """Return the families of this package, without those registered by users."""
     return {
         f: x
         for f, x in families().items()
@@ -26,7 +26,7 @@ def own_families() -> dict[str, Family]:
 
 
 def markdown() -> str:
-    """Return the table, a row a number or image, of this package's families."""
+    """Return the table of this package's families, one row per number or image."""
     rows = ["| flag | on by default | tag | column | unit | when |", "|---|---|---|---|---|---|"]
     for family in own_families().values():
         first = (f"`{family.flag}`", "yes" if family.on else "no")
@@ -47,7 +47,7 @@ def _row(*cells: str) -> str:
 
 
 def replaced(page: str) -> str:
-    """Return a page with the table as it is now between its two marks.
+    """Return a page with the current table between its two marks.
 
     Args:
         page: Text of the page.

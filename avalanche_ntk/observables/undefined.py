@@ -1,4 +1,4 @@
-"""A number, or the reason why there is none."""
+"""Numbers, or the reasons why they are undefined."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def value_or_reason(found: Observation, column: str, compute: Callable[..., floa
     Args:
         found: The observation.
         column: Name of the number.
-        compute: Returns the number, or the reason as text; a measure's own warning is taken as the reason too.
+        compute: Returns the number, or the reason as text; a measure's warning also counts as the reason.
         arguments: Given to `compute`.
     """
 
@@ -31,12 +31,12 @@ def value_or_reason(found: Observation, column: str, compute: Callable[..., floa
 def values_or_reason(
     found: Observation, columns: Sequence[str], compute: Callable[..., Sequence[float] | str], *arguments: Any
 ) -> None:
-    """Put several numbers of one computation into an observation, or the reason why they are undefined.
+    """Put several numbers of one computation into an observation, or their reason for being undefined.
 
     Args:
         found: The observation.
         columns: Names of the numbers.
-        compute: Returns the numbers, or the reason as text; a measure's own warning is taken as the reason too.
+        compute: Returns the numbers, or the reason as text; a measure's warning also counts as the reason.
         arguments: Given to `compute`.
     """
     with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""What single units of every layer do on a probe, and what gradient reaches them, seen on a copy of the model."""
+"""Activations and gradients of single units of every layer on a probe, from a copy of the model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from avalanche_ntk.kernels.support import Batch, measuring
 
 @dataclass
 class Units:
-    """Units by the name of the weighted layer that reads them (activations) or makes them (gradients).
+    """Units by name of the weighted layer that reads them (activations) or outputs them (gradients).
 
     Attributes:
-        activity: `|h|`, mean over a sample's positions, `(N, D)`, of what each layer but the first reads.
+        activity: `|h|`, mean over a sample's positions, `(N, D)`, of the input of each layer but the first.
         gradients: Largest `|∂L_n/∂a|` over a sample's positions, `(N, D)`, a the output of each layer but the last.
         gradient_norm: `‖∇ 1/N Σ L_n‖` over the trained parameters.
         weight_norm: Norm of the trained parameters.
@@ -31,15 +31,15 @@ class Units:
 
 
 def look_at_units(model: nn.Module, batch: Batch, loss: Callable[[Any], Tensor] | None) -> Units:
-    """Run a copy of a model once, in eval mode, and look at each layer with a weight of two or more dimensions.
+    """Run a copy of a model once, in eval mode, and record each layer with a weight of two or more dimensions.
 
     Args:
-        model: A copy of the model that nobody else has.
+        model: A copy of the model, used only here.
         batch: N samples.
-        loss: From the model's outputs to the sum over samples of their losses; None for no gradients.
+        loss: Maps the model's outputs to the sum of the samples' losses; None for no gradients.
 
     Returns:
-        What was seen. A layer whose input or output has not the samples in dimension 0 is left out.
+        The units. Layers whose input or output does not have the samples in dimension 0 are omitted.
     """
     calls: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 

@@ -1,6 +1,6 @@
-"""Measuring while a model trains, whatever trains it: probes, schedule, trajectory, run folder.
+"""Measure while a model trains, in any training loop: probes, schedule, trajectory, run folder.
 
-Nothing here imports Avalanche. `NTKRecorder` is imported when it is first used: readers of run folders need no torch.
+Nothing here imports Avalanche. `NTKRecorder` is imported on first use, so reading run folders needs no torch.
 """
 
 from __future__ import annotations

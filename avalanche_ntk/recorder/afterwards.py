@@ -1,4 +1,4 @@
-"""A trajectory from finished checkpoints: measured afterwards, as it would have been while they were trained."""
+"""Trajectories measured after training, from saved checkpoints."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _KEPT = "outputs_of_probe"
 
 @dataclass(frozen=True)
 class Moment:
-    """A checkpoint and the moment of training that it stands for.
+    """A checkpoint and its moment of training.
 
     Attributes:
         path: The file.
         clock: When it was saved.
-        iterations_per_epoch: Iterations of an epoch; None when not known.
+        iterations_per_epoch: Iterations of an epoch; None if unknown.
     """
 
     path: Path
@@ -48,10 +48,10 @@ class Moment:
 
 
 class Pool(Protocol):
-    """What calls functions elsewhere: an executor of `concurrent.futures`, or of submitit."""
+    """An executor of `concurrent.futures` or of submitit."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
-        """Begin a call; what is returned has `result()`, which waits, and `cancel()`."""
+        """Start a call; return a future with `result()`, which waits, and `cancel()`."""
 
 
 def measure_checkpoints(
@@ -73,35 +73,35 @@ def measure_checkpoints(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Trajectory:
-    """Measure the kernel of a probe at each of some checkpoints, and write a run folder as training would have.
+    """Measure the kernel of a probe at each checkpoint, and write a run folder as during training.
 
-    Which moment a file stands for is, in this order: the clock in it (files of `NTKPlugin(snapshots=True)`), its line
-    in `table`, its name. Within a task, the first checkpoint is its start and the last its end. A task begins where the
-    one before ended: unless it has a checkpoint of its own at that iteration, its start is measured with the last
-    checkpoint of the task before.
+    The moment of a file is taken from, in this order, the clock in it (files of `NTKPlugin(snapshots=True)`), its line
+    in `table`, or its name. Within a task, the first checkpoint is the start and the last is the end. A task begins
+    where the previous one ended: without a checkpoint at that iteration, its start is measured with the previous task's
+    last checkpoint.
 
-    A run that is in `out` already is gone on with where it stopped, also after a kill.
+    A run that already exists in `out` is continued where it stopped, also after a kill.
 
     Args:
         checkpoints: Files, or patterns of a shell, in any order.
-        make_model: Makes the model that the weights fit. With several jobs it must be a function of a module.
-        probe: What to measure on.
+        make_model: Constructs the model for the weights. With several jobs it must be a module-level function.
+        probe: The probe.
         out: The run folder.
         boundaries: Iterations at which a new task begins, each of which needs a checkpoint.
-        pattern: Regular expression that is searched in a file's name, with a group `iteration` and perhaps `task`; by
+        pattern: Regular expression searched in a file's name, with a group `iteration` and optionally `task`; by
             default the last number of the name.
-        table: CSV file with the columns `file`, `iteration` and perhaps `task`, in the place of the pattern.
+        table: CSV file with the columns `file`, `iteration` and optionally `task`, instead of the pattern.
         iterations_per_epoch: Iterations of an epoch, for velocities per epoch.
-        prefix: What the keys begin with that the model's do not, see `read_state`.
+        prefix: Prefix of the file's keys that the model's keys lack, see `read_state`.
         device: Device.
-        observe: What else to measure; nothing of which there is no trace in a checkpoint, as the optimizer's.
-        jobs: Checkpoints measured at a time; when None one on this machine, and with a pool all of them. Observables
-            need the order of the checkpoints, and one job.
-        pool: Where they are measured: an executor of submitit, for a cluster, or of `concurrent.futures`. This process
-            only writes the run folder, and needs no such device; `make_model` must be a function of a module.
-        overwrite: Whether a run in `out` is begun anew.
-        progress: Told the number of checkpoints measured and that of all, after each.
-        **options: Those of the kernel: `reduction`, `n_projections`, `outputs`, `params`, `output_selector`, `dtype`,
+        observe: Observables to measure; only those that need nothing beyond a checkpoint (such as the optimizer).
+        jobs: Checkpoints measured in parallel; None for one on this machine and for all of them in a pool. Observables
+            need the checkpoints in order, so one job.
+        pool: Executor that runs the measurements, of submitit (for a cluster) or `concurrent.futures`. This process
+            only writes the run folder and needs no such device; `make_model` must be a module-level function.
+        overwrite: Whether to replace a run in `out`.
+        progress: Called after each checkpoint with the number measured and the total.
+        **options: Options of the kernel: `reduction`, `n_projections`, `outputs`, `params`, `output_selector`, `dtype`,
             `memory_budget`, `checks`, `hooks`, `spot_check_every`, see `NTKRecorder`.
 
     Returns:
@@ -126,7 +126,7 @@ def measure_checkpoints(
     for observable in observe:
         measurer.request(observable)
     probe = probe.to(device) if pool is None else probe  # a login node of a cluster has no such device
-    if pool is None and jobs == 1:  # one model, whose kernel is planned once, takes all weights in turn
+    if pool is None and jobs == 1:  # one model, planned once, loads all weights in turn
         make_model = cache(make_model)
     measure = partial(_measure, make_model, probe, measurer, prefix, device)
     trajectory = _open(out, probe, measurer, moments, overwrite, make_model, device)
@@ -172,7 +172,7 @@ def _all(
     pool: Pool | None,
     measurer: Measurer,
 ) -> Iterator[tuple[Moment, Measured]]:
-    """Measure what is left, in order; the first by itself, since it says which outputs the kernel is made of."""
+    """Measure the remaining checkpoints in order; the first one alone, since it fixes the outputs of the kernel."""
     left = list(enumerate(moments))[done:]
     alone = len(left) if pool is None and jobs == 1 else 0 if done else 1
     for numbered in left[:alone]:
@@ -182,7 +182,7 @@ def _all(
     rest = left[alone:]
     if not rest:
         return
-    if pool is None:  # it takes no more calls at a time than it has processes
+    if pool is None:  # submit no more calls at a time than there are processes
         with ProcessPoolExecutor(min(jobs, len(rest)), mp_context=get_context("spawn")) as own:
             yield from _in_order(own, measure, rest, len(rest))
     else:
@@ -195,7 +195,7 @@ def _in_order(
     left: Sequence[tuple[int, Moment]],
     jobs: int,
 ) -> Iterator[tuple[Moment, Measured]]:
-    """Measure in a pool, so many at a time; calls whose result nobody will want are cancelled."""
+    """Measure in a pool, a limited number at a time; calls that are no longer needed are cancelled."""
     waiting: deque[tuple[Moment, Any]] = deque()
     try:
         for numbered in left:
@@ -210,7 +210,7 @@ def _in_order(
 
 
 def _oldest(waiting: deque[tuple[Moment, Any]]) -> tuple[Moment, Measured]:
-    moment, call = waiting[0]  # it stays among those that are cancelled until its result is there
+    moment, call = waiting[0]  # stays in the list, to be cancelled after an error, until its result has arrived
     measured, _ = call.result()
     waiting.popleft()
     return moment, measured
@@ -224,7 +224,7 @@ def _add(trajectory: Trajectory, moment: Moment, measured: Measured) -> None:
 
 
 def _close_tasks(trajectory: Trajectory, measured: Sequence[Moment]) -> None:
-    """Compute the reactivation of every task that has ended and has none yet."""
+    """Compute the reactivation of every ended task that has none yet."""
     for moment in measured:
         experience = moment.clock.experience
         if moment.clock.event == "experience_end" and experience not in trajectory.reactivations:
@@ -266,8 +266,8 @@ def _open(
         for key in ("checkpoints", "reduction", "outputs", "params", "observables", "dtype"):
             if folder.meta.get(key) != meta[key]:
                 raise ArgumentError(
-                    f"the run in {out} cannot be gone on with: {key} differ from those with which it began. Give the "
-                    "same ones, or overwrite=True (--overwrite) to begin anew."
+                    f"the run in {out} cannot be continued: {key} differ from those with which it began. Give the "
+                    "same ones, or overwrite=True (--overwrite) to start again."
                 )
         return Trajectory.load(folder, probe.name)
     except BaseException:
@@ -286,7 +286,7 @@ def moments_of(
     table: str | PathLike[str] | None = None,
     iterations_per_epoch: int | None = None,
 ) -> list[Moment]:
-    """Return the moments of some checkpoints in the order of training; arguments as of `measure_checkpoints`.
+    """Return the moments of checkpoints in the order of training; arguments as for `measure_checkpoints`.
 
     Returns:
         A moment for each measurement.
@@ -362,18 +362,18 @@ def _numbered(given: Mapping[Path, tuple[int, int | None]], boundaries: Sequence
 def _in_tasks(
     found: Sequence[tuple[int, int, Path]], boundaries: Sequence[int], iterations_per_epoch: int | None
 ) -> list[Moment]:
-    """Give each task a start and an end."""
+    """Assign each task a start and an end."""
     moments: list[Moment] = []
     begin = 0
     for number, task in enumerate(sorted({task for task, _, _ in found})):
         files = [(iteration, path) for t, iteration, path in found if t == task]
-        if moments and files[0][0] != moments[-1].clock.iteration:  # it began with what the one before had learnt
+        if moments and files[0][0] != moments[-1].clock.iteration:  # it began with the previous task's weights
             files.insert(0, (moments[-1].clock.iteration, moments[-1].path))
         begin = files[0][0] if number else 0
         for at, (iteration, path) in enumerate(files):
             event = "experience_start" if not at else "experience_end" if at == len(files) - 1 else "iteration"
             clock = TrainingClock(event, iteration, number, iteration - begin, 0, 0, iteration)
             moments.append(Moment(path, clock, iterations_per_epoch))
-        if len(files) == 1:  # a task of one moment begins and ends there
+        if len(files) == 1:  # a task with one checkpoint begins and ends there
             moments.append(replace(moments[-1], clock=replace(moments[-1].clock, event="experience_end")))
     return moments

@@ -1,4 +1,4 @@
-"""What a trajectory shows at the boundary with which an experience began."""
+"""Reactivation at the boundary at which an experience begins."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from avalanche_ntk.recorder.frames import COUNT_OR_NONE, TEXT, TRUTH_OR_NONE
 from avalanche_ntk.recorder.measurement import Measurement
 
 _PEAK_WINDOW = 3
-_NEW = "nothing was measured before it since the model was exchanged or reinitialised"
-# How far an interval may be from the one that is asked for.
+_NEW = "there is no earlier measurement since the model was replaced or reinitialised"
+# Tolerance between an interval and the requested one.
 _TOLERANCE = 1.5
-# What depends on the interval that a velocity is taken over.
+# Fields that depend on the interval of a velocity.
 _FROM_VELOCITIES = (
     *(
         "base",
@@ -39,7 +39,7 @@ _FROM_VELOCITIES = (
 
 
 class Series(Protocol):
-    """What a boundary is seen in: the measurements of one probe."""
+    """The measurements of one probe."""
 
     measurements: list[Measurement]
     reactivations: dict[int, measures.Reactivation]
@@ -53,14 +53,14 @@ class Series(Protocol):
         """Precision of the kernels."""
 
     def kernel(self, index: int) -> np.ndarray:
-        """Return a stored kernel; RunFolderError when it was not kept."""
+        """Return a stored kernel; raise RunFolderError if it was not kept."""
 
 
 def reactivation_types(number: str) -> dict[str, str]:
     """Return the columns of `reactivation_row`, for `frames.make_frame`.
 
     Args:
-        number: Type of its numbers.
+        number: Type of the numbers.
 
     Returns:
         Type of each column.
@@ -73,7 +73,7 @@ def reactivation_types(number: str) -> dict[str, str]:
 
 
 def reactivation_row(found: measures.Reactivation) -> dict[str, Any]:
-    """Return a reactivation as a row of a table: each field in a column of its own."""
+    """Return a reactivation as a row of a table, one column per field."""
     values = found.as_dict()
     del values["reasons"]
     before, after = values.pop("cadence") or (None, None)
@@ -81,11 +81,11 @@ def reactivation_row(found: measures.Reactivation) -> dict[str, Any]:
 
 
 def reactivation_at(trajectory: Series, experience: int) -> measures.Reactivation | None:
-    """Compute the reactivation at the boundary with which an experience began.
+    """Compute the reactivation at the boundary at which an experience began.
 
-    A velocity depends on the interval that it is taken over (a distance grows quadratically along a straight path).
-    Where the schedule is denser after the boundary than before, the velocities after it are therefore taken from the
-    stored kernels over the interval of those before, and the onset velocity of the first experience too.
+    A velocity depends on the interval that it is taken over (a distance grows quadratically along a straight path). If
+    the schedule is denser after the boundary than before, the velocities after it are recomputed from the stored
+    kernels over the interval used before it. The same holds for the onset velocity of the first experience.
 
     Args:
         trajectory: The series.
@@ -134,7 +134,7 @@ def _measure(
     onset: float | None,
     after: Sequence[tuple[int, float | None]] | None = None,
 ) -> measures.Reactivation:
-    """Give the series to the measure; `after` stands for the velocities from the boundary on."""
+    """Pass the series to the measure; `after` replaces the velocities from the boundary on."""
     points = [(m.clock.iteration, m.values.get("velocity_per_iteration")) for m in earlier]
     dense = after is None
     points += [(m.clock.iteration, m.values.get("velocity_per_iteration")) for m in mine] if after is None else after
@@ -157,11 +157,11 @@ def _measure(
 def _at_interval(
     trajectory: Series, measurements: Sequence[Measurement], interval: float
 ) -> list[tuple[int, float | None]]:
-    """Take velocities over intervals of about the given length, from the stored kernels.
+    """Compute velocities over intervals of about the given length from the stored kernels.
 
-    The first point is the boundary itself, without a velocity. It ends where measurements are sparser than that, or
-    where a kernel was not kept.
-    """  # noqa: DOC201  (what is returned stands in the first line)
+    The first point is the boundary itself, without a velocity. The series ends where measurements are sparser than that
+    or a kernel was not kept.
+    """  # noqa: DOC201  (the first line says what is returned)
     points: list[tuple[int, float | None]] = [(measurements[0].clock.iteration, None)]
     here = measurements[0]
     try:

@@ -1,4 +1,4 @@
-"""Where in a training run a measurement was taken."""
+"""Training time of a measurement."""
 
 import operator
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from avalanche_ntk.errors import ArgumentError, unknown_name
 
 EVENTS = ("experience_start", "iteration", "epoch_end", "experience_end")
-"""The moments at which a measurement can be asked for, in the order in which an experience meets them."""
+"""The moments at which a measurement can be taken, in their order within an experience."""
 
 BOUNDARY_EVENTS = frozenset({"experience_start", "experience_end"})
 """The moments at which every schedule measures."""
@@ -15,7 +15,7 @@ BOUNDARY_EVENTS = frozenset({"experience_start", "experience_end"})
 
 @dataclass(frozen=True)
 class TrainingClock:
-    """The training time of one moment of a run: counts of things done, never wall-clock time.
+    """The training time of one moment of a run, in counts; never wall-clock time.
 
     Attributes:
         event: What has just happened, one of `EVENTS`.
@@ -24,12 +24,12 @@ class TrainingClock:
         exp_iteration: Training iterations completed since this experience's start.
         epoch: Epochs completed in the whole run.
         exp_epoch: Epochs completed since this experience's start.
-        optimizer_step: Optimizer steps that really happened in the whole run (fewer than `iteration` under
-            gradient accumulation, more with several steps a minibatch).
-        task_label: The experience's task label; None where it has several or none.
+        optimizer_step: Optimizer steps made in the whole run (fewer than `iteration` under gradient accumulation, more
+            with several steps per minibatch).
+        task_label: The experience's task label; None if it has several or none.
 
     Raises:
-        ArgumentError: An unknown event, a count that is no integer or is negative, or a count since the experience's
+        ArgumentError: An unknown event, a count that is negative or not an integer, or a count since the experience's
             start that is larger than that of the whole run.
 
     Example:
@@ -54,7 +54,7 @@ class TrainingClock:
         if self.event not in EVENTS:
             raise unknown_name("clock event", self.event, EVENTS)
         for name in ("iteration", "experience", "exp_iteration", "epoch", "exp_epoch", "optimizer_step"):
-            # Plain ints are stored, so that a numpy count becomes JSON and compares like any other.
+            # Store plain ints, so that numpy counts can be written as JSON.
             object.__setattr__(self, name, _count(name, getattr(self, name)))
         if self.task_label is not None:
             object.__setattr__(self, "task_label", _count("task_label", self.task_label, " or None"))
@@ -77,7 +77,7 @@ class TrainingClock:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "TrainingClock":
-        """Return the clock whose fields are in `data`, as `as_dict` gave them.
+        """Return the clock with the fields in `data`, as made by `as_dict`.
 
         Args:
             data: Every field by name (`task_label` may be absent). Further keys are ignored, so that a later version
@@ -87,7 +87,7 @@ class TrainingClock:
             The validated clock.
 
         Raises:
-            ArgumentError: `data` is no mapping, lacks a field, or holds a value that a clock cannot have.
+            ArgumentError: `data` is not a mapping, lacks a field, or holds an invalid value.
         """
         if not isinstance(data, Mapping):
             raise ArgumentError(f"clock: expected a mapping of its fields, found {type(data).__name__}.")

@@ -1,4 +1,4 @@
-"""What measuring costs: the share of a run's time that it will take, from the seconds of what is done once."""
+"""Prediction of the share of a run's time that measuring takes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.schedule import Schedule
 
 SPARSER = ("around_boundaries:2,5", "boundaries_only", "share_of_training:0.05")
-"""Schedules that are proposed where measuring takes too much time."""
+"""Schedules to suggest when measuring takes too much time."""
 
 PROJECTIONS = 8
-"""Sign vectors of the `projected` kernel that is proposed."""
+"""Sign vectors of the `projected` kernel that is suggested."""
 
-# A share is a ratio: a network of a few thousand weights has steps of a millisecond, and spends most of the time in
-# measuring without anybody minding. So what is spent on a task must be worth a sentence by itself too.
+# A share alone is not enough: a network of a few thousand weights has steps of a millisecond, and a large share of that
+# is still little time. So the seconds spent on a task must also exceed a threshold.
 _SHARE, _SECONDS = 0.20, 10.0
-_MEASUREMENTS, _ITERATIONS = 3, 10  # from which on there is something to predict from
+_MEASUREMENTS, _ITERATIONS = 3, 10  # the least that a prediction needs
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """How outputs are combined in a kernel, which decides how many backward passes it needs.
+    """The reduction of a kernel over outputs, which determines its number of backward passes.
 
     Attributes:
         name: "trace", "sum_logits" or "projected".
@@ -42,15 +42,15 @@ class Reduction:
 
     @property
     def passes(self) -> int:
-        """Backward passes for each sample: one for each combination of outputs."""
+        """Backward passes per sample: one per combination of outputs."""
         return {"trace": self.n_outputs, "projected": self.n_projections or PROJECTIONS}.get(self.name, 1)
 
     def seconds_as(self, other: Reduction, seconds: float) -> float:
-        """Return about how long a measurement takes with another reduction.
+        """Estimate the duration of a measurement with another reduction.
 
-        This is a guess. It rests on the number of passes alone, a forward pass and one backward pass for each
-        combination of outputs, and takes all of a measurement's time to go with it. Contractions, observables and
-        eigenvalues do not, so that small networks gain less than it says.
+        The estimate scales all of the time with the number of passes: a forward pass and one backward pass per
+        combination of outputs. Contractions, observables and eigenvalues do not scale like that, so small networks gain
+        less than it says.
 
         Args:
             other: The other reduction.
@@ -59,13 +59,13 @@ class Reduction:
         Returns:
             The seconds.
 
-        >>> Reduction("trace", 9).seconds_as(Reduction("sum_logits", 9), 5.0)  # 2 passes in the place of 10
+        >>> Reduction("trace", 9).seconds_as(Reduction("sum_logits", 9), 5.0)  # 2 passes instead of 10
         1.0
         """
         return seconds * (1 + other.passes) / (1 + self.passes)
 
     def cheaper(self, seconds: float) -> list[tuple[Reduction, float]]:
-        """Return the reductions with fewer passes, and about how long a measurement takes with each.
+        """Return the reductions with fewer passes, each with the estimated duration of a measurement.
 
         Args:
             seconds: Seconds of a measurement with this one.
@@ -76,10 +76,10 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a task costs.
+    """Cost of a task.
 
     Attributes:
-        measurements: How often it is measured.
+        measurements: Number of measurements.
         measuring_seconds: Seconds of measuring.
         training_seconds: Seconds of training.
     """
@@ -97,7 +97,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Task:
-    """How long a task is, and what is done once in it takes; a run is taken for a row of such tasks.
+    """Length of a task and the durations of a step and a measurement; a run is assumed to be a sequence of such tasks.
 
     Attributes:
         epochs: Its epochs.
@@ -112,10 +112,10 @@ class Task:
     measurement_seconds: float
 
     def cost(self, schedule: Schedule) -> Cost:
-        """Return what the task costs with a schedule: a fresh copy is asked at each moment, as a recorder asks it.
+        """Return the cost of the task with a schedule, by replaying a fresh copy of it.
 
         Args:
-            schedule: The schedule, which is left as it is.
+            schedule: The schedule; it is not modified.
 
         Returns:
             The cost.
@@ -127,7 +127,7 @@ class Task:
 
         def ask(event: str, iteration: int, epoch: int) -> None:
             moment = TrainingClock(event, iteration, 0, iteration, epoch, epoch, iteration)
-            # An epoch's end is not measured a second time at one iteration.
+            # An epoch's end is not measured again at the same iteration.
             twice = event == "epoch_end" and measured[-1:] == [iteration]
             if schedule.due(moment) and not twice:
                 measured.append(iteration)
@@ -145,7 +145,7 @@ class Task:
 
 
 class CostWatch:
-    """Looks at the first measurements of a run, and says once what they will cost where that is much."""
+    """Predicts the cost of measuring from the first measurements of a run, and warns once if it is high."""
 
     def __init__(self) -> None:
         self._moments: list[tuple[int, float, float]] = []  # iteration, seconds of training until then, of measuring
@@ -161,24 +161,24 @@ class CostWatch:
         epochs: int | None,
         iterations_per_epoch: int | None,
     ) -> str | None:
-        """Take note of a moment that was measured, and predict what the run costs when enough is known.
+        """Register a measured moment, and predict the run's cost once enough is known.
 
         Args:
-            clock: When it was.
-            training_seconds: Seconds of training of the whole run until then, the device waited for.
+            clock: The moment.
+            training_seconds: Seconds of training of the whole run until then, with the device synchronised.
             measuring_seconds: Seconds that it took to measure all probes.
             schedule: The schedule.
-            reduction: The reduction; None where the number of outputs is not known.
-            epochs: Epochs of the task; None when not known.
-            iterations_per_epoch: Iterations of an epoch; None when not known.
+            reduction: The reduction; None if the number of outputs is unknown.
+            epochs: Epochs of the task; None if unknown.
+            iterations_per_epoch: Iterations of an epoch; None if unknown.
 
         Returns:
-            A warning, at most once; None where the cost is small, or not known yet.
+            A warning, at most once; None if the cost is low or not known yet.
         """
         if self._decided:
             return None
         self._moments.append((clock.iteration, training_seconds, measuring_seconds))
-        if clock.event == "experience_end":  # now its length is known, whoever trains
+        if clock.event == "experience_end":  # the task's length is known now
             epochs = max(1, clock.exp_epoch)
             iterations_per_epoch = clock.exp_iteration // epochs
             if not iterations_per_epoch:  # nothing was trained
@@ -193,11 +193,11 @@ class CostWatch:
     def _seconds(self) -> tuple[float, float]:
         """Return the seconds of an iteration and of a measurement."""
         (first, *_), (last, *_) = self._moments[0], self._moments[-1]
-        # The first iterations warm up, and are left out where a measurement stands between them and most of the others.
+        # The first iterations warm up; leave them out if a measurement separates them from most of the others.
         later = (m for m in self._moments if m[0] > first and 2 * m[0] <= first + last)
         begin, trained, _ = next(later, self._moments[0])
         iteration = (self._moments[-1][1] - trained) / (last - begin)
-        # The first measurement makes the plan and compares with the oracle.
+        # The first measurement also makes the plan and runs the spot check.
         return iteration, median(seconds for *_, seconds in self._moments[1:])
 
 
@@ -216,12 +216,12 @@ def _warning(task: Task, schedule: Schedule, reduction: Reduction | None) -> str
         f"{written(task.measurement_seconds)} s, a training iteration {written(task.iteration_seconds)} s, and "
         f"{schedule.describe()} measures {found.measurements} times in a task of "
         f"{task.epochs * task.iterations_per_epoch} iterations. What takes less: "
-        f"{'; '.join([*remedies, 'a smaller probe'])}. (Told once.)"
+        f"{'; '.join([*remedies, 'a smaller probe'])}. (Warned once.)"
     )
 
 
 def percent(share: float) -> str:
-    """Return a share as a person reads it.
+    """Return a share as a percentage for messages.
 
     >>> percent(0.314), percent(0.004), percent(0.0)
     ('31 %', '0.4 %', '0 %')
@@ -230,8 +230,8 @@ def percent(share: float) -> str:
 
 
 def _fresh(schedule: Schedule) -> Schedule:
-    """Return a schedule that has seen nothing yet."""
+    """Return a copy of a schedule in its initial state."""
     try:
         return Schedule.from_name(schedule.describe())
-    except ArgumentError:  # a schedule of one's own, which no name stands for
+    except ArgumentError:  # a user-defined schedule, which has no name
         return copy.deepcopy(schedule)

@@ -1,4 +1,4 @@
-"""What is found beside a kernel: one number that fails is absent with its reason, and takes nothing else with it."""
+"""Results of a measurement beside the kernel; a number that fails is absent, with its reason, and affects no other."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 @dataclass
 class Extras(Observation):
-    """What was found beside one kernel, and what failed meanwhile.
+    """Results beside one kernel, and failures.
 
     Attributes:
         notes: Sentences for the record.
-        trust: What a check of the kernel found.
-        errors: What was asked for in vain, and why.
+        trust: Results of checks of the kernel.
+        errors: Failed computations and their reasons.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Extras(Observation):
     errors: list[tuple[str, Exception]] = field(default_factory=list)
 
     def attempt(self, name: str, compute: Callable[[], T]) -> T | None:
-        """Return what `compute` returns; None when it fails, which is then the reason why `name` is absent."""
+        """Return the result of `compute`; if it fails, return None and record the reason under `name`."""
         try:
             return compute()
         except Exception as error:  # noqa: BLE001  (told, and no reason to lose the kernel)
@@ -38,15 +38,15 @@ class Extras(Observation):
             return None
 
     def take(self, seen: Any, samples: int) -> None:
-        """Add what an observable found, all of it or nothing.
+        """Add an observable's results, all of them or none.
 
         Args:
             seen: An `Observation`.
             samples: N, the number of samples of its kernels.
 
         Raises:
-            TypeError: It is no `Observation`, or has a value that is no number.
-            ValueError: A kernel is no matrix of N by N numbers.
+            TypeError: It is not an `Observation`, or has a value that is not a number.
+            ValueError: A kernel is not an N by N matrix of numbers.
         """
         if not isinstance(seen, Observation):
             raise TypeError(f"observe must return an Observation, found {type(seen).__name__}")

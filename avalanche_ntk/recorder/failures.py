@@ -1,4 +1,4 @@
-"""What happens when a measurement fails, or a number is undefined: told once, and training goes on."""
+"""Handling of failed measurements and undefined numbers: warn once and continue training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from avalanche_ntk.observables import families
 from avalanche_ntk.recorder.trajectory import Measurement
 
 ON_ERROR = ("warn", "raise")
-# Reasons of undefined numbers that belong to the ordinary course of a run.
+# Reasons for undefined numbers that are normal in a run.
 _ORDINARY = frozenset({"the outputs have not moved since the boundary"})
 
 
 class Failures:
-    """Warns of each kind of failure once, or raises.
+    """Warns once per kind of failure, or raises.
 
     Args:
         on_error: "warn" or "raise".
 
     Raises:
-        unknown_name: It is neither (an `ArgumentError`).
+        unknown_name: `on_error` is neither (an `ArgumentError`).
     """
 
     def __init__(self, on_error: str) -> None:
@@ -33,10 +33,10 @@ class Failures:
         self._warned: set[str] = set()
 
     def guarded(self, what: str, iteration: int, action: Callable[[], Any]) -> None:
-        """Run an action of our own that must not end training.
+        """Run an action whose failure must not end training.
 
         Args:
-            what: What it does, for the warning.
+            what: Description of the action, for the warning.
             iteration: When this is.
             action: What to run.
         """
@@ -68,7 +68,7 @@ class Failures:
         )
 
     def tell_undefined(self, measurement: Measurement, probe: str) -> None:
-        """Warn, once for each reason, of numbers that a reader of the curves would miss.
+        """Warn, once per reason, of undefined numbers that a reader of the curves would miss.
 
         Args:
             measurement: What was measured.

@@ -1,4 +1,4 @@
-"""Tables whose columns have the same types whatever is in them, so that those of many runs can be read together."""
+"""Tables with fixed column types, so that those of many runs can be read together."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def make_frame(rows: Iterable[Mapping[str, Any]], types: Mapping[str, str]) -> p
     """Make a table of rows.
 
     Args:
-        rows: The rows: values by column; one that is absent or None is missing.
-        types: The columns in their order, all of them, and the type of each.
+        rows: The rows: values by column; an absent or None value is missing.
+        types: All columns in order, with their types.
 
     Returns:
-        The table, which has these columns of these types also when it has no row, or a column no value.
+        The table; it has these columns and types even if it has no rows or a column has no values.
     """
     import pandas as pd
 
@@ -45,7 +45,7 @@ def make_frame(rows: Iterable[Mapping[str, Any]], types: Mapping[str, str]) -> p
 
 
 def _text(value: object) -> str:
-    # A name of a file need be no text, and neither Parquet nor a string of Arrow takes it.
+    # A file name may not be valid text, which neither Parquet nor Arrow's strings accept.
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""What a recorder sees of whatever trains: a loop of one's own, or another library behind an adapter."""
+"""A recorder's view of what trains: your own loop, or another library through an adapter."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from avalanche_ntk.recorder.samples import Reader, read_samples
 
 @dataclass
 class Host:
-    """A training loop of one's own; adapters to other libraries override what they know better.
+    """A user's own training loop; adapters to other libraries override its methods.
 
     Attributes:
         model: The model that is trained.
-        optimizer: What makes its steps, to be read only; None when nothing is known of it.
-        dataset: What is trained on in this experience, from which a `ProbeSpec` is chosen; None for probes that are
-            given as tensors.
-        iterations_per_epoch: Iterations of an epoch, for velocities per epoch and schedules; None when not known.
-        epochs: Epochs of the experience; None when not known.
-        task_label: The experience's task label; None when it has none.
-        position: The experience's place in the stream; None goes on behind what a run folder holds.
-        name: What trains, for `run.json`.
+        optimizer: The optimizer, read-only; None if unknown.
+        dataset: Training data of this experience, from which a `ProbeSpec` is chosen; None for probes given as tensors.
+        iterations_per_epoch: Iterations of an epoch, for velocities per epoch and schedules; None if unknown.
+        epochs: Epochs of the experience; None if unknown.
+        task_label: The experience's task label; None if it has none.
+        position: The experience's position in the stream; None for the next one after those in the run folder.
+        name: Name of the training method, for `run.json`.
         online: Whether experiences are pieces of tasks.
         multi_task: Whether the model takes task labels.
     """
@@ -46,12 +45,12 @@ class Host:
 
     @property
     def device(self) -> torch.device:
-        """Where probes are measured: the device of the first parameter."""
+        """The device for measurements: that of the first parameter."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     @property
     def measures(self) -> bool:
-        """Whether this process measures and writes; of several that train one model, the first one does."""
+        """Whether this process measures and writes; in distributed training the first process does."""
         parallel = torch.distributed
         return not (parallel.is_available() and parallel.is_initialized()) or parallel.get_rank() == 0
 
@@ -61,23 +60,23 @@ class Host:
         return read_samples
 
     def trained_function(self) -> AbstractContextManager[None]:
-        """Return a context in which the model in eval mode computes the function that is trained."""
+        """Return a context in which the model in eval mode computes the trained function."""
         return nullcontext()
 
     def has_outputs_for(self, probe: Probe) -> bool:
-        """Tell whether the model has outputs for a probe's tasks."""
+        """Return whether the model has outputs for a probe's tasks."""
         return True
 
     def check(self, spec: ProbeSpec | Probe) -> None:
-        """Check, before anything is trained, that a probe can be chosen when its time comes."""
+        """Check before training that a probe can be chosen later."""
 
     def specs_now(self, specs: list[ProbeSpec | Probe], number: int, *, earlier: bool) -> list[ProbeSpec | Probe]:
-        """Return the specs, those of each task as those of this one.
+        """Return the specs, with a spec of each task replaced by that of this task.
 
         Args:
-            specs: What is to be watched.
+            specs: The specs or probes to measure.
             number: Number of the experience.
-            earlier: Whether those of the tasks before are wanted too, as for a run that goes on.
+            earlier: Whether to include those of earlier tasks, as for a continued run.
         """
         return [
             replace(spec, from_experience=number)
@@ -87,11 +86,11 @@ class Host:
         ]
 
     def choose(self, spec: ProbeSpec, number: int) -> Probe | None:
-        """Choose a probe, if its time has come.
+        """Choose a probe, if its experience has been reached.
 
         Args:
             spec: Names one experience.
-            number: Number of the present one.
+            number: Number of the present experience.
 
         Returns:
             The probe; None before its experience.
@@ -110,4 +109,4 @@ class Host:
         return spec.choose(self.dataset, self.read)
 
     def check_resumable(self, run_folder: str | PathLike[str]) -> None:
-        """Check that a run can go on with the present experience."""
+        """Check that a run can be continued with the present experience."""

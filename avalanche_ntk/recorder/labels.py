@@ -1,8 +1,8 @@
-"""What a probe's samples are labelled with: classes, or numeric targets.
+"""Labels of a probe's samples: classes or numeric targets.
 
 Classes are whole numbers of shape `(N,)`. Numeric targets are real numbers of shape `(N, K)`: several classes at once
 (multi-hot rows), soft labels, the targets of a regression. The kernel of the labels, `Y Yᵀ`, is defined for both, with
-one-hot rows for classes; what needs classes (accuracy, blocks of classes) is undefined for numeric targets.
+one-hot rows for classes. Quantities that need classes (accuracy, class blocks) are undefined for numeric targets.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ NO_CLASSES = "the labels are numeric targets, not classes"
 
 
 def are_classes(labels: np.ndarray) -> bool:
-    """Return whether labels in their form here are classes; else they are numeric targets."""
+    """Return whether labels made by `in_form` are classes; otherwise they are numeric targets."""
     return labels.ndim == 1
 
 
 def in_form(values: np.ndarray) -> np.ndarray:
     """Return labels as classes, int64 `(N,)`, or numeric targets, float64 `(N, K)`.
 
-    The type decides. Whole numbers (and booleans) of shape `(N,)` or `(N, 1)` are classes. Floating-point numbers are
-    numeric targets, of shape `(N,)` the same as `(N, 1)`, also where they happen to be whole. Rows `(N, K)`, K > 1, of
-    zeros and ones are multi-hot: numeric targets of either type. One-hot rows, one 1 in each, are the classes that they
-    stand for.
+    The data type decides. Whole numbers (and booleans) of shape `(N,)` or `(N, 1)` are classes. Floating-point numbers
+    are numeric targets, even if their values are whole; `(N,)` is treated as `(N, 1)`. Rows `(N, K)`, K > 1, of zeros
+    and ones are multi-hot: numeric targets of either type. One-hot rows, with a single 1 each, are converted to
+    classes.
 
     Args:
-        values: One label a sample, samples in dimension 0.
+        values: One label per sample, samples in dimension 0.
 
     Returns:
-        The labels, in memory of their own.
+        The labels, as a copy.
 
     Raises:
-        ProbeError: They are no real numbers, have more than two dimensions, or are rows of class numbers.
+        ProbeError: They are not real numbers, have more than two dimensions, or are rows of class numbers.
     """
     if values.dtype.kind not in "biuf":
         raise ProbeError(
@@ -65,7 +65,7 @@ def in_form(values: np.ndarray) -> np.ndarray:
 
 
 def from_json(stored: Any) -> np.ndarray | None:
-    """Return the labels that a run folder holds; None when they are none.
+    """Return the labels stored in a run folder; None if they are invalid.
 
     >>> from_json([2, 0]), from_json([[0.5, 1.0], [0.0, 2.0]]).shape, from_json(["a"])
     (array([2, 0]), (2, 2), None)
@@ -80,14 +80,14 @@ def from_json(stored: Any) -> np.ndarray | None:
 
 
 def in_order(labels: np.ndarray) -> np.ndarray:
-    """Return the order in which samples are drawn: by class, or by their only target; as they are for several."""
+    """Return the order of samples in figures: by class, or by a single target; unchanged for several targets."""
     if not are_classes(labels) and labels.shape[1] > 1:
         return np.arange(len(labels))
     return np.argsort(labels.reshape(-1), kind="stable")
 
 
 def order_told(labels: np.ndarray) -> str:
-    """Return what an axis along which samples stand in `in_order` shows."""
+    """Return the label of an axis of samples in the order of `in_order`."""
     if are_classes(labels):
         return "class"
     return "sample, by target" if labels.shape[1] == 1 else "sample"

@@ -17,10 +17,10 @@ class Measurement:
     Attributes:
         index: Position in the trajectory, from 0; failures count.
         clock: When it was taken.
-        segment: Grows by one when the model was reinitialised; nothing is compared across segments.
-        values: The numbers, by column name; one that is undefined is absent.
+        segment: Incremented when the model is reinitialised; nothing is compared across segments.
+        values: The numbers, by column name; undefined ones are absent.
         reasons: Why a number is undefined, by column name.
-        notes: What else happened (a head grew, the model was reinitialised).
+        notes: Events (a head grew, the model was reinitialised).
         trust: How the kernel was computed and how far it can be trusted.
         kernel: Path of the kernel inside the run folder, if it was stored.
         failure: Why there are no numbers, or None.
@@ -41,7 +41,7 @@ class Measurement:
             object.__setattr__(self, name, frozen(getattr(self, name)))
 
     def as_record(self, probe: str) -> dict[str, Any]:
-        """Return the line of `measurements.jsonl`."""
+        """Return the record for `measurements.jsonl`."""
         return {
             "kind": "measurement",
             "probe": probe,
@@ -58,7 +58,7 @@ class Measurement:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Measurement:
-        """Read a line of `measurements.jsonl` back."""
+        """Restore a measurement from its record in `measurements.jsonl`."""
         return cls(
             index=record["index"],
             clock=TrainingClock.from_dict(record["clock"]),

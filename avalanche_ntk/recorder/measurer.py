@@ -1,4 +1,4 @@
-"""One measurement: the kernel of a probe now, and what else is looked at beside it."""
+"""One measurement: the present kernel of a probe, and the observables beside it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ REDUCTIONS = ("trace", "sum_logits", "projected")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one measurement found.
+    """The results of one measurement.
 
     Attributes:
         kernel: The kernel, `(N, N)`.
-        view: The same as the measures take it.
+        view: Its view, as the measures take it.
         trust: How it was computed.
-        extras: What was found beside it, and what was not.
+        extras: Results beside it, and failures.
     """
 
     kernel: np.ndarray
@@ -55,14 +55,14 @@ class Measured:
         notes: Sequence[str],
         cost: Mapping[str, float] = {},
     ) -> Measurement:
-        """Add what was found to a series.
+        """Add the results to a series.
 
         Args:
             trajectory: The series.
             clock: When this was.
-            iterations_per_epoch: Iterations in an epoch of the present task; None where it is not known.
+            iterations_per_epoch: Iterations in an epoch of the present task; None if unknown.
             notes: What else happened.
-            cost: What measuring took.
+            cost: Durations of the measurement.
 
         Returns:
             The measurement.
@@ -85,23 +85,23 @@ class Measured:
 
 
 class Measurer:
-    """Measures the kernel of a probe as the options say, and what observables see at the same moment.
+    """Measures the kernel of a probe and the observables at one moment.
 
     Args:
         reduction: "trace", "sum_logits" or "projected", see `empirical_ntk`.
         n_projections: Number of sign vectors, for "projected".
-        outputs: "first" keeps the outputs of the first measurement, "all" takes what there is; or their indices.
+        outputs: "first" keeps the outputs of the first measurement, "all" takes all present ones; or their indices.
         params: Names of the parameters; None for every trainable one.
         output_selector: Picks the `(N, C)` tensor from what the model returns.
         dtype: Precision of the computation; the model's own when None.
         memory_budget: Bytes beyond one forward pass.
-        checks: How often it is asked whether samples are independent, see `empirical_ntk`.
+        checks: How often to check that samples are independent, see `empirical_ntk`.
         hooks: Which hooks of the model are called, see `empirical_ntk`.
-        spot_check_every: Measurements between two comparisons with the slow oracle; 0 for none.
+        spot_check_every: Measurements between two comparisons with the reference implementation; 0 for none.
 
     Attributes:
-        observables: What else is measured.
-        outputs_seen: The outputs that each probe's kernel is made of, by probe name.
+        observables: The observables to measure.
+        outputs_seen: The outputs used in each probe's kernel, by probe name.
         parameters_seen: Shapes of the trainable parameters at each probe's last measurement.
 
     Raises:
@@ -145,7 +145,7 @@ class Measurer:
         self.parameters_seen: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def describe(self) -> dict[str, Any]:
-        """Return what a run's description says of how it was measured."""
+        """Return the settings of the measurements, for a run's description."""
         found = {
             "reduction": self.reduction,
             "outputs": self.outputs if isinstance(self.outputs, str) else list(self.outputs),
@@ -161,14 +161,14 @@ class Measurer:
         return found if self.n_projections is None else found | {"n_projections": self.n_projections}
 
     def request(self, observable: Observable) -> None:
-        """Measure something more from now on; what is measured already is not measured twice.
+        """Measure one more observable from now on; an equal one is not added twice.
 
         Args:
-            observable: What to measure.
+            observable: The observable.
 
         Raises:
-            ArgumentError: It is no observable, or another one of the same name, with other arguments, is measured
-                already.
+            ArgumentError: It is not an observable, or one of the same name with different arguments is already
+                measured.
         """
         if not isinstance(observable, Observable):
             raise ArgumentError(
@@ -177,26 +177,26 @@ class Measurer:
         for known in self.observables:
             if known.name == observable.name and known != observable:
                 raise ArgumentError(
-                    f"{observable.name} is measured already as {known.describe()}; found a second one, "
+                    f"{observable.name} is already measured as {known.describe()}; found a second one, "
                     f"{observable.describe()}. Give one of them."
                 )
         if observable not in self.observables:
             self.observables.append(observable)
 
     def reset(self) -> None:
-        """Forget the model: it was reinitialised, and the outputs are fixed again."""
+        """Forget a reinitialised model; the next measurement fixes the outputs again."""
         self.outputs_seen.clear()
         for observable in self.observables:
             observable.reset()
 
     def assist(self, host: Host, probe: Probe, clock: TrainingClock, *, group: Any) -> None:
-        """Do this process's share of a measurement that another one records.
+        """Do this process's share of a measurement that another process records.
 
         Args:
             host: What trains.
-            probe: What is measured on.
-            clock: When this is.
-            group: The processes that share it.
+            probe: The probe.
+            clock: Training time.
+            group: The processes that share the measurement.
         """
         with preserved_rng_state(), host.trained_function():
             wanted, failed = self._groups(host.model, clock)
@@ -218,17 +218,17 @@ class Measurer:
 
         Args:
             host: What trains.
-            probe: What to measure on, on the model's device.
+            probe: The probe, on the model's device.
             probes: All probes chosen so far, on the model's device.
             clock: When this is.
             index: Number of this measurement in its series.
-            group: Processes that share the kernel; None where this one computes it alone.
+            group: Processes that share the kernel; None if this one computes it alone.
 
         Returns:
-            What was found.
+            The results.
 
         Raises:
-            ArgumentError: An observable says of itself that it cannot be measured, before anything was.
+            ArgumentError: An observable cannot be measured, and nothing has been measured yet.
             ProbeError: The same.
         """
         extras = Extras()
@@ -236,7 +236,7 @@ class Measurer:
             wanted, failed = self._groups(host.model, clock)
             try:
                 kernel, groups, trust = self._kernel(host, probe, wanted, failed, group)
-            except ProcessError as error:  # the others have another model, say, and fail too
+            except ProcessError as error:  # for example, the others have a different model and fail too
                 group = None
                 extras.notes.append(f"this process measured alone: {error}")
                 kernel, groups, trust = self._kernel(host, probe, wanted, failed, group)
@@ -246,7 +246,7 @@ class Measurer:
                 moment = self._moment(host, probe, probes, clock, kernel.numpy(), groups)
                 if fixes:
                     self._fix_outputs(moment, extras)
-            finally:  # the others wait for it, whatever happens here
+            finally:  # the other processes wait for it, so call it after errors too
                 if fixes and group is not None:
                     seen = self.outputs_seen
                     said_by_the_first(group, {name: seen[name] for name in [probe.name] if name in seen})
@@ -255,7 +255,7 @@ class Measurer:
                 self._spot_check(moment, kernel, extras)
             with measures.few_threads(probe.size):
                 self._observe(moment, failed, extras, first=not index)
-                # The series says why a spectrum is undefined.
+                # The series records why a spectrum is undefined.
                 with contextlib.suppress(np.linalg.LinAlgError):
                     values = moment.view.eigenvalues
                     trust |= {"min_eigenvalue": float(values[-1]), "max_eigenvalue": float(values[0])}
@@ -277,7 +277,7 @@ class Measurer:
     # ------------------------------------------------------------------ the kernel
 
     def _options(self, probe: Probe) -> dict[str, Any]:
-        """Return the arguments with which every kernel of a probe is computed."""
+        """Return the arguments common to all kernels of a probe."""
         found: dict[str, Any] = {
             "params": self.params,
             "outputs": self.outputs_seen.get(probe.name, None if isinstance(self.outputs, str) else list(self.outputs)),
@@ -292,13 +292,13 @@ class Measurer:
         return found if self.n_projections is None else found | {"n_projections": self.n_projections}
 
     def _due(self, clock: TrainingClock) -> list[Observable]:
-        """Return the observables that are measured now."""
+        """Return the observables due now."""
         return [o for o in self.observables if clock.is_boundary or not o.at_boundaries_only]
 
     def _groups(
         self, model: nn.Module, clock: TrainingClock
     ) -> tuple[dict[tuple[str, str], Sequence[str]], dict[str, Exception]]:
-        """Return the groups of parameters that observables want, by their names; and what failed in asking."""
+        """Return the observables' groups of parameters by name, and the errors of observables that failed."""
         wanted: dict[tuple[str, str], Sequence[str]] = {}
         failed: dict[str, Exception] = {}
         for observable in self._due(clock):
@@ -316,7 +316,7 @@ class Measurer:
         failed: dict[str, Exception],
         group: Any,
     ) -> tuple[Tensor, dict[str, dict[str, np.ndarray]], dict[str, Any]]:
-        """Return the kernel, those of groups of parameters, and the trust line; note groups that cannot be."""
+        """Return the kernel, the kernels of groups of parameters, and the trust record; note groups that fail."""
         x, tasks = probe.read_only()
         task_labels = tasks if host.multi_task else None
         options = self._options(probe) | {"task_labels": task_labels, "reduction": self.reduction, "return_info": True}
@@ -340,7 +340,7 @@ class Measurer:
         return kernel.detach().cpu(), groups, _trust(info)
 
     def _parameter_changes(self, model: nn.Module, probe: str) -> list[str]:
-        """Say which trainable parameters came, went or changed shape since the last measurement."""
+        """Return notes on trainable parameters added, removed or resized since the last measurement."""
         now = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         before = self.parameters_seen.get(probe)
         self.parameters_seen[probe] = now
@@ -385,11 +385,11 @@ class Measurer:
         )
 
     def _fixes_outputs(self, probe: Probe) -> bool:
-        """Tell whether this is the measurement that says which outputs the probe's kernel is made of."""
+        """Return whether this measurement fixes the outputs of the probe's kernel."""
         return self.outputs == "first" and probe.name not in self.outputs_seen
 
     def _fix_outputs(self, moment: Moment, extras: Extras) -> None:
-        """Keep the outputs of the first measurement from now on; all of them where it is not known which are live."""
+        """Keep the outputs of the first measurement from now on; all of them if the live ones cannot be found."""
         probe = moment.probe
         x, tasks = probe.read_only()
         labels = tasks if moment.multi_task else None
@@ -401,8 +401,8 @@ class Measurer:
             self.outputs_seen[probe.name] = found
 
     def _live_outputs(self, model: nn.Module, x: Any, task_labels: Tensor | None) -> list[int]:
-        """Find the outputs that depend on a parameter: a head that grows masks those of classes it has not met yet."""
-        # The derivative along one random direction: exactly zero for an output that depends on no parameter.
+        """Find the outputs that depend on a parameter: a growing head masks those of classes not seen yet."""
+        # The derivative along a random direction is exactly zero for an output that depends on no parameter.
         generator = torch.Generator("cpu").manual_seed(0)
         parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         direction = {
@@ -416,9 +416,9 @@ class Measurer:
         return live or list(range(moved.shape[1]))
 
     def _spot_check(self, moment: Moment, kernel: Tensor, extras: Extras) -> None:
-        """Compare an entry with the slow oracle."""
+        """Compare an entry with the reference implementation."""
         if self.reduction == "projected":
-            return  # the oracle knows the exact reductions; the projected one has its own stated error
+            return  # the reference covers the exact reductions; the projected one has its own error estimate
         options = {k: v for k, v in moment.options.items() if k in ("params", "outputs", "output_selector")}
         x, tasks = moment.probe.read_only()
         found = extras.attempt(
@@ -427,7 +427,7 @@ class Measurer:
                 moment.model,
                 x,
                 kernel.to(tasks.device),
-                n_entries=1,  # the oracle takes two samples and every output, one at a time
+                n_entries=1,  # the reference is slow: two samples and every output, one at a time
                 seed=moment.clock.iteration,
                 reduction=self.reduction,
                 task_labels=tasks if moment.multi_task else None,
@@ -438,7 +438,7 @@ class Measurer:
             extras.trust["spot_check_max_relative_error"], extras.trust["spot_check_precision"] = found
 
     def _observe(self, moment: Moment, failed: Mapping[str, Exception], extras: Extras, *, first: bool) -> None:
-        """Measure what else was asked for; one that fails takes neither the others nor the kernel with it."""
+        """Measure the observables; a failure affects neither the others nor the kernel."""
 
         def look(observable: Observable) -> None:
             if observable.name in failed:
@@ -450,16 +450,16 @@ class Measurer:
             extras.attempt(observable.name, partial(look, observable))
             for _, error in extras.errors[before:]:
                 if isinstance(error, (ArgumentError, ProbeError)) and first:
-                    raise error  # wrong from the start, and nothing has been trained yet
+                    raise error  # a wrong argument: raise it while nothing has been trained yet
 
 
 def check_precision(model: nn.Module, probe: Probe, error: Exception) -> None:
-    """Explain a forward pass that has failed where the probe's inputs are in another precision than the parameters.
+    """Explain a failed forward pass if the probe's inputs have a different precision from the parameters.
 
-    A model that converts its inputs takes them, so only the forward pass can tell.
+    A model may convert its inputs, so this is checked only after a failure.
 
     Raises:
-        ProbeError: They are.
+        ProbeError: The precisions differ.
     """
     inputs = {t.dtype for t in tree_flatten(probe.read_only()[0])[0] if isinstance(t, Tensor) and t.is_floating_point()}
     parameters = {p.dtype for p in model.parameters() if p.is_floating_point()}
@@ -473,7 +473,7 @@ def check_precision(model: nn.Module, probe: Probe, error: Exception) -> None:
 
 
 def _trust(info: KernelInfo) -> dict[str, Any]:
-    """Return how a kernel was computed, in a form that a record can hold; methods are counted, not listed."""
+    """Return how a kernel was computed, as a record; methods are counted, not listed."""
     counted: dict[str, int] = {}
     for method in info.methods.values():
         counted[str(method)] = counted.get(str(method), 0) + 1

@@ -1,4 +1,4 @@
-"""Names of probes, and the folders that stand for them on disk."""
+"""Names of probes and of their folders on disk."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from avalanche_ntk.errors import ArgumentError
 LONGEST_NAME = 100
 LONGEST_FOLDER = 240  # file systems stop at 255
 
-# Windows opens a device under these names, whatever follows a dot.
+# Windows opens a device under these names, with any extension.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 _OWN = r"Exp[0-9]{3,}(_test)?"
 
 
 def checked_name(name: object, argument: str = "name") -> str:
-    """Return a probe's name as it is.
+    """Return a probe's name if it is valid.
 
-    Letters and digits of any script are welcome; what would end a metric's tag or a path (a space, a slash) is not.
+    Letters and digits of any script are allowed; characters that would end a metric's tag or a path (a space, a slash)
+    are not.
 
     Args:
         name: The name.
-        argument: What the caller calls it.
+        argument: The caller's name for it, for messages.
 
     Returns:
         The name.
 
     Raises:
-        ArgumentError: It is no text, is empty or too long, or has other signs.
+        ArgumentError: It is not a string, is empty or too long, or contains other characters.
     """
     if not isinstance(name, str) or not is_name(name):
         raise ArgumentError(
@@ -49,11 +50,11 @@ def is_name(text: str) -> bool:
 
 
 def folder_of(name: str) -> str:
-    """Return the name of the folder that stands for a probe, the same on every file system.
+    """Return the folder name of a probe, the same on every file system.
 
-    Small letters, digits, '.', '_' and '-' stay, as do the names that a `ProbeSpec` makes itself. A capital is a '+'
-    before the small letter, everything else is percent-encoded UTF-8: two names never share a folder, also where
-    capitals do not count, and no folder is one that Windows reserves or cuts short.
+    Lower-case letters, digits, '.', '_' and '-' are kept, as are the default names of a `ProbeSpec`. A capital becomes
+    '+' and the lower-case letter; everything else is percent-encoded UTF-8. So two names never share a folder, even on
+    a case-insensitive file system, and no folder has a name that Windows reserves or truncates.
 
     >>> folder_of("Exp000"), folder_of("Mine"), folder_of("α"), folder_of("con"), folder_of("end.")
     ('Exp000', '+mine', '%CE%B1', '%63on', 'end%2E')
@@ -69,7 +70,7 @@ def folder_of(name: str) -> str:
 
 
 def _fits(sign: str) -> bool:
-    # Vowel signs and accents of many scripts are marks of their own.
+    # Vowel signs and accents of many scripts are separate marks.
     return sign.isalnum() or sign in "._-" or unicodedata.category(sign).startswith("M")
 
 

@@ -1,4 +1,4 @@
-"""What a model's parameters are at one moment, and how they differ from that later."""
+"""Snapshots of a model's parameters, and their changes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ Digests = Mapping[str, tuple[tuple[int, ...], str]]
 class Parameters:
     """A model's parameters at one moment.
 
-    They are copied where they are, on their own device, and compared there bit for bit: a change is seen whatever made
-    it, and nothing goes through the host. Only `digests` does, once for each moment, when they are asked for. A moment
-    of another process is known by its digests alone; so is one that was pickled, or for whose copy the device had no
-    memory.
+    They are copied and compared bit for bit on their own device, so any change is detected and nothing goes through the
+    host, except for `digests`, computed once per moment on first use. Only the digests are available for a moment of
+    another process, a pickled one, or one that the device had no memory to copy.
 
     Args:
-        digests: The digests of a moment of which nothing else is known.
+        digests: The digests of a moment without a copy.
     """
 
     def __init__(self, digests: Digests) -> None:
@@ -49,7 +48,7 @@ class Parameters:
         return self._digests
 
     def change_to(self, model: nn.Module) -> Change:
-        """Compare with what the parameters of a model are now.
+        """Compare with the present parameters of a model.
 
         Args:
             model: The model.
@@ -83,7 +82,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """Return the bits of a tensor in its logical order as integers: there NaN equals itself, and −0 is not 0."""
+    """Return the bits of a tensor as integers, in logical order: NaN equals itself, and −0 differs from 0."""
     return tensor.contiguous().reshape(-1).view(torch.int32 if tensor.element_size() % 4 == 0 else torch.uint8)
 
 
@@ -99,10 +98,10 @@ class Change:
     """How parameters differ between two moments.
 
     Attributes:
-        changed: Names of those that have other values; those that came, went or were resized have none to compare.
-        kept: Names of those that have the same values.
-        same_names: Whether none came, went or was resized.
-        lost: Whether some went.
+        changed: Names of those whose values differ, without those added, removed or resized.
+        kept: Names of those with the same values.
+        same_names: Whether none was added, removed or resized.
+        lost: Whether some were removed.
     """
 
     changed: tuple[str, ...]
@@ -115,11 +114,11 @@ class Change:
 
     @property
     def is_another_model(self) -> bool:
-        """Whether nothing is left of what there was: the model was reinitialised or exchanged (not only grown)."""
+        """Whether no old value is left: the model was reinitialised or replaced (not only grown)."""
         return not self.kept and (bool(self.changed) or self.lost)
 
     def describe(self, when: str) -> str:
-        """Return a sentence about it.
+        """Return a description of the change.
 
         Args:
             when: When it happened, such as "since the last experience".

@@ -1,4 +1,4 @@
-"""A trajectory drawn into matplotlib's axes, for notebooks and scripts of one's own."""
+"""Plots of a trajectory in matplotlib axes, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LABELS = {
 
 
 class Series(Protocol):
-    """What is drawn."""
+    """The series to draw."""
 
     probe: str
     measurements: list[Measurement]
@@ -33,14 +33,14 @@ def plot(series: Series, columns: Sequence[str], axes: Sequence[Axes] | None) ->
 
     Args:
         series: The trajectory.
-        columns: What to draw, from above.
-        axes: Where; a new figure when None.
+        columns: Columns to draw, from top to bottom.
+        axes: Axes to draw into; a new figure if None.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentError: There are not as many axes as columns, or a column was never measured.
+        ArgumentError: The numbers of axes and columns differ, or a column was never measured.
     """
     known = {name for m in series.measurements for name in (*m.values, *m.reasons)}
     if unknown := [column for column in columns if column not in known]:

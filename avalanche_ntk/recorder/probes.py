@@ -1,7 +1,7 @@
-"""The fixed set of samples whose kernel is watched.
+"""Probes: fixed sets of samples whose kernel is measured.
 
-A probe is chosen once, by a generator of its own, and never changes: kernels are only comparable on the same samples in
-the same order. Its content hash is stored beside everything measured on it.
+A probe is chosen once, by its own random generator, and never changes: kernels are only comparable on the same samples
+in the same order. Its content hash is stored with every measurement on it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ SPLITS = ("train", "test")
 class Probe:
     """A fixed, ordered, labelled set of N inputs.
 
-    A probe owns its memory: what it is made of is copied, and what it hands out are copies.
+    A probe owns its memory: it copies its arguments and returns copies.
 
     Args:
-        x: Inputs, a tensor or a numpy array (or a tuple, list or dict of them) whose first dimension is N. Entries that
-            are neither (None, numbers, text) are given to the model unchanged.
+        x: Inputs, a tensor or a numpy array (or a tuple, list or dict of them) whose first dimension is N. Other
+            entries (None, numbers, text) are passed to the model unchanged.
         y: Labels: N classes, or numeric targets of shape `(N, K)`. Whole numbers of shape `(N,)` or `(N, 1)` are
-            classes, floating-point numbers are targets, also where they are whole; rows of zeros and ones are multi-hot
-            targets, and one-hot rows the classes that they stand for.
+            classes. Floating-point numbers are targets, even if their values are whole. Rows of zeros and ones are
+            multi-hot targets; one-hot rows are converted to classes.
         task_labels: Avalanche's task label of each sample, or one for all.
-        name: How the probe is called in metric tags and in the run folder.
+        name: Name of the probe in metric tags and in the run folder.
         experience: Position in the stream of the experience it was chosen from; None when it was given as tensors.
         indices: Positions of the samples in that experience's dataset; empty when it was given as tensors.
 
     Raises:
-        ProbeError: The first dimensions differ, there are no samples, or labels or inputs are no numbers.
+        ProbeError: The first dimensions differ, there are no samples, or labels or inputs are not numbers.
         ArgumentError: The name cannot stand in a metric's tag.
     """
 
@@ -95,13 +95,13 @@ class Probe:
 
     @classmethod
     def from_tensors(cls, x: Any, y: Any, task_labels: int | Tensor | Sequence[int] = 0, name: str = "probe") -> Probe:
-        """Make a probe of given samples.
+        """Make a probe from given samples.
 
         Args:
             x: Inputs, first dimension N.
             y: N labels: whole numbers for classes, floating-point numbers `(N,)` or `(N, K)` for numeric targets.
             task_labels: One task label for all, or N of them.
-            name: How the probe is called.
+            name: Name of the probe.
 
         Returns:
             The probe.
@@ -110,7 +110,7 @@ class Probe:
 
     @property
     def x(self) -> Any:
-        """The inputs, a copy; `read_only` has them without one."""
+        """A copy of the inputs; `read_only` avoids the copy."""
         return _owned(self._x)
 
     @property
@@ -125,7 +125,7 @@ class Probe:
 
     @property
     def name(self) -> str:
-        """How the probe is called in metric tags and in the run folder."""
+        """Name of the probe in metric tags and in the run folder."""
         return self._name
 
     @property
@@ -150,15 +150,15 @@ class Probe:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the labels are classes; else they are numeric targets."""
+        """Whether the labels are classes; otherwise they are numeric targets."""
         return are_classes(self._y.numpy())
 
     def read_only(self) -> tuple[Any, Tensor]:
-        """Return inputs and task labels themselves, the same tensors each time, for forward passes."""
+        """Return inputs and task labels without a copy, for forward passes."""
         return self._x, self._tasks
 
     def to(self, device: torch.device | str) -> Probe:
-        """Return the probe with its inputs and task labels on `device` (the same object when it is there already)."""
+        """Return the probe with its inputs and task labels on `device` (the same object if it is already there)."""
         place = torch.device(device)
         if self._place == place:
             return self
@@ -173,7 +173,7 @@ class Probe:
         return self
 
     def describe(self) -> dict[str, Any]:
-        """Return what identifies the probe, as stored in `run.json`."""
+        """Return the identity of the probe, as stored in `run.json`."""
         return {
             "name": self.name,
             "size": self.size,
@@ -185,7 +185,7 @@ class Probe:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is loaded may lie elsewhere.
+        # The loading machine may have other devices.
         return {**self.__dict__, "_place": None}
 
     def _leaves(self) -> list[Tensor]:
@@ -194,15 +194,15 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeSpec:
-    """Which samples to watch: `size` of one experience, chosen once when training reaches the stream.
+    """How to choose a probe: `size` samples of one experience, chosen once when training reaches it.
 
     Args:
         size: Number of samples N.
-        from_experience: Position in the stream of the experience to choose from; 0 is the first task. None takes one
+        from_experience: Position in the stream of the experience to choose from; 0 is the first task. None chooses one
             probe of each task when training reaches it.
         balance: "class" takes the same number of each class of the experience (a remainder goes to the first classes,
             and a class with too few samples gives its share to the others); "none" draws uniformly.
-        seed: Seed of the generator used for choosing; it is the probe's own, training's random numbers are untouched.
+        seed: Seed of the probe's own random generator; training's random numbers are unaffected.
         split: "train" chooses from the experience's training set, "test" from the same experience of the test stream.
         name: How the probe is called in metric tags and in the run folder; `Exp000` and the like when None.
 
@@ -249,9 +249,9 @@ class ProbeSpec:
 
         Args:
             size: Number of samples of each probe.
-            balance: As above.
-            seed: As above.
-            split: As above.
+            balance: As for `ProbeSpec`.
+            seed: As for `ProbeSpec`.
+            split: As for `ProbeSpec`.
 
         Returns:
             The spec.
@@ -261,23 +261,23 @@ class ProbeSpec:
     def choose(self, dataset: Any, read: Reader = read_samples) -> Probe:
         """Choose the probe from a dataset.
 
-        Samples, labels and task labels are those of a batch in evaluation mode: what the dataset's transforms and its
-        collate function make of the chosen items. Classes are balanced by these labels too. A dataset's `targets` only
-        say which items to look at: where its items give the same partition into classes, the probe's N items are all
-        that is read. Where they give another one, or the dataset has no `targets`, 10·N items are drawn, read, and the
-        probe is balanced among them. Numeric targets have no classes: the draw is then uniform, with a warning.
-
-        Random numbers of training are not touched, even when a transform draws some.
+        Samples, labels and task labels are those of a batch in evaluation mode: the outputs of the dataset's transforms
+        and collate function. Classes are balanced by these labels too. A dataset's `targets` only say which items to
+        read first: if the N items chosen by them have the same partition into classes, no more are read. Otherwise, or
+        if the dataset has no `targets`, 10·N items are drawn and read, and the probe is balanced among them. Numeric
+        targets have no classes: they are drawn uniformly, with a warning. Training's random numbers are unaffected,
+        even if a transform draws some.
 
         Args:
             dataset: An `AvalancheDataset`, or any dataset with a length whose items are `(x, y, …)`.
-            read: How the samples at some positions are read; the plugin reads as its strategy's evaluation does.
+            read: Function that reads the samples at given positions; the plugin's reads as the strategy's evaluation
+                does.
 
         Returns:
             The probe, on the CPU, class by class and then by position in the dataset.
 
         Raises:
-            ProbeError: The dataset has fewer samples than asked for, or they have no labels or cannot be read.
+            ProbeError: The dataset has too few samples, or they have no labels or cannot be read.
         """
         if self.size > len(dataset):
             raise ProbeError(
@@ -332,7 +332,7 @@ class ProbeSpec:
         return chosen
 
 
-_POOL = 10  # items looked at for each that is chosen, where `targets` do not say their classes
+_POOL = 10  # items read per chosen item, if `targets` do not give their classes
 
 
 def _balanced_shares(available: Mapping[Any, int], total: int) -> dict[Any, int]:
@@ -354,7 +354,7 @@ def _read(read: Reader, dataset: Any, indices: list[int]) -> tuple[list[int], Sa
 
 
 def _told_classes(dataset: Any) -> list[Any] | None:
-    """Return what a dataset's `targets` call the class of each item, where they are classes or names of classes."""
+    """Return the class of each item by a dataset's `targets`; None if these are not classes or class names."""
     values = getattr(dataset, "targets", None)
     if values is None or len(values) != len(dataset):
         return None
@@ -366,7 +366,7 @@ def _told_classes(dataset: Any) -> list[Any] | None:
 
 
 def _same_partition(told: Sequence[Any], given: np.ndarray) -> bool:
-    """Tell whether two labellings put the same samples together, whatever they call the classes."""
+    """Return whether two labellings define the same partition, regardless of the classes' names."""
     if not are_classes(given):
         return False
     pairs = set(zip(told, given.tolist(), strict=True))
@@ -374,7 +374,7 @@ def _same_partition(told: Sequence[Any], given: np.ndarray) -> bool:
 
 
 def _owned(x: Any) -> Any:
-    """Return inputs in memory of their own, arrays as tensors and any mapping as a dict."""
+    """Return a copy of inputs, with arrays as tensors and mappings as dicts."""
     if isinstance(x, Tensor):
         return x.detach().clone().as_subclass(Tensor)
     if isinstance(x, np.ndarray):
@@ -393,7 +393,7 @@ def _owned(x: Any) -> Any:
 
 
 def _tasks(values: Any, size: int) -> Tensor:
-    """Return task labels as a tensor, the only one repeated for each sample."""
+    """Return task labels as a tensor, with a single one repeated for each sample."""
     array = as_array(values)
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise ProbeError(

@@ -1,4 +1,4 @@
-"""Whether the processes that train one model share its measurements, and what the others do while one records."""
+"""Sharing of measurements between the processes of distributed training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from avalanche_ntk.recorder.schedule import Schedule
 
 
 def sharing_group(schedule: Schedule, *, resumed: bool) -> Any:
-    """Return the group of all processes where each can tell by itself when a measurement is due; else None.
+    """Return the group of all processes if each can decide by itself when a measurement is due; otherwise None.
 
-    A schedule that goes by seconds decides by what one process spent, and a run that goes on with a folder stands where
-    that folder says, which the other processes do not open: there one process measures while the others wait.
+    A schedule based on seconds depends on the time one process spent, and a continued run on a folder that only one
+    process opens. In these cases one process measures while the others wait.
 
     Args:
         schedule: When measurements are due.
-        resumed: Whether the run may go on with one on disk.
+        resumed: Whether the run may continue one on disk.
     """
     parallel = torch.distributed
     if not (parallel.is_available() and parallel.is_initialized()) or parallel.get_world_size() == 1:
@@ -26,7 +26,7 @@ def sharing_group(schedule: Schedule, *, resumed: bool) -> Any:
 
 
 def said_by_the_first(group: Any, value: Any) -> Any:
-    """Return what the first process gave, in every process."""
+    """Broadcast a value of the first process."""
     told = [value]
     torch.distributed.broadcast_object_list(told, src=torch.distributed.get_global_rank(group, 0), group=group)
     return told[0]

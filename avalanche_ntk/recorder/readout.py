@@ -1,4 +1,4 @@
-"""What users read of a recording, and change of it, while it goes on."""
+"""The public interface of a running recording."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 class Readout:
-    """The series of every probe, and what is around them.
+    """The series of every probe, and the state of the recording.
 
     Attributes:
         trajectories: The time series by probe name.
-        evaluations: What each evaluation found (`record_evaluation`).
+        evaluations: The numbers of each evaluation (`record_evaluation`).
         clock: The counts of the run.
         recorded: Revision counter, incremented whenever a trajectory changes.
     """
@@ -55,17 +55,17 @@ class Readout:
 
     @property
     def probes(self) -> dict[str, Probe]:
-        """The probes chosen so far, by name; on the model's device once they have been measured."""
+        """The probes chosen so far, by name; on the model's device once measured."""
         return dict(self._probes)
 
     @property
     def observables(self) -> list[Observable]:
-        """What is measured beside the kernel; `request` adds to it."""
+        """The observables measured beside the kernel; `request` adds one."""
         return self._measurer.observables
 
     @property
     def run_folder(self) -> str | PathLike[str] | None:
-        """Where the run is written; None keeps it in memory."""
+        """Folder of the run; None keeps it in memory."""
         return self._session.run_folder
 
     @property
@@ -84,11 +84,11 @@ class Readout:
         return self.clock.measuring_seconds
 
     def summary(self) -> pd.DataFrame:
-        """Return a row a probe and boundary: what happened when the task changed.
+        """Return a table of reactivations, one row per probe and boundary.
 
         Returns:
             Columns `probe`, `experience`, and those of `measures.Reactivation`; no rows before the first task has
-            ended. `reasons` says why some numbers are empty.
+            ended. `reasons` explains empty numbers.
 
         Raises:
             PluginError: Training has not begun.
@@ -104,7 +104,7 @@ class Readout:
 
     @property
     def reasons(self) -> dict[str, dict[int, dict[str, str]]]:
-        """Why numbers of `summary()` are undefined, by probe, experience and column."""
+        """Reasons for undefined numbers of `summary()`, by probe, experience and column."""
         return {name: trajectory.reasons for name, trajectory in self.trajectories.items()}
 
     def _require_begun(self) -> None:
@@ -115,19 +115,19 @@ class Readout:
             )
 
     def request(self, observable: Observable) -> None:
-        """Measure something more from now on; what is measured already is not measured twice.
+        """Measure one more observable from now on; an equal one is not added twice.
 
         Args:
-            observable: What to measure.
+            observable: The observable.
 
         Raises:
-            ArgumentError: It is no observable, or another one of the same name, with other arguments, is measured
-                already.
+            ArgumentError: It is not an observable, or one of the same name with different arguments is already
+                measured.
         """
         self._measurer.request(observable)
 
     def record_evaluation(self, values: dict[str, float]) -> None:
-        """Record what an evaluation found, with the training time at which it was made.
+        """Record the numbers of an evaluation with its training time.
 
         Args:
             values: Numbers by name; the report reads those that Avalanche's tags name, such as
@@ -145,10 +145,10 @@ class Readout:
         )
 
     def update_meta(self, changes: Mapping[str, Any]) -> None:
-        """Change what the run folder's `run.json` says of the run; nothing without a folder.
+        """Change the run's description in `run.json`; no effect without a run folder.
 
         Args:
-            changes: The new values by key; other keys stay.
+            changes: The new values by key; other keys are kept.
 
         Raises:
             RunFolderError: The folder cannot be written.
@@ -157,10 +157,11 @@ class Readout:
         self._session.update_meta(changes, self)
 
     def close(self) -> None:
-        """Let go of the run folder, so that another process can write it, and of the optimizer.
+        """Release the run folder, so that another process can write it, and the optimizer.
 
-        Happens by itself when the recorder is no longer used and at the process's end. To be called when training was
-        interrupted and another recorder of the same process is to write the folder. Going on training takes both again.
+        This happens automatically when the recorder is garbage-collected and when the process ends. Call it after
+        interrupted training if another recorder of the same process is to write the folder. Continued training acquires
+        both again.
         """
         self.clock.steps.leave()
         self._session.close()

@@ -1,6 +1,6 @@
-"""The recorder: kernels of fixed probes, measured while a model trains in a loop of one's own.
+"""The recorder: measures kernels of fixed probes while a model trains in your own loop.
 
-Nothing that training depends on is changed: a run that is recorded is bit-identical to the same run without.
+Recording does not affect training: a recorded run is bit-identical to the same run without a recorder.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class NTKRecorder(Recording):
     """Measures the empirical NTK of fixed probe sets while a model trains.
 
-    It measures exactly at each experience's start, before any step of the new task, at its end, and in between when the
-    schedule asks for it. In a loop of one's own:
+    It measures exactly at each experience's start, before any step of the new task, at its end, and in between
+    according to the schedule. In your own loop:
 
         recorder = NTKRecorder(Probe.from_tensors(x, y), run_folder="runs/plain")
         for loader in loaders:
@@ -35,43 +35,42 @@ class NTKRecorder(Recording):
                     recorder.after_iteration()
 
     Args:
-        probe: What to watch: a `ProbeSpec` (chosen when training reaches its experience), a `Probe`, or several of
-            them.
-        schedule: When to measure; `Schedule.around_boundaries()` when None, or its name as text.
+        probe: The probe or probes: a `ProbeSpec` (samples are chosen when training reaches its experience), a `Probe`,
+            or several of them.
+        schedule: When to measure: a `Schedule` or its name as text; None for `Schedule.around_boundaries()`.
         run_folder: Folder to write `run.json`, `measurements.jsonl` and the kernels to; None keeps everything in
             memory.
-        overwrite: Whether a run that is already in that folder may be replaced.
-        resume: Whether to go on with the run that is in that folder, when the model and the optimizer were restored
-            from a checkpoint of your own. True goes on with the experience that is trained next; a number says how many
-            experiences were trained before. What the folder holds beyond that is set aside. Without a run in the folder
-            a new one begins.
+        overwrite: Whether to replace a run that already exists in that folder.
+        resume: Whether to continue the run in that folder, after you have restored model and optimizer from your own
+            checkpoint. True continues with the experience trained next; a number is the number of experiences trained
+            before. Later records in the folder are set aside. If the folder holds no run, a new one begins.
         reduction: "trace" (`K[n,m] = Σ_c Θ[n,m,c,c]`), "sum_logits" (the kernel of the summed outputs, one backward
             pass) or "projected" (the mean over `n_projections` signed sums of outputs, for many outputs).
         n_projections: Number of sign vectors, for "projected"; the same ones in the whole run.
         outputs: "first" keeps the outputs that the model had at the first measurement, so that the series stays
-            comparable when a head grows; "all" takes what there is; or the indices of the outputs.
-        params: Names of the parameters whose kernel is measured; every parameter that requires a gradient when None.
+            comparable when a head grows; "all" takes all present ones; or the indices of the outputs.
+        params: Names of the parameters whose kernel is measured; None for every parameter that requires a gradient.
         output_selector: Picks the `(N, C)` tensor from what the model returns; needed for models that return a tuple or
             dict.
         dtype: Precision of the kernel's computation; the model's own when None.
         memory_budget: Bytes that a measurement may use beyond one forward pass.
-        checks: How often it is asked whether the model's samples are independent, see `empirical_ntk`.
+        checks: How often to check that the model's samples are independent, see `empirical_ntk`.
         hooks: Which forward hooks of the model are called in a measurement, see `empirical_ntk`.
-        observe: What else to measure, see `avalanche_ntk.observables`.
-        spot_check_every: Measurements between two comparisons of a random entry of the kernel with the slow oracle in
-            float64 (the first is compared); 0 for none.
-        keep_kernels: Whether the kernels are kept, not only their numbers.
-        on_error: "warn" records a measurement that failed with its reason, warns once per kind and trains on; "raise"
-            stops.
+        observe: Observables to measure, see `avalanche_ntk.observables`.
+        spot_check_every: Measurements between two comparisons of a random kernel entry with the reference
+            implementation in float64 (the first one is compared); 0 for none.
+        keep_kernels: Whether to store the kernels, not only their numbers.
+        on_error: "warn" records the reason of a failed measurement, warns once per kind and continues training; "raise"
+            raises the error.
         seed: Seed of the training run, recorded in `run.json`; torch's initial seed when None.
-        snapshots: Whether the model's weights and buffers are stored at every moment that is measured, in the run
-            folder's `snapshots`, so that `measure_checkpoints` can measure something else there later.
-        share: Whether the processes of a `torch.distributed` run share the work of each measurement; False lets the
-            first one measure while the others wait. One records in both cases.
+        snapshots: Whether to store the model's weights and buffers at every measurement, in the run folder's
+            `snapshots`, so that `measure_checkpoints` can measure other quantities later.
+        share: Whether the processes of a `torch.distributed` run share the work of each measurement; if False, the
+            first one measures while the others wait. Either way only the first one records.
 
     Attributes:
         trajectories: The time series by probe name.
-        evaluations: What each evaluation found (`record_evaluation`).
+        evaluations: The numbers of each evaluation (`record_evaluation`).
         clock: The counts of the run.
         recorded: Revision counter, incremented whenever a trajectory changes.
 
@@ -88,7 +87,7 @@ class NTKRecorder(Recording):
         super().__init__(probe, schedule, **options)
         self._host: Host | None = None
 
-    # ------------------------------------------------------------------ a loop of one's own
+    # ------------------------------------------------------------------ your own loop
 
     @contextmanager
     def experience(
@@ -101,28 +100,28 @@ class NTKRecorder(Recording):
         epochs: int | None = None,
         task_label: int | None = None,
     ) -> Generator[NTKRecorder]:
-        """Record the training of one task: measured exactly at its start, and at its end.
+        """Record the training of one task, with measurements exactly at its start and end.
 
-        An exception inside ends the experience without a measurement; what was measured stays.
+        An exception inside ends the experience without a measurement; earlier measurements are kept.
 
         Args:
             model: The model that is trained inside.
-            optimizer: What makes its steps; they are counted by its own hooks.
-            dataset: What is trained on, where a `ProbeSpec` is to choose its samples from it.
+            optimizer: The optimizer; its steps are counted by its hooks.
+            dataset: The training data, if a `ProbeSpec` is to choose samples from it.
             iterations_per_epoch: Iterations of an epoch, for velocities per epoch.
-            epochs: Epochs that the task will have, so that long ones can be measured more sparsely.
+            epochs: Epochs of the task, so that long tasks can be measured more sparsely.
             task_label: The task's label, for the records.
 
         Yields:
             The recorder.
 
         Raises:
-            PluginError: An experience is being recorded already.
+            PluginError: An experience is already being recorded.
         """
         if self._host is not None:
             raise PluginError(
-                "an experience is being recorded already: expected the `with recorder.experience(...)` before this one "
-                "to have ended. Leave it first."
+                "an experience is already being recorded: expected the previous `with recorder.experience(...)` to "
+                "have ended. Leave it first."
             )
         host = Host(model, optimizer, dataset, iterations_per_epoch, epochs, task_label)
         self._session.rewind(self)
@@ -130,7 +129,7 @@ class NTKRecorder(Recording):
         self._host = host
         try:
             self._before_experience(host)
-            self._known = None  # no hook comes before the first step, at which a change could be seen
+            self._known = None  # there is no hook before the first step at which a change could be detected
             yield self
             self._after_experience(host)
         finally:
@@ -139,7 +138,7 @@ class NTKRecorder(Recording):
             self.clock.pause()
 
     def after_iteration(self) -> None:
-        """Count an iteration, which has just been trained, and measure when the schedule asks for it.
+        """Count a completed iteration, and measure if one is due.
 
         Raises:
             PluginError: No experience is being recorded.
@@ -148,7 +147,7 @@ class NTKRecorder(Recording):
         self._after_iteration(lambda: host)
 
     def after_epoch(self) -> None:
-        """Count an epoch, which has just been trained, and measure when the schedule asks for it.
+        """Count a completed epoch, and measure if one is due.
 
         Raises:
             PluginError: No experience is being recorded.

@@ -1,6 +1,6 @@
-"""The course of a recording: what is done at each moment of training, whoever says that it has come.
+"""A recording: the actions at each moment of training, independent of what drives it.
 
-`NTKRecorder` is driven by a loop of one's own, `NTKPlugin` by the hooks of Avalanche.
+`NTKRecorder` is driven by the user's own loop, `NTKPlugin` by Avalanche's hooks.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class RecorderOptions(TypedDict, total=False):
 
 
 class Recording(Readout):
-    """Measures at the moments that a driver tells; its arguments are those of `NTKRecorder`."""
+    """Measures at the moments given by a driver; its arguments are those of `NTKRecorder`."""
 
     def __init__(
         self,
@@ -132,19 +132,19 @@ class Recording(Readout):
         self._known: Parameters | None = None
         self._notes: list[str] = []
         self.share = share
-        self._assisted: dict[str, int] = {}  # iteration of what this process last had a share in, by probe
+        self._assisted: dict[str, int] = {}  # iteration of the last measurement that this process shared, by probe
 
     # ------------------------------------------------------------------ the moments of training
 
     def _before_experience(self, host: Host, *, begins: bool = True, piece: str = "experience") -> None:
-        """Choose the probes that a task brings and measure exactly at the boundary; pieces of a task have none."""
+        """Choose a new task's probes and measure exactly at the boundary; further pieces of a task have no boundary."""
         if begins:
             self._choose_probes(host)
             self.clock.begin_experience(host.task_label)
             self.schedule.expect(host.epochs)
         self.clock.steps.follow(host.optimizer)
         self._tick()
-        # A model that has only grown was adapted to what comes, which a measurement notes by itself.
+        # A model that has only grown was adapted to the new experience; the measurement itself notes that.
         self._look_for_changes(host, f"since the last {piece}", growth=False)
         self._known = Parameters.of(host.model)
         if begins:
@@ -152,7 +152,7 @@ class Recording(Readout):
             self._measure_if_due(lambda: host, "experience_start")
 
     def _before_iteration(self, host: Host) -> None:
-        """Measure again when the model was changed between the boundary and the first step."""
+        """Measure again if the model was changed between the boundary and the first step."""
         at_boundary = not self.clock.exp_iteration
         where = "the boundary" if at_boundary else "a piece's start"
         if self._look_for_changes(host, f"after {where} and before the first step") and at_boundary:
@@ -160,13 +160,13 @@ class Recording(Readout):
             self._measure_if_due(lambda: host, "experience_start")
 
     def _after_iteration(self, host: Callable[[], Host]) -> None:
-        """Count the iteration and measure when the schedule asks for it."""
+        """Count the iteration and measure if one is due."""
         self.clock.count_iteration()
         self._tick()
         self._measure_if_due(host, "iteration")
 
     def _after_epoch(self, host: Host) -> None:
-        """Count the epoch and measure when the schedule asks for it."""
+        """Count the epoch and measure if one is due."""
         self._tick()
         self.clock.count_epoch()
         self._measure_if_due(lambda: host, "epoch_end")
@@ -183,11 +183,11 @@ class Recording(Readout):
         self.clock.pause()
 
     def _tick(self) -> None:
-        """Count the time since the last moment as training, and tell the schedule."""
+        """Count the time since the last moment as training, and pass it to the schedule."""
         self.schedule.note(self.clock.tick(), 0.0)
 
     def _end_task(self, host: Host) -> None:
-        """Compute what happened in the task that has ended, and write down where the run stands."""
+        """Compute the reactivation of the ended task, and record the state of the run."""
         experience = self.clock.experience
         for name, trajectory in self.trajectories.items():
             self._guarded(f"reactivation of {name}", partial(trajectory._close_experience, experience))
@@ -199,23 +199,23 @@ class Recording(Readout):
             self._guarded("measurements.csv", folder.export_csv)
 
     def _look_for_changes(self, host: Host, when: str, *, growth: bool = True) -> bool:
-        """Compare the parameters with what they were when training last stood still, and note a change.
+        """Compare the parameters with those at the last pause of training, and note a change.
 
-        Where nothing is left of them, a new segment begins.
+        If none is left, a new segment begins.
 
         Args:
             host: What trains.
             when: When the change was made, for the note.
-            growth: Whether parameters that came, went or were resized count.
+            growth: Whether added, removed or resized parameters count as a change.
 
         Returns:
-            Whether there is a change.
+            Whether they have changed.
         """
         known, self._known = self._known, None
         change = None if known is None else known.change_to(host.model)
         if change is None or not (change if growth else change.changed or change.is_another_model):
             return False
-        if change.is_another_model:  # nothing is compared with what was measured before
+        if change.is_another_model:  # nothing is compared with earlier measurements
             self._measurer.reset()
             for trajectory in self.trajectories.values():
                 trajectory.new_segment()
@@ -223,13 +223,13 @@ class Recording(Readout):
         return True
 
     def _note(self, *notes: str) -> None:
-        """Keep notes for the next measurement; of pieces that are all changed alike one is enough."""
+        """Keep notes for the next measurement, without repetitions."""
         self._notes = list(dict.fromkeys([*self._notes, *notes]))
 
     # ------------------------------------------------------------------ set-up
 
     def _choose_probes(self, host: Host) -> None:
-        """Choose every probe whose experience has been reached, and open the run folder with the first ones."""
+        """Choose every probe whose experience has been reached; open the run folder with the first ones."""
         number = self.clock.experience + 1
         if not self._probes:
             for spec in self.specs:
@@ -262,7 +262,7 @@ class Recording(Readout):
         )
 
     def _known_series(self, name: str) -> Trajectory:
-        """Return the series of a run that goes on."""
+        """Return the series of a continued run."""
         assert self._session.folder is not None
         trajectory = Trajectory.load(self._session.folder, name)
         values = [m.values for m in trajectory if m.segment == trajectory.segment and m.failure is None]
@@ -271,7 +271,7 @@ class Recording(Readout):
         return trajectory
 
     def _take_up(self, experience: int, state: State | None, names: Sequence[str]) -> None:
-        """Stand where a run on disk stood."""
+        """Restore the state of a run on disk."""
         self.clock.experience = experience - 1
         if state is None:
             return
@@ -322,7 +322,7 @@ class Recording(Readout):
         if not self.schedule.due(clock):
             return
         here = host()
-        # One process records for all; the copies of the model are the same in each.
+        # One process records for all; every process has the same model.
         group = sharing_group(self.schedule, resumed=self._session.resume is not False) if self.share else None
         if not here.measures and group is None:
             return
@@ -341,14 +341,14 @@ class Recording(Readout):
             self._tell_cost(here, clock, self.clock.measuring_seconds - before)
 
     def _assist(self, host: Host, names: Sequence[str], clock: TrainingClock, group: Any) -> None:
-        """Do this process's share of what another one records, and leave failures to that one."""
+        """Do this process's share of a measurement that another process records; that one reports failures."""
         begin, self._notes = time.perf_counter(), []
         self._probes = {name: one.to(host.device) for name, one in self._probes.items()}
         for name in names:
             self._assisted[name] = clock.iteration
             try:
                 self._measurer.assist(host, self._probes[name], clock, group=group)
-            except ProcessError:  # told by the process that records
+            except ProcessError:  # reported by the recording process
                 continue
             except Exception:
                 if self._failures.on_error == "raise":
@@ -356,7 +356,7 @@ class Recording(Readout):
         self.schedule.note(0.0, self.clock.measured(begin))
 
     def _is_due(self, host: Host, name: str, clock: TrainingClock) -> bool:
-        """Tell whether a probe is measured now: not twice at one iteration, and not before its head is made."""
+        """Return whether a probe is measured now: not twice at one iteration, and not before its head exists."""
         measured = self.trajectories[name].measurements
         last = measured[-1].clock.iteration if measured else self._assisted.get(name)
         twice = clock.event == "epoch_end" and last == clock.iteration
@@ -371,16 +371,16 @@ class Recording(Readout):
         notes: Sequence[str],
         group: Any,
     ) -> None:
-        synchronise(host.device)  # what training has asked the device for is training
+        synchronise(host.device)  # pending device work counts as training time
         self._tick()
         begin = time.perf_counter()
         try:
             extras = self._measured(host, probe, trajectory, clock, notes, begin, group)
         except RunFolderError as error:
-            self._report(error, "writing a measurement")  # the trajectory has it; only the disk has not
+            self._report(error, "writing a measurement")  # the trajectory has the measurement; only writing it failed
         except Exception as error:  # noqa: BLE001  (whatever fails in here must not end the training run)
             if isinstance(error, (ArgumentError, ProbeError)) and not len(trajectory):
-                raise  # wrong from the start, and nothing has been trained yet
+                raise  # a wrong argument: raise it while nothing has been trained yet
             if isinstance(error, ModelError) and not len(trajectory):
                 check_precision(host.model, probe, error)
             try:
@@ -405,8 +405,8 @@ class Recording(Readout):
         begin: float,
         group: Any,
     ) -> Extras:
-        """Measure and record; return what was found beside the kernel, and what was not."""
-        # They stay there: the same tensors are measured each time.
+        """Measure and record; return the results beside the kernel."""
+        # They stay on the device: every measurement uses the same tensors.
         self._probes = {name: one.to(host.device) for name, one in self._probes.items()}
         found = self._measurer.measure(
             host, self._probes[probe.name], self._probes, clock, index=len(trajectory), group=group
@@ -425,7 +425,7 @@ class Recording(Readout):
         return extras
 
     def _tell_cost(self, host: Host, clock: TrainingClock, seconds: float) -> None:
-        """Warn, once, where measuring will take much of the run's time."""
+        """Warn once if measuring will take much of the run's time."""
         begin = time.perf_counter()
         told: list[str | None] = []
 
@@ -439,7 +439,8 @@ class Recording(Readout):
 
         self._guarded("the prediction of the cost", look)
         self.clock.measured(begin)
-        for message in filter(None, told):  # unguarded: to a user who makes warnings errors it is one, and no failure
+        # Unguarded: a user may turn warnings into errors, and that is not a failed measurement.
+        for message in filter(None, told):
             warnings.warn(message, MeasurementCostWarning, stacklevel=5)
 
     # ------------------------------------------------------------------ failures
@@ -465,5 +466,5 @@ def _specs(probe: Any) -> list[ProbeSpec | Probe]:
         )
     names = [name_of(p) for p in specs]
     if len(set(names)) < len(names):
-        raise ArgumentError(f"each probe needs a name of its own; found {names}. Give name= to ProbeSpec or Probe.")
+        raise ArgumentError(f"probes need different names; found {names}. Give name= to ProbeSpec or Probe.")
     return specs

@@ -1,8 +1,8 @@
-"""Going on with a run that is on disk: what is kept of it, and what must be as it was.
+"""Continuing a run on disk: stored state and compatibility checks.
 
-At the end of each experience the plugin writes a record of the kind "state": the counts, the outputs that the kernel
-is made of, and a digest of every parameter. A run can go on behind each of these records. What was recorded later is
-set aside, not lost (`RunFolder.rewind`).
+At the end of each experience the plugin writes a record of the kind "state": the counts, the outputs of the kernel, and
+a digest of every parameter. A run can be continued after each of these records. Later records are set aside, not lost
+(`RunFolder.rewind`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from avalanche_ntk.recorder.runfolder import RunFolder
 
 STATE = "state"
 SETTINGS = ("reduction", "outputs", "params", "dtype", "schedule", "observables")
-"""Keys of `meta` that make a series what it is: numbers measured under other ones are not comparable."""
+"""Keys of `meta` that must be equal for the numbers of a series to be comparable."""
 
 COUNTS = ("iteration", "epoch", "optimizer_step")
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stood at the end of an experience.
+    """The state of a run at the end of an experience.
 
     Attributes:
         counts: Iterations, epochs and optimizer steps done in the whole run.
-        outputs: The outputs that each probe's kernel is made of, by probe name.
+        outputs: The outputs used in each probe's kernel, by probe name.
         parameters: Shape and SHA-256 of every parameter, by name.
-        trainable: Names of those that required a gradient.
+        trainable: Names of the parameters that required a gradient.
         training_seconds: Seconds spent in training.
         measuring_seconds: Seconds spent in measurements.
     """
@@ -44,7 +44,7 @@ class State:
     measuring_seconds: float
 
     def as_record(self, experience: int) -> dict[str, Any]:
-        """Return the line of `measurements.jsonl`."""
+        """Return the record for `measurements.jsonl`."""
         return {
             "kind": STATE,
             "experience": experience,
@@ -58,7 +58,7 @@ class State:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> State:
-        """Read a line of `measurements.jsonl` back; KeyError, TypeError or ValueError when it is not one."""
+        """Restore the state from its record; raise KeyError, TypeError or ValueError if it is invalid."""
         if unknown := set(record["trainable"]) - set(record["parameters"]):
             raise ValueError(f"trainable names no parameters: {sorted(unknown)}")
         return cls(
@@ -75,7 +75,7 @@ class State:
 
 
 def is_run(path: str | PathLike[str]) -> bool:
-    """Return whether there is a run at `path` that could be continued."""
+    """Return whether `path` holds a run that could be continued."""
     return (Path(path) / "run.json").exists()
 
 
@@ -86,22 +86,21 @@ def reopen(
     probe_names: Sequence[str],
     shapes: Mapping[str, Sequence[int]],
 ) -> tuple[RunFolder, int, State | None]:
-    """Open a run to go on with it, and set aside what it holds beyond the point from which training goes on.
+    """Open a run to continue it, and set aside records beyond the point at which training continues.
 
     Args:
         path: The run folder.
-        experience: Number of the experience, in the order of training, that is about to begin; None goes on behind the
-            last one that is complete.
-        meta: What a new run would store about itself.
+        experience: Number of the experience, in the order of training, that is about to begin; None for the one after
+            the last complete one.
+        meta: The description that a new run would store.
         probe_names: Names of the probes that the plugin follows.
         shapes: Shapes of the model's parameters before anything adapted the model to the new experience.
 
     Returns:
-        The folder, the experience's number, and the state at the end of the one before it; None when it is the first.
+        The folder, the experience's number, and the state at the end of the previous one; None if it is the first.
 
     Raises:
-        RunFolderError: There is no such run, it was measured otherwise, its model was another one, or it does not hold
-            all that went before.
+        RunFolderError: There is no such run, its settings or its model differ, or earlier experiences are incomplete.
     """  # noqa: DOC501
     folder = RunFolder.resume(path)
     try:
@@ -141,17 +140,17 @@ def reopen(
 
 
 def check_probes(folder: RunFolder, probes: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Check that probes have the samples that a run was measured on.
+    """Check that probes have the same samples as those of a run.
 
     Args:
         folder: The run.
-        probes: What `Probe.describe` says of the probes that were chosen now.
+        probes: `Probe.describe` of the probes chosen now.
 
     Returns:
-        Names of those that the run has; further ones may join it.
+        Names of those that the run has; others may be added.
 
     Raises:
-        ProbeError: One has other samples.
+        ProbeError: A probe has different samples.
     """  # noqa: DOC501
     known = {p["name"]: p for p in folder.meta.get("probes", [])}
     for probe in probes:

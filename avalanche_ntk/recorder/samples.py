@@ -1,7 +1,7 @@
-"""Samples as a model meets them: read through the data's transforms and its collate function, never from attributes.
+"""Samples as the model sees them: read through the dataset's transforms and collate function.
 
-What a dataset says of itself (`targets`) may be another thing than what its items give: a transform may rename classes,
-and a collate function may pad or scale what the items hold. So a batch is made here as a data loader makes it.
+A dataset's attributes (`targets`) may differ from its items: a transform may rename classes, and a collate function may
+pad or scale values. So a batch is made here as a data loader makes it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from avalanche_ntk.measures._arrays import as_numpy
 from avalanche_ntk.recorder.labels import in_form
 
 TASKS = "targets_task_labels"
-"""How Avalanche calls the task labels of a dataset, and their entry in a batch that is a dict."""
+"""Avalanche's name of a dataset's task labels, and of their entry in a dict batch."""
 
 _LABELS = ("labels", "label", "targets", "target", "y")
 
 
 class Samples(NamedTuple):
-    """What a batch holds.
+    """The contents of a batch.
 
     Attributes:
         x: The inputs.
         y: The labels, in the form of `labels.in_form`.
-        task_labels: The task labels; None where the data have none.
+        task_labels: The task labels; None if the data have none.
     """
 
     x: Any
@@ -44,7 +44,7 @@ def read_samples(dataset: Any, indices: Sequence[int]) -> Samples:
     """Read samples in evaluation mode, as one batch of the dataset's own collate function.
 
     Args:
-        dataset: A dataset whose items are `(x, y, …)` or dicts; of an Avalanche dataset the evaluation transforms and
+        dataset: A dataset whose items are `(x, y, …)` or dicts; for an Avalanche dataset, the evaluation transforms and
             the `collate_fn` are used.
         indices: Positions in it.
 
@@ -52,7 +52,7 @@ def read_samples(dataset: Any, indices: Sequence[int]) -> Samples:
         The samples.
 
     Raises:
-        ProbeError: The items hold no label, or cannot be put into one batch.
+        ProbeError: The items have no label or cannot be collated into one batch.
     """  # noqa: DOC501
     evaluation = dataset.eval() if hasattr(dataset, "eval") else dataset
     collate = getattr(dataset, "collate_fn", None) or default_collate
@@ -78,13 +78,13 @@ def samples(x: Any, y: Any, task_labels: Any) -> Samples:
     """Return inputs, labels in their form, and task labels.
 
     Raises:
-        ProbeError: The labels are none that a kernel can be compared with.
+        ProbeError: The labels are neither classes nor numeric targets.
     """
     return Samples(x, in_form(as_array(y)), task_labels)
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return labels as an array: of a tensor on any device, an array, or a sequence of numbers or tensors."""
+    """Convert labels to an array: a tensor on any device, an array, or a sequence of numbers or tensors."""
     if isinstance(values, (list, tuple)):
         values = [as_numpy(value) if hasattr(value, "detach") else value for value in values]
     try:
@@ -97,7 +97,7 @@ def unreadable(error: Exception, how: str) -> ProbeError:
     """Return the error for samples that cannot be read."""
     return ProbeError(
         f"the samples of the probe cannot be read through {how}: {ended(f'{type(error).__name__}: {error}')} Training "
-        "reads its batches in the same way: mend the data, or give the probe's samples with Probe.from_tensors(x, y)."
+        "reads its batches in the same way: fix the data, or give the probe's samples with Probe.from_tensors(x, y)."
     )
 
 

@@ -1,9 +1,9 @@
 """When to measure: a schedule maps a `TrainingClock` to yes or no.
 
 Every schedule says yes at a boundary (an experience's start and end), so that no interval between two measurements
-mixes two tasks. All are pure functions of the clock but one, `Schedule.share_of_training`, which is told how long
-training and measuring took and keeps a record of what it decided. None reads a clock of the machine, none draws
-random numbers.
+mixes two tasks. All schedules but one are pure functions of the clock. `Schedule.share_of_training` also takes the
+durations of training and measuring and records its decisions. No schedule reads the machine's clock or draws random
+numbers.
 """
 
 import math
@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from avalanche_ntk.errors import ArgumentError, unknown_name
 from avalanche_ntk.recorder.clock import TrainingClock
 
-_LAST_EPOCHS = 10  # before a task's end: as many velocities as a reactivation takes its base from
+_LAST_EPOCHS = 10  # before a task's end: a reactivation's baseline takes this many velocities
 
 
 class Schedule(ABC):
-    """Says at which moments of training to measure; made by the constructors below and joined by `|`.
+    """Decides at which moments of training to measure; made by the constructors below and joined by `|`.
 
-    Schedules are equal when their descriptions are; they pickle and deep-copy.
+    Schedules are equal if their descriptions are; they can be pickled and deep-copied.
 
     Example:
         >>> schedule = Schedule.every_iterations(10) | Schedule.every_epochs(1)
@@ -36,57 +36,56 @@ class Schedule(ABC):
     # --- what a schedule answers -------------------------------------------------------------------------------
 
     def due(self, clock: TrainingClock) -> bool:
-        """Return whether to measure now: always at a boundary, else as the rule says.
+        """Return whether to measure now: always at a boundary, otherwise by the schedule's rule.
 
         Args:
-            clock: The moment, after what `clock.event` names has happened.
+            clock: The moment, after the event `clock.event`.
 
         Returns:
-            True when a measurement is to be taken.
+            True if a measurement is due.
         """
         return clock.is_boundary or self._due_between(clock)
 
     @property
     def by_seconds(self) -> bool:
-        """Whether it goes by the time that was spent, which no two processes have in common."""
+        """Whether it depends on the time spent, which differs between processes."""
         return False
 
     def note(self, training_seconds: float, measuring_seconds: float) -> None:
-        """Tell the schedule what has been spent since the last call; only `share_of_training` makes use of it.
+        """Pass the seconds spent since the last call; only `share_of_training` uses them.
 
         Args:
             training_seconds: Seconds of training, without the measurements, since the last call.
             measuring_seconds: Seconds of measuring since the last call; 0 when nothing was measured.
 
-        A negative or non-finite number, as a clock that jumps gives, counts as 0: it must neither poison the totals nor
-        end a training run.
+        A negative or non-finite number, which a clock that jumps can give, counts as 0.
         """
         self._note(_seconds(training_seconds), _seconds(measuring_seconds))
 
     def expect(self, epochs: int | None) -> None:  # noqa: B027  (most need not know)
-        """Tell the schedule how many epochs the experience that begins will have; only `around_boundaries` uses it.
+        """Pass the number of epochs of the experience that begins; only `around_boundaries` uses it.
 
         Args:
-            epochs: Epochs until the experience's end; None when they are not known.
+            epochs: Epochs until the experience's end; None if unknown.
         """
 
     @abstractmethod
     def describe(self) -> str:
-        """Return the short text from which `Schedule.from_name` makes an equal schedule."""
+        """Return the name from which `Schedule.from_name` makes an equal schedule."""
 
     @property
     def cadence(self) -> str:
-        """The identifier of how far apart measurements are; velocity ratios compare only where it is equal."""
+        """Identifier of the spacing of measurements; velocity ratios are comparable only at equal cadence."""
         return self.describe()
 
     @property
     def interval(self) -> int | None:
-        """Iterations between two measurements right after a boundary where that is constant, else None."""
+        """Iterations between two measurements right after a boundary; None if not constant."""
         return None
 
     @property
     def decisions(self) -> tuple["Decision", ...]:
-        """What a schedule that depends on time spent has decided, in order; empty for the pure ones."""
+        """Decisions of a schedule that depends on the time spent, in order; empty for the others."""
         return ()
 
     @abstractmethod
@@ -118,7 +117,7 @@ class Schedule(ABC):
 
     @staticmethod
     def every_iterations(n: int) -> "Schedule":
-        """Return the schedule that measures each n training iterations, counted from the experience's start.
+        """Return the schedule that measures every n training iterations, counted from the experience's start.
 
         Args:
             n: Iterations between measurements, at least 1.
@@ -127,7 +126,7 @@ class Schedule(ABC):
             The schedule.
 
         Raises:
-            ArgumentError: `n` is no integer of at least 1.
+            ArgumentError: `n` is not an integer of at least 1.
         """
         return _EveryIterations(_positive("every_iterations", "n", n))
 
@@ -142,7 +141,7 @@ class Schedule(ABC):
             The schedule.
 
         Raises:
-            ArgumentError: `n` is no integer of at least 1.
+            ArgumentError: `n` is not an integer of at least 1.
         """
         return _EveryEpochs(_positive("every_epochs", "n", n))
 
@@ -151,36 +150,35 @@ class Schedule(ABC):
         """Return the schedule that measures at iterations 10^(k/per_decade), k = 0, 1, …, rounded, since the boundary.
 
         Args:
-            per_decade: Measurements in each factor of ten of iterations, at least 1 (the first decades hold fewer,
-                there being fewer integers).
+            per_decade: Measurements per decade (factor of ten) of iterations, at least 1; the first decades hold fewer,
+                since they have fewer integers.
 
         Returns:
             The schedule: with 5 a decade, iterations 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100, …
 
         Raises:
-            ArgumentError: `per_decade` is no integer of at least 1.
+            ArgumentError: `per_decade` is not an integer of at least 1.
         """
         return _LogSpaced(_positive("log_spaced", "per_decade", per_decade))
 
     @staticmethod
     def around_boundaries(per_decade: int = 5, every_epochs: int = 1) -> "Schedule":
-        """Return the default: dense just after a boundary, sparse later, and at the ends of epochs.
+        """Return the default schedule: dense just after a boundary, sparse later, and at the ends of epochs.
 
-        Where the number of a task's epochs is known when it begins (a strategy's `train_epochs`,
-        `recorder.experience(..., epochs=)`), long tasks are thinned out: epochs' ends are measured at log-spaced
-        epochs, as iterations are, and at each of the last ten before the end, from which the velocity before the next
-        boundary is taken. Tasks of up to eleven epochs lose nothing. Where it is not known, every epoch's end is
-        measured.
+        If the number of a task's epochs is known when it begins (a strategy's `train_epochs`, `recorder.experience(...,
+        epochs=)`), long tasks are thinned out: epochs' ends are measured at log-spaced epochs and at each of the last
+        ten, which give the velocity before the next boundary. Tasks of up to eleven epochs lose no measurement. If it
+        is unknown, every epoch's end is measured.
 
         Args:
-            per_decade: Measurements in each factor of ten of iterations since the boundary, as for `log_spaced`.
+            per_decade: Measurements per decade of iterations since the boundary, as for `log_spaced`.
             every_epochs: Epochs between the measurements at epochs' ends.
 
         Returns:
             The schedule: the union of `log_spaced(per_decade)` and `every_epochs(every_epochs)`.
 
         Raises:
-            ArgumentError: An argument is no integer of at least 1.
+            ArgumentError: An argument is not an integer of at least 1.
         """
         return _AroundBoundaries(
             _positive("around_boundaries", "per_decade", per_decade),
@@ -198,7 +196,7 @@ class Schedule(ABC):
             The schedule.
 
         Raises:
-            ArgumentError: There is none, or one is no integer of at least 1.
+            ArgumentError: There is none, or one is not an integer of at least 1.
         """
         if isinstance(iterations, str) or not isinstance(iterations, Iterable):
             raise ArgumentError(
@@ -211,13 +209,13 @@ class Schedule(ABC):
 
     @staticmethod
     def share_of_training(share: float = 0.05) -> "Schedule":
-        """Return the schedule that measures as often as a share of the training time allows.
+        """Return the schedule that limits measuring to a share of the training time.
 
-        Between boundaries a measurement is due when what has been spent on measuring, plus the cost of the dearest of
-        the last three measurements, is at most `share` times the seconds of training so far. Boundaries are
-        always measured and are paid from the same budget. It must be told the seconds by `note`; as long as no
-        measurement has been noted, only boundaries are due. It depends on the machine, so two runs do not measure at
-        the same iterations; `decisions` records when it measured and on which figures.
+        Between boundaries a measurement is due if the seconds of measuring so far, plus those of the slowest of the
+        last three measurements, are at most `share` times the seconds of training so far. Boundaries are always
+        measured and count towards the same budget. The seconds are passed by `note`; until a measurement has been
+        noted, only boundaries are due. The result depends on the machine, so two runs measure at different iterations;
+        `decisions` records each decision and its numbers.
 
         Args:
             share: The largest share of the training time to spend on measuring, above 0 and at most 1.
@@ -226,7 +224,7 @@ class Schedule(ABC):
             The schedule.
 
         Raises:
-            ArgumentError: `share` is no number above 0 and at most 1.
+            ArgumentError: `share` is not a number above 0 and at most 1.
         """
         number = _number(share)
         if number is None or not 0 < number <= 1:
@@ -235,7 +233,7 @@ class Schedule(ABC):
 
     @staticmethod
     def from_name(name: str) -> "Schedule":
-        """Return the schedule that a text names, as `describe` gives it.
+        """Return the schedule with a name, as given by `describe`.
 
         Args:
             name: One of `boundaries_only`, `every_iterations:N`, `every_epochs:N`, `log_spaced[:PER_DECADE]`,
@@ -261,7 +259,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Decision:
-    """One measurement that `Schedule.share_of_training` asked for, and the figures it was decided on.
+    """One measurement requested by `Schedule.share_of_training`, with the numbers it was decided on.
 
     Attributes:
         event: The clock's event.
@@ -330,10 +328,10 @@ class _LogSpaced(Schedule):
 
 
 def _is_log_spaced(number: int, per_decade: int) -> bool:
-    """Tell whether a count is 10^(k/per_decade), rounded, for a whole k."""
+    """Return whether a count is 10^(k/per_decade), rounded, for a whole k."""
     if number == 0:
         return False
-    # Only the exponents next to the number's own can round to it.
+    # Only the neighbouring exponents can round to the number.
     k = round(per_decade * math.log10(number))
     return any(round(10 ** (j / per_decade)) == number for j in (k - 1, k, k + 1) if j >= 0)
 
@@ -355,7 +353,7 @@ class _AroundBoundaries(Schedule):
         self._expected = epochs
 
     def _is_kept(self, epoch: int) -> bool:
-        """Tell whether an epoch's end is measured: the last ten before the task's end, and log-spaced ones."""
+        """Return whether an epoch's end is measured: the last ten before the task's end, and log-spaced ones."""
         per_decade, every = self._arguments
         number = epoch // every
         last = self._expected is None or epoch >= self._expected - _LAST_EPOCHS * every
@@ -403,13 +401,13 @@ class _ShareOfTraining(Schedule):
                 self._measuring,
                 max(self._recent, default=None),
             )
-            # Asking twice about one moment is one decision.
+            # Two calls at one moment are one decision.
             if not self._decisions or self._decisions[-1] != decision:
                 self._decisions.append(decision)
         return due
 
     def _due_between(self, clock: TrainingClock) -> bool:
-        # Iterations only: an epoch's end is the same weights as its last iteration.
+        # Iterations only: an epoch's end has the same weights as its last iteration.
         if clock.event != "iteration" or not self._recent:
             return False
         return self._measuring + max(self._recent) <= self._share * self._training
@@ -443,7 +441,7 @@ class _Union(Schedule):
         return tuple(decision for part in self._parts for decision in part.decisions)
 
     def due(self, clock: TrainingClock) -> bool:
-        # Every part is asked, since one of them may keep a record.
+        # Call every part, since one of them may record its decisions.
         return any([part.due(clock) for part in self._parts])  # noqa: C419
 
     def _due_between(self, clock: TrainingClock) -> bool:
@@ -459,7 +457,7 @@ class _Union(Schedule):
 
 
 def _join(schedules: Iterable[Schedule]) -> Schedule:
-    """Return the union in one canonical form: flat, sorted, without repetition and without what adds nothing."""
+    """Return the union in canonical form: flat, sorted, without repetitions and redundant parts."""
     parts: dict[str, Schedule] = {}
     for schedule in schedules:
         for part in schedule._parts if isinstance(schedule, _Union) else (schedule,):

@@ -1,4 +1,4 @@
-"""A run on disk: made, gone on with, extended by further probes, rewound to a checkpoint."""
+"""The lifecycle of a run on disk: create, continue, add probes, rewind to a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ class Session:
     """The run folder of one recorder.
 
     Args:
-        run_folder: Where it is; None keeps everything in memory.
-        overwrite: Whether a run that is there may be replaced.
-        resume: Whether to go on with it, or how many experiences were trained before.
+        run_folder: Its path; None keeps everything in memory.
+        overwrite: Whether to replace an existing run.
+        resume: Whether to continue it, or the number of experiences trained before.
         keep_kernels: Whether kernels are kept.
 
     Attributes:
-        folder: The open folder; None before the first experience, without a folder, and in other processes than the
-            one that writes.
+        folder: The open folder; None before the first experience, without a folder, and in processes that do not write.
 
     Raises:
         ArgumentError: The arguments contradict each other.
@@ -43,28 +42,28 @@ class Session:
 
     @property
     def may_resume(self) -> bool:
-        """Whether the next experience may be one of a run on disk."""
+        """Whether the next experience may continue a run on disk."""
         return self.resume is not False and self.folder is None
 
     def look(self, host: Host) -> None:
-        """Remember the model's shapes, at the last moment before it is adapted to a new experience."""
+        """Remember the model's shapes before it is adapted to a new experience."""
         if self.may_resume:
             self._shapes_before = {name: tuple(p.shape) for name, p in host.model.named_parameters()}
 
     def open(
         self, host: Host, meta: dict[str, Any], names: Sequence[str], owner: object
     ) -> tuple[set[str], tuple[int, State | None] | None]:
-        """Make, continue or extend the run folder. One process of several writes; the others keep no folder.
+        """Create, continue or extend the run folder. In distributed training only one process has a folder.
 
         Args:
             host: What trains.
-            meta: What the run is, with the probes chosen so far.
-            names: Names of the probes that are followed now.
-            owner: When it is gone, the folder is closed.
+            meta: The run's description, with the probes chosen so far.
+            names: Names of the probes measured now.
+            owner: The folder is closed when this object is garbage-collected.
 
         Returns:
-            Names of the probes that the folder had already; and where a run that goes on stood: the number of the
-            experience that begins and the state before it.
+            Names of the probes that the folder already had; and, for a continued run, the number of the experience that
+            begins and the state before it.
 
         Raises:
             RunFolderError: The folder cannot be used.
@@ -86,15 +85,15 @@ class Session:
         return known, resumed
 
     def _continue(self, host: Host, meta: dict[str, Any], names: Sequence[str]) -> tuple[int, State | None] | None:
-        """Take up the run in the folder; None when there is none."""
+        """Continue the run in the folder; None if there is none."""
         assert self.run_folder is not None
         number = host.position if self.resume is True else int(self.resume)
         if not is_run(self.run_folder):
             if number:
                 raise RunFolderError(
-                    f"there is no run in {self.run_folder} to go on with: training goes on with experience {number}, "
-                    "and what went before should be there. Give the folder of that run, or resume=False to begin a "
-                    "new one."
+                    f"there is no run in {self.run_folder} to continue: training continues with experience {number}, "
+                    "and the earlier ones should be recorded there. Give the folder of that run, or resume=False to "
+                    "begin a new one."
                 )
             return None
         host.check_resumable(self.run_folder)
@@ -104,53 +103,53 @@ class Session:
         return experience, state
 
     def rewind(self, owner: object) -> None:
-        """Set aside what the folder holds beyond the checkpoint that this object was loaded from."""
+        """Set aside records later than the checkpoint that this object was loaded from."""
         if self._must_rewind and self.folder is not None:
             self.folder.rewind()
             self._close_with(owner)
         self._must_rewind = False
 
     def append(self, record: dict[str, Any], owner: object) -> None:
-        """Write a record, if there is a folder."""
+        """Append a record; no effect without a folder."""
         if self.folder is not None:
             self.rewind(owner)
             self.folder.append(record)
 
     def update_meta(self, changes: Mapping[str, Any], owner: object) -> None:
-        """Change what `run.json` says; nothing without a folder."""
+        """Change `run.json`; no effect without a folder."""
         if self.folder is not None:
             self.rewind(owner)
             self.folder.update_meta(changes)
 
     def close(self) -> None:
-        """Let go of the folder, so that another process can write it."""
+        """Release the folder, so that another process can write it."""
         if self.folder is not None:
             self.folder.close()
 
     def _close_with(self, owner: object) -> None:
-        # Earlier than the interpreter would: what closing needs is still there.
+        # Close before the interpreter shuts down, while the needed modules still exist.
         assert self.folder is not None
         weakref.finalize(owner, self.folder.close)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # The folder may have grown since; it is rewound when this copy first writes, which most copies never do.
+        # The folder may have grown since. It is rewound only when this copy first writes; most copies never do.
         self._must_rewind = self.folder is not None
 
 
 def _check_resume(resume: bool | int, run_folder: Any, overwrite: bool, keep_kernels: bool) -> None:
     if not isinstance(resume, int) or resume < 0:
         raise ArgumentError(
-            "resume is True, False, or the number of experiences that were trained before, at least 0; found "
+            "resume must be True, False, or the number of experiences trained before, at least 0; found "
             f"{resume!r}. Give resume=True."
         )
     if resume is False:
         return
     if run_folder is None:
-        raise ArgumentError("resume goes on with a run on disk; found run_folder=None. Give run_folder= too.")
+        raise ArgumentError("resume continues a run on disk; found run_folder=None. Give run_folder= too.")
     if overwrite:
         raise ArgumentError(
-            "resume goes on with a run and overwrite replaces it; found both. Give one of them: resume=True begins a "
+            "resume continues a run and overwrite replaces it; found both. Give one of them: resume=True begins a "
             "new run where there is none."
         )
     if not keep_kernels:

@@ -1,4 +1,4 @@
-"""The counts of a training run as it goes on: iterations, epochs, optimizer steps, and the seconds that it takes."""
+"""Running counts of a training run: iterations, epochs, optimizer steps and seconds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from avalanche_ntk.recorder.steps import StepCounter
 
 
 class StepClock:
-    """Counts for itself: no library's clock, whose order among other hooks may not be known.
+    """Keeps its own counts, independent of any library's clock.
 
     Attributes:
         iteration: Iterations of the whole run.
-        experience: Number of the present experience; −1 before the first.
+        experience: Number of the present experience, −1 before the first.
         exp_iteration: Iterations of the present experience.
         epoch: Epochs of the whole run.
         exp_epoch: Epochs of the present experience.
-        steps: Counts the optimizer's steps.
+        steps: Counter of the optimizer's steps.
         training_seconds: Seconds spent in training, without the measurements.
         measuring_seconds: Seconds spent in measurements.
     """
@@ -36,19 +36,19 @@ class StepClock:
         self._last_tick: float | None = None
 
     def begin_experience(self, task_label: int | None) -> None:
-        """Take note that an experience begins."""
+        """Begin an experience."""
         self.experience += 1
         self.exp_iteration = self.exp_epoch = 0
         self.task_label = task_label
 
     def count_iteration(self) -> None:
-        """Take note that an iteration is over."""
+        """Count a completed iteration."""
         self.iteration += 1
         self.exp_iteration += 1
         self.steps.iteration()
 
     def count_epoch(self) -> None:
-        """Take note that an epoch is over."""
+        """Count a completed epoch."""
         self.epoch += 1
         self.exp_epoch += 1
 
@@ -67,7 +67,7 @@ class StepClock:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Iterations, epochs and steps of the whole run, for a record of where it stands."""
+        """Iterations, epochs and steps of the whole run, for its state record."""
         return {"iteration": self.iteration, "epoch": self.epoch, "optimizer_step": self.steps.count}
 
     def tick(self) -> float:
@@ -86,12 +86,12 @@ class StepClock:
         return spent
 
     def share(self, begin: float) -> float:
-        """Return the share of the time so far that went into measuring, with the measurement begun at `begin`."""
+        """Return measuring's share of the time so far, including the measurement begun at `begin`."""
         measuring = self.measuring_seconds + since(begin)
         return measuring / (measuring + self.training_seconds)
 
     def pause(self) -> None:
-        """Let the time until the next tick not count as training."""
+        """Exclude the time until the next tick from training."""
         self._last_tick = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,5 +99,5 @@ class StepClock:
 
 
 def since(begin: float) -> float:
-    """Return the seconds since `begin`; none when the clock was set back."""
+    """Return the seconds since `begin`; 0 if the clock was set back."""
     return max(0.0, time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""How many steps an optimizer has really made."""
+"""Counting of an optimizer's actual steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 
 class StepCounter:
-    """Counts an optimizer's steps as they happen: there may be none or several in an iteration.
+    """Counts an optimizer's steps as they happen: an iteration may have none or several.
 
-    A step is that of the optimizer itself or of one inside it that holds the same parameters (the base optimizer of
-    SAM, which may be called without the outer one); a step within a step is one.
+    Steps of an inner optimizer with the same parameters count too (SAM's base optimizer may be called without the outer
+    one); nested steps count as one.
 
-    An object that does not tell of its steps is left alone, and each iteration counts as one step: what is no
-    `torch.optim.Optimizer`, and what is one in name only, as wrappers are that never call its `__init__` (Lookahead,
-    the optimizers of differential privacy). A strategy without an optimizer makes no steps.
+    If steps cannot be observed, each iteration counts as one step. This holds for objects that are not a
+    `torch.optim.Optimizer`, and for wrappers that never call its `__init__` (Lookahead, optimizers of differential
+    privacy). A strategy without an optimizer makes no steps.
 
     Attributes:
         count: Steps so far.
@@ -31,8 +31,8 @@ class StepCounter:
         self._depth = 0
 
     def follow(self, optimizer: Any) -> None:
-        """Count the steps of this optimizer from now on, and no longer those of another one."""
-        self._depth = 0  # a step that was interrupted never ends
+        """Count the steps of this optimizer from now on, instead of the previous one's."""
+        self._depth = 0  # an interrupted step never ends
         if optimizer is self._followed:
             return
         self.leave()
@@ -42,32 +42,32 @@ class StepCounter:
                 register_optimizer_step_pre_hook(_weakly(self._begin)),
                 register_optimizer_step_post_hook(_weakly(self._end)),
             )
-            # Called by `leave`, or when training was broken off and this object is forgotten.
+            # Called by `leave`, or when this object is garbage-collected after interrupted training.
             self._unhook = weakref.finalize(self, _remove, hooks)
 
     def leave(self) -> None:
-        """Follow no optimizer any more."""
+        """Stop following the optimizer."""
         if self._unhook is not None:
             self._unhook()
         self._unhook = self._followed = None
 
     def iteration(self) -> None:
-        """Take note that an iteration is over."""
+        """Count a completed iteration."""
         if self.by_iterations:
             self.count += 1
 
     @property
     def by_iterations(self) -> bool:
-        """Whether iterations are counted in place of steps."""
+        """Whether iterations are counted instead of steps."""
         return self._followed is not None and self._unhook is None
 
     @property
     def note(self) -> list[str]:
-        """What a record must say of the present count; nothing where steps are counted as they happen."""
+        """A note on the present count for the record; empty if steps are counted as they happen."""
         if not self.by_iterations:
             return []
         name = type(self._followed).__name__
-        return [f"each iteration counts as one optimizer step: {name} does not tell when it makes one"]
+        return [f"each iteration counts as one optimizer step: {name} does not report its steps"]
 
     def _begin(self, optimizer: torch.optim.Optimizer) -> None:
         self._depth += self._is_followed(optimizer)
@@ -81,15 +81,15 @@ class StepCounter:
         return optimizer is self._followed or not _parameters(optimizer).isdisjoint(_parameters(self._followed))
 
     def __getstate__(self) -> dict[str, Any]:
-        # The hooks are this process's, and the optimizer is found again by the next call of `follow`.
+        # Hooks belong to this process; the next call of `follow` attaches them again.
         return {**self.__dict__, "_unhook": None, "_followed": None}
 
 
 def _calls_hooks(optimizer: Any) -> bool:
     """Return whether an optimizer's steps call the hooks for all optimizers.
 
-    `torch.optim.Optimizer.__init__` wraps the class's `step`, which then calls them; a class that leaves it out has a
-    step of its own that calls none.
+    `torch.optim.Optimizer.__init__` wraps the class's `step` to call them; the `step` of a class that skips it calls
+    none.
     """
     return isinstance(optimizer, torch.optim.Optimizer) and bool(getattr(type(optimizer).step, "hooked", False))
 
@@ -99,7 +99,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> set[int]:
 
 
 def _weakly(method: Callable[[torch.optim.Optimizer], None]) -> Callable[..., None]:
-    """Return a hook that does not keep the method's object alive, and does nothing when that is gone."""
+    """Return a hook that holds the method's object weakly, and does nothing once it is gone."""
     reference = weakref.WeakMethod(method)
 
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -116,14 +116,14 @@ def _remove(hooks: tuple[Any, ...]) -> None:
 
 
 def described(optimizer: Any) -> dict[str, Any] | None:
-    """Return what a run's description says of its optimizer; None without one.
+    """Return an optimizer's entry in a run's description; None without an optimizer.
 
     Args:
         optimizer: Any object with a `step`.
 
     Returns:
-        Its class's `name`, and the `learning_rate` of each of its parameter groups; None where it has no such groups,
-        or a group has no such number.
+        Its class's `name`, and the `learning_rate` of each of its parameter groups; None if it has no such groups, or a
+        group has no such number.
     """
     if optimizer is None:
         return None

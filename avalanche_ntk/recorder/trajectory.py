@@ -1,8 +1,8 @@
-"""The time series of one probe: when it was measured, the kernels, the numbers.
+"""The time series of one probe: clocks, kernels and numbers.
 
-A trajectory turns kernels into the numbers of `docs/definitions.md` as they arrive, and writes each to the run folder
-before it goes on. It holds a few kernels only (the previous one, the one at the experience's start, the first one),
-however long the run is.
+A trajectory computes the numbers of `docs/definitions.md` from each new kernel and writes them to the run folder. It
+keeps only three kernels in memory (the previous one, the one at the experience's start, the first one), however long
+the run is.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _RANKS = (1, 5, 20)
 _ALIGNMENTS = ("alignment", *(f"eigenvector_alignment_{rank}" for rank in _RANKS))
 _NORMS = ("kernel_norm", "kernel_trace", "spectral_norm", "effective_rank", "condition_number")
 NUMBERS = (*_NORMS, *_ALIGNMENTS, *_DISTANCES, *_VELOCITIES)
-"""Columns of every trajectory: a number that was never defined is an empty column, and not a missing one."""
+"""Columns of every trajectory; a column is present even if its number was never defined."""
 
-# Of a layer's kernel or the features' what shows where the whole one moves.
+# Columns of a layer's or the features' kernel that locate the motion of the whole kernel.
 _FOLLOWED = {
     "kernel_norm",
     "spectral_norm",
@@ -62,7 +62,7 @@ class Trajectory:
         labels: Class of each of its N samples, whole numbers `(N,)`, or numeric targets, `(N, K)`.
         folder: Run folder to write to; None keeps everything in memory.
         keep_kernels: Whether kernels are kept (in the run folder, or in memory when there is none).
-        cadence: What is known of the time between measurements; stored with every reactivation.
+        cadence: Spacing of the measurements; stored with every reactivation.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trajectory:
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of the samples, a copy: classes, int64 `(N,)`, or numeric targets, float64 `(N, K)`."""
+        """A copy of the samples' labels: classes, int64 `(N,)`, or numeric targets, float64 `(N, K)`."""
         labels: np.ndarray = self._labels.copy()
         return labels
 
@@ -118,7 +118,7 @@ class Trajectory:
             name: Another kernel measured at the same time, such as `layer[features.1]`.
 
         Returns:
-            The kernel in the precision in which it was computed.
+            The kernel in the precision of its computation.
 
         Raises:
             RunFolderError: There is no such measurement, or its kernel was not kept.
@@ -132,7 +132,7 @@ class Trajectory:
         return kernels[name]
 
     def kernels(self, index: int) -> dict[str, np.ndarray]:
-        """Return all kernels of a measurement by name; the whole one is called `kernel`.
+        """Return all kernels of a measurement by name; the whole kernel is `kernel`.
 
         Args:
             index: The measurement's `index`.
@@ -156,14 +156,14 @@ class Trajectory:
         why = "the measurement failed" if measurement.failure else "the plugin was made with keep_kernels=False"
         raise RunFolderError(
             f"measurement {index} of probe {self.probe!r} has no stored kernel: {why}. "
-            "Ask for another measurement, or measure with keep_kernels=True."
+            "Choose another measurement, or measure with keep_kernels=True."
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a row a measurement: the clock, the numbers (units in the column names), reasons, notes and failures.
+        """Return a table, one row per measurement: clock, numbers (units in column names), reasons, notes and failures.
 
-        A number that is undefined is NaN; every column that was ever asked for is there, also when it never had a
-        value. A column's type does not depend on what is in it: files of many runs can be read as one table.
+        Undefined numbers are NaN. Every requested column is present, even without values. A column's type does not
+        depend on its content, so files of many runs can be read as one table.
         """
         columns = dict.fromkeys([*NUMBERS, *(c for m in self.measurements for c in (*m.values, *m.reasons))])
         rows = [
@@ -191,10 +191,10 @@ class Trajectory:
         self.to_pandas().to_parquet(path, index=False)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Return the numbers along a dimension `measurement`, and the kernels where kept; needs the extra `export`.
+        """Return the numbers along a dimension `measurement`, and the kernels if kept; needs the extra `export`.
 
         Returns:
-            A data set with the clock's counts as coordinates and, where every kernel was kept, a variable `kernel` of
+            A data set with the clock's counts as coordinates and, if every kernel was kept, a variable `kernel` of
             dimensions `(measurement, sample, sample_2)`.
         """
         _needs("xarray", "xarray data sets")
@@ -225,47 +225,48 @@ class Trajectory:
         return dataset
 
     def plot(self, columns: Sequence[str] = PLOTTED, axes: Sequence[Axes] | None = None) -> list[Axes]:
-        """Draw columns over the training iterations, boundaries marked, in the style that matplotlib has now.
+        """Draw columns over the training iterations, with boundaries marked, in matplotlib's current style.
 
         Args:
             columns: Columns of `to_pandas()`; by default those of the report's first figure.
-            axes: Axes to draw into, one for each column; a new figure of `matplotlib.pyplot` when None.
+            axes: Axes to draw into, one for each column; None for a new figure of `matplotlib.pyplot`.
 
         Returns:
             The axes.
 
         Raises:
-            ArgumentError: There are not as many axes as columns, or a column was never measured.
+            ArgumentError: The numbers of axes and columns differ, or a column was never measured.
         """
         from avalanche_ntk.recorder.plots import plot
 
         return plot(self, columns, axes)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: how many measurements there are, and what happened at the boundaries."""
+        """Return a notebook's view: the number of measurements and the table of boundaries."""
         shown = self.summary() if self.reactivations else self.to_pandas().drop(columns=["reasons", "notes"]).tail()
         told = html.escape(repr(self))
         return f"<p>{told}</p>{shown.dropna(axis='columns', how='all').to_html(index=False, float_format='%.4g')}"
 
     @property
     def reasons(self) -> dict[int, dict[str, str]]:
-        """Why numbers of `summary()` are undefined, by experience and column."""
+        """Reasons for undefined numbers of `summary()`, by experience and column."""
         return {experience: dict(found.reasons) for experience, found in self.reactivations.items()}
 
     def summary(self) -> pd.DataFrame:
-        """Return a row a boundary: everything that its reactivation holds, undefined numbers empty.
+        """Return a table of reactivations, one row per boundary, with undefined numbers empty.
 
         Returns:
-            Columns as the attributes of `measures.Reactivation`, after `experience`; `reasons` says why some are empty.
+            The columns are `experience` and the attributes of `measures.Reactivation`; `reasons` explains empty
+            numbers.
         """
         rows = [{"experience": e, **reactivation_row(found)} for e, found in self.reactivations.items()]
         return make_frame(rows, {"experience": COUNT, **reactivation_types(NUMBER)}).drop(columns="reasons")
 
     def verdicts(self, control: Any) -> dict[int, measures.Verdict]:
-        """Say at each boundary whether the kernel was reactivated, by comparison with runs in which no task changed.
+        """Decide at each boundary whether the kernel was reactivated, by comparison with runs without a task change.
 
-        A redraw of samples of the same classes already makes the kernel move faster, so there is no verdict without a
-        control: the same training on the same classes with fresh samples at each boundary.
+        Fresh samples of the same classes alone make the kernel move faster, so a verdict needs a control: the same
+        training on the same classes with fresh samples at each boundary.
 
         Args:
             control: One trajectory (or plugin), or several, of control runs at the same cadence.
@@ -274,7 +275,7 @@ class Trajectory:
             The verdict by experience, from the second on.
 
         Raises:
-            ArgumentError: The cadences differ, the probes are of other classes or targets, or a control is this run
+            ArgumentError: The cadences differ, the probes have different classes or targets, or a control is this run
                 itself.
         """
         given = list(control) if isinstance(control, (list, tuple)) else [control]
@@ -285,7 +286,7 @@ class Trajectory:
                     f"controls are trajectories of control runs, or their plugins; found {type(one).__name__}."
                 )
             if one is self:
-                raise ArgumentError("a run is no control of itself: give the trajectories of runs without a shift.")
+                raise ArgumentError("a run cannot be its own control: give the trajectories of runs without a shift.")
             if are_classes(one._labels) != are_classes(self._labels) or (
                 sorted(one._labels.tolist()) != sorted(self._labels.tolist())
             ):
@@ -307,10 +308,10 @@ class Trajectory:
 
         Args:
             folder: The run folder or its path.
-            probe: Name of the probe; the folder's first when None.
+            probe: Name of the probe; None for the folder's first.
 
         Returns:
-            The trajectory; it can be continued when the folder was opened by `RunFolder.resume`.
+            The trajectory; it can be continued if the folder was opened by `RunFolder.resume`.
 
         Raises:
             RunFolderError: The folder has no such probe.
@@ -353,25 +354,25 @@ class Trajectory:
         extra_reasons: Mapping[str, str] | None = None,
         extra_kernels: Mapping[str, np.ndarray] | None = None,
     ) -> Measurement:
-        """Add a kernel: compute its numbers, store it, write the record.
+        """Add a kernel: compute its numbers, store it and write the record.
 
         Args:
             clock: When it was measured.
             kernel: Self-kernel of the probe, shape `(N, N)`.
-            view: Its view, where it has one already.
+            view: Its view, if it exists already.
             iterations_per_epoch: Training iterations in one epoch of the present task, for the velocity per epoch.
-            notes: What else happened.
+            notes: Events to record.
             trust: How the kernel was computed.
             extra: Further numbers measured at the same time.
-            extra_reasons: Why some of these are undefined.
+            extra_reasons: Reasons for undefined ones.
             extra_kernels: Further kernels of the same samples by name (of a layer, of the features); each is followed
-                as the whole kernel is, in columns `NAME.COLUMN`.
+                like the whole kernel, in columns `NAME.COLUMN`.
 
         Returns:
             The measurement.
         """
         index = self._next_index()
-        kernel = np.array(kernel)  # what is kept must not change with the caller's arrays
+        kernel = np.array(kernel)  # the stored kernel must not change with the caller's array
         extra_kernels = {name: np.array(k) for name, k in (extra_kernels or {}).items()}
         view = measures.KernelView(kernel) if view is None else view
         others = {name: measures.KernelView(k) for name, k in extra_kernels.items()}
@@ -397,7 +398,7 @@ class Trajectory:
             trust=dict(trust or {}),
             kernel=path,
         )
-        # In memory first: when the disk fails, the series here is whole all the same.
+        # In memory first: the series is complete even if writing fails.
         self.measurements.append(measurement)
         self._remember(clock, view)
         for name, other in others.items():
@@ -408,25 +409,25 @@ class Trajectory:
         return measurement
 
     def _add_failure(self, clock: TrainingClock, reason: str) -> Measurement:
-        """Record that the measurement due now has failed, and why."""
+        """Record a failed measurement and its reason."""
         measurement = Measurement(index=self._next_index(), clock=clock, segment=self.segment, failure=reason)
         self.measurements.append(measurement)
         self._write(measurement.as_record(self.probe))
         return measurement
 
     def new_segment(self) -> None:
-        """Start anew: the model was reinitialised, and what comes is not to be compared with what was."""
+        """Begin a new segment after a reinitialisation; later measurements are not compared with earlier ones."""
         self.segment += 1
         self._references.clear()
 
     def _close_experience(self, experience: int) -> measures.Reactivation | None:
-        """Compute the reactivation of the experience that has just ended and write it down.
+        """Compute and record the reactivation of the experience that has just ended.
 
         Args:
             experience: Number of the experience in the order of training.
 
         Returns:
-            The reactivation; None when the experience was not measured.
+            The reactivation; None if the experience was not measured.
         """
         result = self.reactivation(experience)
         if result is not None:
@@ -473,14 +474,14 @@ class Trajectory:
         return values, reasons
 
     def reactivation(self, experience: int) -> measures.Reactivation | None:
-        """Compute what happened at the boundary with which an experience began.
+        """Compute the reactivation at the boundary at which an experience began.
 
         Args:
             experience: Number of the experience in the order of training.
 
         Returns:
-            The reactivation; for the first experience only its onset velocity has a value. None when the experience
-            was not measured.
+            The reactivation; for the first experience only its onset velocity is defined. None if the experience was
+            not measured.
         """
         with measures.few_threads(len(self._labels)):
             return reactivation_at(self, experience)
@@ -502,7 +503,7 @@ class Trajectory:
             self._references[name, "start"] = reference
 
     def _restore_references(self) -> None:
-        """Bring back the kernels that the next measurement is compared with."""
+        """Reload the kernels with which the next measurement is compared."""
         good = [m for m in self.measurements if m.failure is None]
         self.segment = self.measurements[-1].segment if self.measurements else 0
         now = [m for m in good if m.segment == self.segment]
@@ -519,7 +520,7 @@ class Trajectory:
         return self.measurements[-1].index + 1 if self.measurements else 0
 
     def _keep(self, index: int, kernels: dict[str, np.ndarray]) -> tuple[str | None, RunFolderError | None]:
-        """Store the kernels; when the disk refuses, keep them in memory and return the error for later."""
+        """Store the kernels; if writing fails, keep them in memory and return the error."""
         if not self.keep_kernels:
             return None, None
         if self.folder is None:
@@ -533,7 +534,7 @@ class Trajectory:
             return None, error
 
     def note(self, record: dict[str, Any]) -> None:
-        """Write a further line about this probe into the run folder, if there is one.
+        """Write another record about this probe to the run folder, if there is one.
 
         Args:
             record: Plain values with a `kind`.
@@ -544,7 +545,7 @@ class Trajectory:
         self._write({**record, "probe": self.probe})
 
     def _write(self, record: dict[str, Any]) -> None:
-        """Write a record behind those that the disk has refused so far."""
+        """Write the records that failed before, then this one."""
         if self.folder is None:
             return
         self._waiting.append(record)
@@ -554,14 +555,14 @@ class Trajectory:
                 self._save_late(first)
                 self.folder.append(first)
             except RunFolderError:
-                raise  # it waits for the next time
+                raise  # kept for the next attempt
             except BaseException:
                 del self._waiting[0]
                 raise
             del self._waiting[0]
 
     def _save_late(self, record: dict[str, Any]) -> None:
-        """Store the kernels of a measurement that the disk refused, if it takes them now; else they stay in memory."""
+        """Try again to store kernels whose writing failed; if it fails again, they stay in memory."""
         index = record.get("index")
         if record["kind"] != "measurement" or record["kernel"] is not None or index not in self._kernels:
             return
@@ -574,13 +575,13 @@ class Trajectory:
 
 
 class _ByExperience(dict[int, measures.Reactivation]):
-    """Reactivations by experience; one that is not there is explained."""
+    """Reactivations by experience, with an explanation for missing ones."""
 
     def __missing__(self, experience: int) -> measures.Reactivation:
         known = ", ".join(map(str, self)) or "none yet"
         raise ArgumentError(
-            f"there is no reactivation of experience {experience!r}: one is computed when an experience has ended, and "
-            f"those of the following have: {known}."
+            f"there is no reactivation of experience {experience!r}: it is computed when an experience has ended, and "
+            f"these have ended: {known}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Weights on disk: snapshots that a recording stores, and state dicts that any library saved."""
+"""Weights on disk: snapshots of a recording, and state dicts of any library."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from avalanche_ntk.recorder.clock import TrainingClock
 
 FOLDER = "snapshots"
 _FILE = re.compile(r"\d{6}-task(?P<task>\d{3,})-[a-z_]+-iteration\d{8,}\.safetensors")
-# Under these keys checkpoints hold the model's weights beside other things.
+# Keys under which checkpoints hold the model's weights.
 _WEIGHTS = ("state_dict", "model_state_dict", "model")
 _MOST_KEYS = 5
 
 
 class Snapshots:
-    """Stores a model's weights and buffers at every moment that is measured, with the clock of that moment.
+    """Stores a model's weights and buffers at every measurement, with its clock.
 
     Args:
         run_folder: The run folder; they are stored in its folder `snapshots`.
@@ -45,7 +45,7 @@ class Snapshots:
             iterations_per_epoch: Kept beside the clock, for velocities per epoch.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.count is None:  # the first of this run, or of the part with which it goes on: the rest is of another
+        if self.count is None:  # the first snapshot of this run or of its continuation: others belong to another run
             known = {p: _FILE.fullmatch(p.name) for p in sorted(self.path.iterdir())}
             before = [p for p, match in known.items() if match and int(match["task"]) < clock.experience]
             for path in (p for p, match in known.items() if match and p not in before):
@@ -58,20 +58,20 @@ class Snapshots:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of a model's weights and buffers on the CPU, also of buffers that its state dict leaves out."""
+    """Return copies of a model's weights and buffers on the CPU, including buffers that its state dict omits."""
     found = {**dict(model.named_buffers(remove_duplicate=False)), **model.state_dict()}
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
 def read_state(path: str | PathLike[str], prefix: str = "") -> dict[str, Tensor]:
-    """Read a state dict that any library saved; nothing in the file is executed.
+    """Read a state dict saved by any library; no code in the file is executed.
 
     Args:
-        path: A `.safetensors` file, or one of `torch.save`, read with `weights_only=True`. Of a checkpoint with further
-            content, the entry `state_dict`, `model_state_dict` or `model` is taken.
-        prefix: What the keys begin with that the model's do not, such as `module.` or `model.`; keys without it are
-            left out.
+        path: A `.safetensors` file, or one of `torch.save`, read with `weights_only=True`. From a larger checkpoint,
+            the entry `state_dict`, `model_state_dict` or `model` is taken.
+        prefix: Prefix of the keys that the model's keys lack, such as `module.` or `model.`; keys without it are
+            ignored.
 
     Returns:
         Tensors by key, without the prefix.
@@ -106,12 +106,12 @@ def read_state(path: str | PathLike[str], prefix: str = "") -> dict[str, Tensor]
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Give a model the weights and buffers of a state dict, all of them or none.
+    """Load a state dict into a model, all of it or nothing.
 
     Args:
         model: The model.
         state: Tensors by key.
-        source: Where they are from, for the message.
+        source: Their origin, for the message.
 
     Raises:
         ModelError: Keys or shapes differ; the message names them.

@@ -1,6 +1,6 @@
 """Run folders to tables, figures and one page.
 
-Nothing here imports torch: a report can be made where the training stack is not installed.
+Nothing here imports torch: reports do not need the training stack.
 """
 
 from avalanche_ntk.report.boundaries import boundary_table

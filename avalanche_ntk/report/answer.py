@@ -1,4 +1,4 @@
-"""What happened at the boundaries, in sentences: the numbers that the report opens with."""
+"""The report's opening sentences on what happened at the boundaries."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from avalanche_ntk.report.text import counted, listed, number, share, span_of
 
 
 def boundaries_of(trajectory: Trajectory) -> dict[int, measures.Reactivation]:
-    """Return the reactivations at boundaries that have an experience before them."""
+    """Return the reactivations at boundaries after the first experience."""
     first = next((e for e, _ in starts_of(trajectory)), None)
     return {e: r for e, r in trajectory.reactivations.items() if e != first}
 
 
 def answer(run: Run, probe: str | None = None, controls: Sequence[Run] = ()) -> str:
-    """Say in a few sentences what happened at a run's boundaries.
+    """Summarise in a few sentences what happened at a run's boundaries.
 
     Args:
         run: The run.
-        probe: Name of the probe; the folder's first when None.
+        probe: Name of the probe; None for the folder's first.
         controls: Runs in which no task changed.
 
     Returns:
@@ -41,47 +41,47 @@ def answer(run: Run, probe: str | None = None, controls: Sequence[Run] = ()) -> 
     if not good:
         return (
             f"{run.name}: {'the only measurement' if len(trajectory) == 1 else f'all {len(trajectory)} measurements'} "
-            "failed, so that there is nothing to say of the kernel."
+            "failed, so nothing is known of the kernel."
         )
     found = boundaries_of(trajectory)
     if not found:
         begun = len(starts_of(trajectory))
         why = (
-            "it has one experience, and so no boundary"
+            "it has one experience and no boundary"
             if begun < 2
             else "no experience after the first was measured to its end"
         )
         return f"{run.name}: {why}; the kernel is followed below."
-    sentences = [_pace(found), _norm(found), _alignment(found), _accuracy(run, trajectory)]
+    sentences = [_velocity(found), _norm(found), _alignment(found), _accuracy(run, trajectory)]
     if controls:
         sentences.append(_verdict(trajectory, controls))
     return f"{run.name}: " + " ".join(s for s in sentences if s)
 
 
 def cautions(runs: Sequence[Run], probe: str | None, controls: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Return what must be known before the numbers are believed or compared.
+    """Return warnings about trusting or comparing the numbers.
 
     Args:
         runs: The runs.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
         controls: By a run's name, its controls, in which no task changed.
 
     Returns:
-        Sentences, none when all is well.
+        Sentences; empty if there are none.
     """
     trajectories = [run.trajectory(probe) for run in runs]
     found = []
     if any(boundaries_of(t) and not controls.get(run.name) for run, t in zip(runs, trajectories, strict=True)):
         found.append(
-            "No verdict without a control: a redraw of samples of the same classes alone makes the kernel move faster "
-            "(a ratio near 5 in a simulation), so these numbers prove a reactivation only beside runs in which no task "
-            "changes. Give such runs as --control."
+            "No verdict without a control: fresh samples of the same classes alone make the kernel move faster (a "
+            "ratio near 5 in a simulation), so these numbers prove a reactivation only in comparison with runs in "
+            "which no task changes. Give such runs as --control."
         )
     cadences = {t.cadence for t in trajectories}
     if len(cadences) > 1:
         found.append(
-            f"The runs were measured at different times ({listed(sorted(map(repr, cadences)), 4)}): velocities, spikes "
-            "and ratios depend on the time between measurements and must not be compared from run to run."
+            f"The runs were measured at different times ({listed(sorted(map(repr, cadences)), 4)}): velocities, "
+            "spikes and ratios depend on the time between measurements and must not be compared between runs."
         )
     hashes = {str(run.described(t.probe).get("hash")) for run, t in zip(runs, trajectories, strict=True)}
     if len(hashes) > 1:
@@ -97,8 +97,8 @@ def cautions(runs: Sequence[Run], probe: str | None, controls: Mapping[str, Sequ
     ]
     if mixed:
         found.append(
-            "Measured more densely on one side of the boundary than on the other, so that peak and base are not the "
-            f"same quantity: {listed(mixed, 4)}."
+            "Measured more densely on one side of the boundary than on the other, so peak and base are not "
+            f"comparable: {listed(mixed, 4)}."
         )
     floors = [
         f"{run.name} at boundary {e} → {e + 1}"
@@ -107,11 +107,11 @@ def cautions(runs: Sequence[Run], probe: str | None, controls: Mapping[str, Sequ
         if r.at_floor
     ]
     if floors:
-        found.append(f"The pace before is below the noise, so that the ratio is a lower bound: {listed(floors, 4)}.")
+        found.append(f"The velocity before is below the noise, so the ratio is a lower bound: {listed(floors, 4)}.")
     return found
 
 
-def _pace(found: dict[int, measures.Reactivation]) -> str:
+def _velocity(found: dict[int, measures.Reactivation]) -> str:
     ratios = {e: r.ratio for e, r in found.items() if r.ratio is not None}
     spikes = {e: r.spike for e, r in found.items() if r.spike is not None}
     if not ratios or not spikes:
@@ -129,8 +129,8 @@ def _pace(found: dict[int, measures.Reactivation]) -> str:
     missing = len(found) - len(spikes)
     unknown = f" At {_count(missing)} it is undefined." if missing else ""
     return (
-        f"at {where} the kernel then moved faster than before: its peak pace was {span_of(list(ratios.values()))} "
-        f"times the pace before{middle}, a spike of {span_of(list(spikes.values()))} per iteration.{unknown}"
+        f"at {where} the kernel then moved faster than before: its peak velocity was {span_of(list(ratios.values()))} "
+        f"times the velocity before{middle}, a spike of {span_of(list(spikes.values()))} per iteration.{unknown}"
     )
 
 
@@ -147,8 +147,8 @@ def _norm(found: dict[int, measures.Reactivation]) -> str:
         return ""
     verb = "fell to" if max(dips) < 1 else "was lowest at" if min(dips) < 1 else "never fell: its lowest was"
     return (
-        f"λ_max {verb} {span_of(dips)} of its value at the boundary and stood at {span_of(ends)} times that value when "
-        "the new task ended."
+        f"λ_max {verb} {span_of(dips)} of its value at the boundary and was {span_of(ends)} times that value when the "
+        "new task ended."
     )
 
 

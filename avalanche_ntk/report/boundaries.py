@@ -1,4 +1,4 @@
-"""A row for each boundary of each run: what the network lost, and what its kernel did."""
+"""The table of boundaries: forgetting and reactivation, one row per boundary and run."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _SHORT = {
 
 
 def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = None) -> pd.DataFrame:
-    """Return a row for each experience of each run.
+    """Return a table with one row per experience and run.
 
     Args:
         runs: Run folders by the names that the table shows.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
 
     Returns:
         Columns `run`, `experience`, `accuracy_first_task` and `forgetting_first_task` (both from the evaluation that
         followed the experience; missing when there was none), `moved`, `spike`, `ratio`, `ratio_at_floor`, `norm_dip`,
-        `alignment_drop`, `onset_velocity`. What is undefined is missing (`pandas.NA`).
+        `alignment_drop`, `onset_velocity`. Undefined numbers are missing (`pandas.NA`).
 
     Raises:
         RunFolderError: A folder cannot be read, or has no such probe.
@@ -65,7 +65,7 @@ def boundary_table(runs: Mapping[str, str | PathLike[str]], probe: str | None = 
 
 
 def lost(run: Run, probe: str, experience: int) -> tuple[float | None, float | None]:
-    """Return the accuracy on a probe's task after an experience, and what was forgotten of it since it was first known.
+    """Return the accuracy on a probe's task after an experience, and the forgetting since it was first learnt.
 
     Args:
         run: The run.
@@ -73,7 +73,7 @@ def lost(run: Run, probe: str, experience: int) -> tuple[float | None, float | N
         experience: Number of the experience.
 
     Returns:
-        Accuracy and forgetting; None where nothing was evaluated.
+        Accuracy and forgetting; None without an evaluation.
     """
     after = accuracies_since_learnt(run, probe)
     accuracy = after.get(experience)
@@ -82,16 +82,16 @@ def lost(run: Run, probe: str, experience: int) -> tuple[float | None, float | N
 
 
 def accuracies_since_learnt(run: Run, probe: str) -> dict[int, float]:
-    """Return the last accuracy on a probe's task by experience, from the one on in which the probe was first measured.
+    """Return the last accuracy on a probe's task by experience, from the experience in which it was first measured.
 
-    What was evaluated before says nothing of forgetting: the task had not been learnt yet.
+    Earlier evaluations do not count for forgetting: the task had not been learnt yet.
     """
     first = next((m.clock.experience for m in run.trajectory(probe)), 0)
     return {e: y for e, _, y in run.accuracies(run.experience_of(probe)) if e >= first}
 
 
 def measurement_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row for each measurement of each probe of each run."""
+    """Return a table with one row per measurement, probe and run."""
     series = [(run, trajectory) for run in runs for trajectory in run.trajectories.values()]
     rows = [
         {
@@ -116,9 +116,9 @@ def measurement_rows(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def boundary_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row for each experience of each probe of each run: what was run, the accuracy, the whole reactivation.
+    """Return a table with one row per experience, probe and run: settings, accuracy and reactivation.
 
-    What varies in a sweep has a column of the key's name: numbers where all values are, else text.
+    Each key that varies in a sweep has a column of its name: numbers if all values are numbers, otherwise text.
     """
     rows = []
     taken = {*_WHAT, *_ALWAYS, *reactivation_types(NUMBER)}
@@ -152,7 +152,7 @@ def _is_number(value: object) -> bool:
 
 
 def evaluation_rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row for each number of each evaluation of each run."""
+    """Return a table with one row per number, evaluation and run."""
     rows = [
         {"run": run.name, "experience": e.experience, "iteration": e.iteration, "tag": tag, "value": value}
         for run in runs

@@ -1,4 +1,4 @@
-"""The answer in one figure: what the kernel and the accuracy did at each boundary."""
+"""The main figure: the kernel and the accuracy at each boundary."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _NARROW = 5  # inches: one column of a paper
 
 
 def boundary_figure(runs: Sequence[Run], probe: str | None = None, *, width: float = PAGE_INCHES) -> Figure | None:
-    """Draw, boundary by boundary, the kernel's pace before and after, λ_max after it, and the accuracy.
+    """Draw, for each boundary, the kernel's velocity before and after, λ_max after it, and the accuracy.
 
     Args:
         runs: The runs.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
         width: Width in inches; panels stand side by side where they fit.
 
     Returns:
-        The figure; None when no run has a boundary behind it.
+        The figure; None if no run has completed a boundary.
 
     Raises:
         RunFolderError: A run has no such probe.
@@ -56,11 +56,11 @@ def boundary_figure(runs: Sequence[Run], probe: str | None = None, *, width: flo
 
 
 def boundary_panels(count: int, names: Sequence[str], width: float) -> tuple[Figure, list[Axes]]:
-    """Make a figure of panels beside each other, or below each other where it is narrow.
+    """Make a figure of panels beside each other, or below each other if it is narrow.
 
     Args:
         count: Number of panels.
-        names: What its legend will name.
+        names: Names for the legend.
         width: Width in inches.
 
     Returns:
@@ -77,9 +77,9 @@ def finish_panels(figure: Figure, axes: Sequence[Axes], names: Sequence[str], bo
 
     Args:
         figure: The figure.
-        axes: Its axes, on which boundary i stands at i.
-        names: What the legend names.
-        boundaries: The experience that begins at each.
+        axes: Its axes, with boundary i at position i.
+        names: Names for the legend.
+        boundaries: The experience that begins at each boundary.
     """
     step = -(-len(boundaries) // _MOST_LABELS)
     places = list(range(0, len(boundaries), step))
@@ -122,7 +122,7 @@ def _pace(axis: Axes, runs: Sequence[Run], probe: str | None, boundaries: list[i
             seen.append(r.peak)
     set_log(axis, seen)
     axis.set_ylabel("velocity (1/iteration)")
-    axis.set_title("Kernel's pace: before (hollow),\npeak after (filled)", loc="left")
+    axis.set_title("Kernel's velocity: before (hollow),\npeak after (filled)", loc="left")
 
 
 def _norm(axis: Axes, runs: Sequence[Run], probe: str | None, boundaries: list[int]) -> None:
@@ -138,7 +138,7 @@ def _norm(axis: Axes, runs: Sequence[Run], probe: str | None, boundaries: list[i
             axis.plot([x, x], [r.norm_dip, r.norm_recovery], color=colour, linewidth=1.2)
             axis.plot(x, r.norm_dip, marker=marker, color=colour, markersize=4.5, linestyle="")
             axis.plot(x, r.norm_recovery, marker=marker, color=colour, markerfacecolor="none", markersize=4, ls="")
-    axis.set_ylim(0, 1.05 * axis.get_ylim()[1])  # room for the markers, which are larger than the margin
+    axis.set_ylim(0, 1.05 * axis.get_ylim()[1])  # space for the markers, which exceed the margin
     axis.set_ylabel("share of $\\lambda_{\\max}$ at the boundary")
     axis.set_title("$\\lambda_{\\max}$: lowest after (filled),\nat the task's end (hollow)", loc="left")
 
@@ -147,7 +147,7 @@ def _accuracy(axis: Axes, runs: Sequence[Run], probe: str | None, boundaries: li
     for position, run in enumerate(runs):
         places = _places(position, len(runs), boundaries)
         colour, marker = COLOURS[position % len(COLOURS)], MARKERS[position % len(MARKERS)]
-        # The last evaluation while an experience was the newest says what was left after it.
+        # The last evaluation during an experience gives the accuracy after it.
         after = {e: y for e, _, y in run.accuracies(run.experience_of(run.trajectory(probe).probe))}
         for experience, x in places.items():
             before, now = after.get(experience - 1), after.get(experience)

@@ -34,7 +34,7 @@ _LABEL_SIZE, _LABEL_SHIFT, _BESIDE_AXES = 7.0, 2.0, 0.9
 
 @dataclass(frozen=True)
 class Panel:
-    """One of a figure's panels: a column of the trajectory, its axis label, and how it is drawn."""
+    """A panel of a figure: a column of the trajectory, its axis label and its scale."""
 
     column: str
     label: str
@@ -54,7 +54,7 @@ def four_panels(runs: Mapping[str, str | PathLike[str]], probe: str | None = Non
 
     Args:
         runs: Run folders by the names that the legend shows.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
         title: The figure's title.
 
     Returns:
@@ -79,9 +79,9 @@ def curves(
 
     Args:
         runs: The runs.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
         width: Width in inches.
-        panels: What to draw, from above.
+        panels: The panels, from top to bottom.
         accuracy: Whether a last panel shows the accuracy on the probe's task, where it was evaluated.
         title: The figure's title.
 
@@ -130,20 +130,20 @@ def starts_of(trajectory: Trajectory) -> list[tuple[int, int]]:
 
 
 def mark_boundaries(axes: Sequence[Axes], trajectories: Sequence[Trajectory]) -> None:
-    """Mark where each task begins: grey lines for those of all runs, coloured ones where the runs differ."""
+    """Mark where each task begins: grey lines if common to all runs, coloured ones if runs differ."""
     starts = [starts_of(t) for t in trajectories]
     longest = max(starts, key=len, default=[])
     alike = all(one == longest[: len(one)] for one in starts)
     for axis in axes:
         if alike:
             for number, (_, iteration) in enumerate(longest):
-                # The first task's start is invisible and yet part of the axis: its label stands there.
+                # The first task's start is invisible but part of the axis, as the place of its label.
                 axis.axvline(iteration, color=FAINT, linewidth=0.7 if number else 0, zorder=0)
             continue
         for position, one in enumerate(starts):
             for _, iteration in one[1:]:
                 axis.axvline(iteration, linewidth=0.7, alpha=0.6, zorder=0, **look(position))
-    # Tasks differ in length: a label stands where the one before leaves room for it.
+    # Tasks differ in length: draw a label only if the previous one leaves room.
     points = (axes[0].figure.get_figwidth() - _BESIDE_AXES) * 72  # type: ignore[union-attr]
     last = max((m.clock.iteration for t in trajectories for m in t), default=0)
     spelt = points / max(1, len(longest)) > text_width("task 100", _LABEL_SIZE)
@@ -177,7 +177,7 @@ def _draw(axis: Axes, trajectory: Trajectory, column: str, position: int) -> lis
 
 
 def series_of(trajectory: Trajectory, column: str) -> list[tuple[int, float]]:
-    """Return `(iteration, value)` of a column where it has a value; a gap (NaN) where the model was reinitialised."""
+    """Return `(iteration, value)` of a column's defined values, with a gap (NaN) at each reinitialisation."""
     points: list[tuple[int, float]] = []
     segment = None
     for m in trajectory:

@@ -1,4 +1,4 @@
-"""What happened at the boundaries of runs that differ in the seed alone, in one paragraph."""
+"""A paragraph on the boundaries of runs that differ only in the seed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from avalanche_ntk.report.text import counted
 
 
 def called(group: Group) -> str:
-    """Return what a group's paragraph begins with."""
+    """Return the beginning of a group's paragraph."""
     return f"{group.name} ({counted(len(group.runs), 'seed')})"
 
 
 def answer_over_seeds(group: Group, probe: str | None, controls: Mapping[str, Sequence[Run]]) -> str:
-    """Say in a few sentences what happened at a group's boundaries: means over boundaries, then over seeds.
+    """Summarise in a few sentences what happened at a group's boundaries: means over boundaries, then over seeds.
 
     Args:
         group: The runs.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
         controls: The controls of each run, by its name.
 
     Returns:
@@ -46,9 +46,9 @@ def answer_over_seeds(group: Group, probe: str | None, controls: Mapping[str, Se
     sentences = [
         f"{over} no spike can be given: {reason}."
         if reason
-        else f"{over} the spike is {told('spike')} per iteration, {told('ratio')} times the pace before.",
-        f"λ_max falls to {told('norm_dip')} of its value at the boundary and stands at {told('norm_recovery')} of it "
-        "when the new task ends.",
+        else f"{over} the spike is {told('spike')} per iteration, {told('ratio')} times the velocity before.",
+        f"λ_max falls to {told('norm_dip')} of its value at the boundary and is at {told('norm_recovery')} of it when "
+        "the new task ends.",
         f"Alignment with the labels drops by {told('alignment_drop')}.",
     ]
     last = _last(measured, probe)
@@ -60,7 +60,7 @@ def answer_over_seeds(group: Group, probe: str | None, controls: Mapping[str, Se
 
 
 def _why_no_spike(runs: Sequence[Run], probe: str | None) -> str:
-    """Return the reason where no boundary of any run has a spike; empty where one has."""
+    """Return the reason if no boundary of any run has a spike; otherwise an empty string."""
     found = [run.trajectory(probe).reactivations[e] for run in runs for e in boundaries(run, probe)]
     if any(one.spike is not None for one in found):
         return ""

@@ -1,4 +1,4 @@
-"""Runs that differ in the seed alone, and each run with the controls that match it."""
+"""Groups of runs that differ only in the seed, and matching controls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avalanche_ntk.report.runs import Run, seed_of, strategy_of, varied
 from avalanche_ntk.report.text import counted, listed, plain
 
 _CHANGES_NO_NUMBER = ("seed", "checkpoint", "tensorboard")
-# What a run that has no configuration says of itself.
+# Keys that describe a run without a configuration.
 _SETTINGS = ("strategy", "optimizer", "model", "schedule", "reduction", "outputs", "params", "observables", "dtype")
 
 
@@ -24,8 +24,8 @@ class Group:
     """Runs of one setting.
 
     Attributes:
-        name: What varies, in words: a strategy's name where only that does.
-        runs: The runs, each of a seed of its own.
+        name: The varying settings in words; the strategy's name if only that varies.
+        runs: The runs, with different seeds.
         control: Whether they are controls, in which no task changes.
     """
 
@@ -35,13 +35,13 @@ class Group:
 
 
 def groups_of(runs: Sequence[Run]) -> list[Group]:
-    """Put runs that differ in the seed alone together, in the order in which they come; controls come last.
+    """Group runs that differ only in the seed, in their order; controls come last.
 
     Args:
         runs: The runs.
 
     Returns:
-        The groups. Runs whose seed is not known, or not their own, are a group each.
+        The groups. A run with an unknown or repeated seed is a group of its own.
     """
     by_setting: dict[str, list[Run]] = {}
     for run in runs:
@@ -53,7 +53,7 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
         found += [([run], run.is_control) for run in members] if alone else [(members, members[0].is_control)]
     found.sort(key=lambda one: one[1])
     names = [described(members[0]) if len(members) > 1 or members[0].tags else members[0].name for members, _ in found]
-    # Two settings of one name (of two sweeps) are called as their first runs.
+    # Settings with the same name (from two sweeps) take the names of their first runs.
     called = Counter((name, control) for name, (_, control) in zip(names, found, strict=True))
     names = [
         name if called[name, control] == 1 else f"{name} ({members[0].name})"
@@ -74,7 +74,7 @@ def _setting(run: Run) -> str:
 
 
 def described(run: Run) -> str:
-    """Return what distinguishes a run from the others of its sweep, names as names; its strategy without a sweep."""
+    """Return the settings that distinguish a run within its sweep; without a sweep, its strategy."""
     words = [
         plain(value) if last == "name" and isinstance(value, str) else f"{last}={_brief(value)}"
         for last, value in ((key.rpartition(".")[2], value) for key, value in varied(run).items())
@@ -89,17 +89,17 @@ def _brief(value: Any) -> str:
 
 
 def matching(trajectory: Trajectory, controls: Iterable[Run]) -> tuple[list[Trajectory], list[str]]:
-    """Return the controls that a trajectory can be compared with, and why the others cannot.
+    """Return the controls comparable with a trajectory, and the reasons against the others.
 
     A control has the same probe, of the same classes, and was measured at the same cadence. In a sweep each seed may
-    draw classes of its own: then the controls of other seeds do not match, and the run's own does.
+    draw different classes: then only the control of the run's own seed matches.
 
     Args:
         trajectory: The series of a run.
         controls: Runs in which no task changes.
 
     Returns:
-        Their series of the same probe, and a reason for each of the others.
+        Their series of the same probe, and a reason for each other control.
     """
     found, reasons = [], []
     for control in controls:
@@ -117,7 +117,7 @@ def matching(trajectory: Trajectory, controls: Iterable[Run]) -> tuple[list[Traj
 
 
 def verdicts(trajectory: Trajectory, controls: Sequence[Run]) -> dict[int, measures.Verdict] | str:
-    """Return the verdicts beside the controls that match, by experience, or why there are none."""
+    """Return the verdicts from matching controls by experience, or the reason if there are none."""
     beside, reasons = matching(trajectory, controls)
     if beside:
         return trajectory.verdicts(beside)
@@ -128,15 +128,15 @@ def verdicts(trajectory: Trajectory, controls: Sequence[Run]) -> dict[int, measu
 def verdicts_over_seeds(
     group: Group, controls: Mapping[str, Sequence[Run]], probe: str | None
 ) -> dict[int, measures.SeedVerdict]:
-    """Return the verdicts on a group, each run beside the control of its own seed, by experience.
+    """Return the verdicts on a group by experience, pairing each run with the control of its seed.
 
     Args:
         group: The runs.
         controls: The controls of each run, by its name.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
 
     Returns:
-        The verdict at each boundary that a run has behind it.
+        The verdict at each boundary completed by a run.
     """
     pairs: dict[int, list[tuple[measures.Reactivation, measures.Reactivation]]] = {}
     for run in group.runs:

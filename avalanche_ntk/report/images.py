@@ -1,4 +1,4 @@
-"""Pictures of kernels for the loggers: figures, which TensorBoard and W&B show as images and text loggers pass over."""
+"""Figures of kernels for loggers: TensorBoard and W&B show them as images, text loggers skip them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _FRAMED = {"axes.spines.top": True, "axes.spines.right": True}
 def kernel_figure(kernel: np.ndarray, labels: Sequence[Any] | np.ndarray, title: str) -> Figure:
     """Draw a kernel as a heat map, samples sorted by class, class borders marked.
 
-    Samples with one numeric target are sorted by it, those with several stay in their order; there are no borders then.
+    With a single numeric target, samples are sorted by it; with several, their order is kept; both without borders.
 
     The colours show the cosines `K[n,m] / sqrt(K[n,n] K[m,m])`, so that kernels of different norm can be compared.
 
     Args:
         kernel: Self-kernel, shape `(N, N)`.
         labels: Class of each sample, whole numbers `(N,)`, or numeric targets, `(N, K)`.
-        title: What the figure shows.
+        title: The title.
 
     Returns:
-        A figure with a canvas of its own, which no global state of matplotlib knows.
+        A figure with its own canvas, independent of matplotlib's global state.
     """
     labels = in_form(np.asarray(labels))
     order = in_order(labels)
@@ -52,11 +52,11 @@ def spectrum_figure(eigenvalues: np.ndarray, title: str) -> Figure:
     """Draw a kernel's eigenvalues by rank, both axes logarithmic.
 
     Args:
-        eigenvalues: Eigenvalues, shape `(N,)`; those that are not positive are left out.
-        title: What the figure shows.
+        eigenvalues: Eigenvalues, shape `(N,)`; non-positive ones are left out.
+        title: The title.
 
     Returns:
-        A figure with a canvas of its own.
+        A figure with its own canvas.
     """
     values = np.sort(np.asarray(eigenvalues, dtype=np.float64))[::-1]
     ranks = np.arange(1, len(values) + 1)
@@ -79,10 +79,10 @@ def overlap_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
     Args:
         matrix: Overlaps between 0 and 1, shape `(T, T)`; NaN where undefined.
         names: The probes' names.
-        title: What the figure shows.
+        title: The title.
 
     Returns:
-        A figure with a canvas of its own.
+        A figure with its own canvas.
     """
     size = 2.2 + 0.55 * len(names)
     shown = [plain(name, 20) for name in names]
@@ -92,7 +92,7 @@ def overlap_figure(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
         image = axis.imshow(matrix, vmin=0, vmax=1, cmap="viridis")
         for i, row in enumerate(np.asarray(matrix, dtype=np.float64)):
             for j, value in enumerate(row):
-                colour = "white" if value < 0.6 else "black"  # an undefined one has no colour: the ground is white
+                colour = "white" if value < 0.6 else "black"  # undefined cells have a white background
                 axis.text(j, i, f"{value:.2f}" if np.isfinite(value) else "–", ha="center", va="center", color=colour)
         axis.set_xticks(range(len(shown)), shown, rotation=45, ha="right", parse_math=False)
         axis.set_yticks(range(len(shown)), shown, parse_math=False)

@@ -1,4 +1,4 @@
-"""What a run folder holds, and whether it is whole."""
+"""Inspection of a run folder: contents and integrity."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _TORN = "measurements.torn"
 
 @dataclass(frozen=True)
 class ProbeContents:
-    """What a run folder holds of one probe.
+    """Contents of a run folder for one probe.
 
     Attributes:
         name: The probe.
         samples: Number of its samples, if `run.json` says so.
-        measurements: Measurements that are recorded, failed ones included.
-        failures: Measurement's index and reason of each that failed.
-        kernels: Kernels that are there and match their checksums.
-        bad_kernels: What is wrong with each of the others that a record names.
+        measurements: Number of recorded measurements, including failed ones.
+        failures: Index and reason of each failed measurement.
+        kernels: Number of kernels that match their checksums.
+        bad_kernels: Faults of other kernels that records name.
     """
 
     name: str
@@ -41,20 +41,20 @@ class ProbeContents:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a run folder holds.
+    """Contents of a run folder.
 
     Attributes:
         path: The folder.
-        created: When it was made.
-        versions: Versions of the libraries then.
-        meta: What the run's maker stored about it.
+        created: Time of its creation.
+        versions: Versions of the libraries at that time.
+        meta: The run's description.
         records: Number of records by kind.
-        experiences: Number of experiences that were begun.
+        experiences: Number of experiences begun.
         iterations: Training iterations at the last measurement.
-        probes: What it holds of each probe.
-        bytes: Size of its files together.
-        problems: What is not whole, a sentence each; none when the folder is whole.
-        remarks: What is worth knowing and no fault.
+        probes: Contents for each probe.
+        bytes: Total size of its files.
+        problems: Faults, one sentence each; empty if the folder is intact.
+        remarks: Remarks that are not faults.
     """
 
     path: Path
@@ -76,16 +76,16 @@ class Inspection:
 
 
 def inspect_run(path: str | PathLike[str]) -> Inspection:
-    """Look through a run folder: every record is checked, and every kernel read and compared with its checksum.
+    """Inspect a run folder: check every record, and compare every kernel with its checksum.
 
     Args:
         path: The folder.
 
     Returns:
-        What it holds, and what is not whole.
+        Its contents and faults.
 
     Raises:
-        RunFolderError: It is no run folder, or its `run.json` cannot be used.
+        RunFolderError: It is not a run folder, or its `run.json` cannot be used.
     """
     folder = RunFolder.open(path)
     problems: list[str] = []
@@ -94,7 +94,7 @@ def inspect_run(path: str | PathLike[str]) -> Inspection:
     try:
         records = folder.records()
     except RunFolderError as error:
-        problems.append(f"{error} The records after that line, and the kernels, were not looked at.")
+        problems.append(f"{error} The records after that line, and the kernels, were not checked.")
     else:
         _look_at_the_end(folder, len(records), problems, remarks)
     meta = folder.meta
@@ -119,10 +119,10 @@ def inspect_run(path: str | PathLike[str]) -> Inspection:
     ended = max(ends, default=-1)
     begun = max((clock["experience"] for clock in measured), default=-1)
     if begun > ended:
-        remarks.append(f"experience {begun} was begun and has not ended: training goes on, or was stopped.")
+        remarks.append(f"experience {begun} was begun and has not ended: training continues, or was stopped.")
     elif meta.get("experiences_done", 0) < meta.get("n_experiences", 0):
         told = f"{meta['experiences_done']} of {meta['n_experiences']} experiences"
-        remarks.append(f"{told} were trained: training goes on, or was stopped.")
+        remarks.append(f"{told} were trained: training continues, or was stopped.")
     size, kernels = _files(folder.path)
     unnamed = sorted(kernels - named)
     if unnamed and records:
@@ -131,7 +131,7 @@ def inspect_run(path: str | PathLike[str]) -> Inspection:
             "was stopped before it wrote the record, or set aside by a rewind."
         )
     if os.path.lexists(folder.path / _TORN):
-        remarks.append(f"{_TORN} holds what a stopped process had left of a line; the run went on after it.")
+        remarks.append(f"{_TORN} holds an incomplete line of a stopped process; the run continued after it.")
     return Inspection(
         path=folder.path,
         created=folder.created,
@@ -148,7 +148,7 @@ def inspect_run(path: str | PathLike[str]) -> Inspection:
 
 
 def _look_at_the_end(folder: RunFolder, records: int, problems: list[str], remarks: list[str]) -> None:
-    """Find out whether the last line is incomplete: `records()` passes over it in silence."""
+    """Check whether the last line is incomplete: `records()` silently skips it."""
     path = folder.path / _LINES
     if not os.path.lexists(path):
         remarks.append(f"there is no {_LINES}: the run was made and wrote no record.")
@@ -161,7 +161,7 @@ def _look_at_the_end(folder: RunFolder, records: int, problems: list[str], remar
     if last != b"\n" or lines > records:
         problems.append(
             f"{_LINES} ends in an incomplete line after {counted(records, 'record')}: it is being written just now, or "
-            "its writer was stopped. RunFolder.resume sets the line aside and goes on."
+            "its writer was stopped. RunFolder.resume sets the line aside and continues."
         )
 
 
@@ -201,7 +201,7 @@ def _size(described: dict[str, Any]) -> int | None:
 
 
 def _files(path: Path) -> tuple[int, set[str]]:
-    """Return the size of all files together, and the kernels' paths within the folder."""
+    """Return the total size of all files, and the kernels' paths within the folder."""
     size, kernels = 0, set()
     for where, _, names in os.walk(path):
         for name in names:

@@ -26,7 +26,7 @@ from avalanche_ntk.report.style import (
     set_log,
 )
 
-# Colours whose lightness grows with the value, so that a print in grey shows the same.
+# Colours whose lightness grows with the value, also readable in greyscale.
 SEQUENTIAL = "cividis"
 MOST_BOUNDARIES = 6
 # In points: the side of a map of a kernel, at least; a cell that has room for its number; two names beside each other.
@@ -36,7 +36,7 @@ _BELOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def kernel_of(trajectory: Trajectory, index: int) -> np.ndarray | str:
-    """Return a stored kernel in float64, or why there is none that can be drawn."""
+    """Return a stored kernel in float64, or the reason why it cannot be drawn."""
     try:
         kernel = trajectory.kernel(index)
     except RunFolderError as error:
@@ -50,7 +50,7 @@ def kernel_of(trajectory: Trajectory, index: int) -> np.ndarray | str:
 
 
 def boundary_moments(trajectory: Trajectory, experience: int) -> list[tuple[str, Measurement]]:
-    """Return the measurements to look at around a boundary: at it, at the peak of the velocity, at the task's end."""
+    """Return the measurements to show at a boundary: at it, at the velocity's peak, at the task's end."""
     mine = [m for m in trajectory if m.clock.experience == experience and m.failure is None]
     starts = [m for m in mine if m.clock.event == "experience_start"]
     if not starts:
@@ -78,10 +78,10 @@ def kernel_maps(
     Args:
         trajectory: The series.
         experience: Number of the experience that began at the boundary.
-        width: Width in inches; the maps stand side by side where they fit.
+        width: Width in inches; the maps are side by side if they fit.
 
     Returns:
-        The figure, or None when no kernel was kept, and what is missing.
+        The figure, or None if no kernel was kept, and reasons for missing maps.
     """
     maps, missing = [], []
     for title, m in boundary_moments(trajectory, experience):
@@ -97,7 +97,7 @@ def kernel_maps(
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = [k[np.ix_(order, order)] / np.sqrt(np.outer(np.diag(k)[order], np.diag(k)[order])) for _, k in maps]
     finite = [c[np.isfinite(c)] for c in cosines]
-    # The scale begins at a tenth below the lowest, so that what differs is seen; it is the same for all of a boundary.
+    # The scale begins a tenth below the lowest value, to show differences; it is the same for all maps of a boundary.
     lowest = np.floor(10 * min((float(c.min()) for c in finite if c.size), default=0.0)) / 10
     side = (width - 0.7) / 3 if width > 5 else width * 0.68
     with drawing(**{"axes.spines.top": True, "axes.spines.right": True}):
@@ -115,11 +115,11 @@ def kernel_maps(
 
 
 def mark_samples(axis: Axes, labels: np.ndarray, colour: str = "white") -> None:
-    """Say what stands beside a heat map of samples: draw borders between classes and name those that have room.
+    """Label the samples of a heat map: draw borders between classes and name classes that have room.
 
     Args:
         axis: The heat map's axes, some hundred points wide.
-        labels: Class of each sample, or its targets, in the order in which the samples stand.
+        labels: Class of each sample, or its targets, in the order of the map.
         colour: Colour of the borders.
     """
     if are_classes(labels):
@@ -153,7 +153,7 @@ def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) ->
         width: Width in inches.
 
     Returns:
-        The figure, or None when there is nothing to draw, and what is missing.
+        The figure, or None if there is nothing to draw, and reasons for missing data.
     """
     points, missing = _spectra(trajectory)
     ranks = [r for r in (1, 2, 4, 8, 16, 32, 64) if r <= len(trajectory.labels)]
@@ -185,7 +185,7 @@ def spectrum_over_time(trajectory: Trajectory, *, width: float = PAGE_INCHES) ->
 
 
 def _spectra(trajectory: Trajectory) -> tuple[list[tuple[Measurement, np.ndarray]], list[str]]:
-    """Decompose as many kernels as a few seconds allow, those at the boundaries first."""
+    """Decompose as many kernels as possible in a few seconds, those at the boundaries first."""
     n = len(trajectory.labels)
     most = max(4, min(_MOST_POINTS, int(3e10 / max(1, n) ** 3)))
     good: Sequence[Measurement] = [m for m in trajectory if m.failure is None]
@@ -206,7 +206,7 @@ def _spectra(trajectory: Trajectory) -> tuple[list[tuple[Measurement, np.ndarray
 
 
 def overlap_maps(matrices: Sequence[tuple[str, Sequence[str], np.ndarray]], *, width: float = PAGE_INCHES) -> Figure:
-    """Draw task overlaps as heat maps, each number written in its cell where there is room.
+    """Draw task overlaps as heat maps, with numbers in cells that have room.
 
     Args:
         matrices: Title, names of the probes and overlaps `(T, T)` of each.
@@ -245,6 +245,6 @@ def overlap_maps(matrices: Sequence[tuple[str, Sequence[str], np.ndarray]], *, w
 
 
 def _short(name: str) -> str:
-    """Call the default probe of the experience with number 2 by its task's number, 3."""
+    """Shorten a default probe name to its task's number (experience 2 is task 3)."""
     digits = name.removeprefix("Exp")
     return f"{int(digits) + 1}" if name.startswith("Exp") and digits.isdecimal() else name[:12]

@@ -18,19 +18,18 @@ def load(runs: Runs, table: str = "measurements") -> pd.DataFrame:
     """Read run folders into one table.
 
     Args:
-        runs: A run folder, a folder that holds some (a sweep's), several of them, or paths by the names to show.
-        table: "measurements" (a row for each measurement of each probe: the clock, every number, the kernel's path,
-            notes and failures), "boundaries" (a row for each experience and probe: accuracy and forgetting of the
-            probe's task, and every number of its `measures.Reactivation`) or "evaluations" (a row for each number that
-            an evaluation found).
+        runs: A run folder, a folder of run folders (a sweep's), several of them, or paths by the names to show.
+        table: "measurements" (a row per measurement and probe: clock, numbers, kernel's path, notes and failures),
+            "boundaries" (a row per experience and probe: accuracy and forgetting of the probe's task, and the numbers
+            of its `measures.Reactivation`) or "evaluations" (a row per number of an evaluation).
 
     Returns:
-        The table; its first column is `run`. What is undefined is missing (`pandas.NA`).
+        The table; its first column is `run`. Undefined numbers are missing (`pandas.NA`).
 
     Raises:
-        ArgumentError: There is no such table.
-        RunFolderError: A folder that was named cannot be read. Of the runs found inside a folder, those that cannot be
-            read are left out, unless none can.
+        ArgumentError: The table is unknown.
+        RunFolderError: A named folder cannot be read. Unreadable runs found inside a folder are left out, unless none
+            can be read.
     """  # noqa: DOC501  (`unknown_name` makes the ArgumentError)
     if table not in _TABLES:
         raise unknown_name("table", table, _TABLES)

@@ -1,4 +1,4 @@
-"""The page: one HTML file that asks the network for nothing, in the reader's light or dark theme."""
+"""The page: one self-contained HTML file, in the reader's light or dark theme."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Section:
     Attributes:
         ident: Its anchor.
         title: Its heading, plain text.
-        body: HTML, everything foreign in it escaped.
-        short: What the contents list calls it; the title when empty.
+        body: HTML, with foreign text escaped.
+        short: Its name in the table of contents; the title if empty.
     """
 
     ident: str
@@ -69,18 +69,18 @@ def paragraph(text: str, css: str = "") -> str:
 
 
 def bullets(items: Iterable[str], css: str = "") -> str:
-    """Return a list of plain texts; nothing when there are none."""
+    """Return a list of plain texts; empty if there are none."""
     lines = "".join(f"<li>{escaped(item)}</li>" for item in items)
     return f"<ul{_class(css)}>{lines}</ul>" if lines else ""
 
 
 def details(summary: str, body: str, *, is_open: bool = False) -> str:
-    """Return a part that a click or the Enter key opens."""
+    """Return a collapsible part."""
     return f"<details{' open' if is_open else ''}><summary>{escaped(summary)}</summary>{body}</details>"
 
 
 def figure(narrow: str, wide: str, caption: str) -> str:
-    """Return a figure of two drawings of the same: one for a phone, one for a wide window.
+    """Return a figure with two versions of a drawing: for a phone and for a wide window.
 
     Args:
         narrow: SVG element.
@@ -107,14 +107,14 @@ def table(
     """Return a table whose rows become cards on a phone; the first column names the row.
 
     Args:
-        caption: What the table shows, plain text.
+        caption: Plain text.
         columns: Headings, plain text.
         rows: Cells, plain text.
-        explained: What a heading means, by heading, listed under the table.
-        words: Whether the cells hold text rather than numbers.
+        explained: Explanations by heading, listed under the table.
+        words: Whether the cells hold text instead of numbers.
 
     Returns:
-        The element. Its roles are written out, since a browser forgets them when rows are laid out as cards.
+        The element, with explicit roles, since browsers drop implicit ones when rows are laid out as cards.
     """
     head = "".join(f'<th scope="col" role="columnheader">{escaped(c)}</th>' for c in columns)
     body = ""

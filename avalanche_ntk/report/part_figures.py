@@ -1,4 +1,4 @@
-"""Figures of parts of the kernel: layer by layer, the features', and the network against its linearisation."""
+"""Figures of layers' kernels, the feature kernel, and the linearisation error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MOST_FURTHER = 10
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer's kernel did in a run; numbers that are undefined are None.
+    """One layer's kernel in a run; undefined numbers are None.
 
     Attributes:
         name: The group of parameters.
@@ -57,7 +57,7 @@ class Layer:
 
 
 def layers_of(trajectory: Trajectory) -> list[Layer]:
-    """Return every layer whose kernel was followed, those that moved most first."""
+    """Return all measured layers, ordered by distance moved."""
     names: dict[str, None] = {}
     for m in trajectory:
         for column in m.values:
@@ -89,7 +89,7 @@ def layer_figure(trajectory: Trajectory, *, width: float = PAGE_INCHES) -> Figur
         width: Width in inches.
 
     Returns:
-        The figure; None when no layer was followed.
+        The figure; None if no layer was measured.
     """
     layers = layers_of(trajectory)[:MOST_LAYERS]
     if not layers:
@@ -118,25 +118,25 @@ def layer_figure(trajectory: Trajectory, *, width: float = PAGE_INCHES) -> Figur
 def column_figure(
     runs: Sequence[Run], panels: Sequence[Panel], probe: str | None = None, *, width: float = PAGE_INCHES
 ) -> Figure | None:
-    """Draw those of the panels for which a run has numbers.
+    """Draw the panels for which a run has numbers.
 
     Args:
         runs: The runs.
         panels: The panels.
-        probe: Name of the probe; each folder's first when None.
+        probe: Name of the probe; None for each folder's first.
         width: Width in inches.
 
     Returns:
-        The figure; None when no run has any of the columns.
+        The figure; None if no run has any of the columns.
     """
     measured = [p for p in panels if any(series_of(run.trajectory(probe), p.column) for run in runs)]
     return curves(runs, probe, width=width, panels=measured, accuracy=False) if measured else None
 
 
 def further_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Return a panel for each number that the runs' observables declared in `run.json` and no other figure shows.
+    """Return a panel for each number declared by the runs' observables in `run.json` and not shown in other figures.
 
-    Columns with a varying part (a number a layer, a pair of classes) are left to the tables.
+    Columns with a varying part (a number per layer or pair of classes) are only in the tables.
     """
     panels = {}
     for run in runs:
@@ -149,6 +149,6 @@ def further_panels(runs: Sequence[Run]) -> list[Panel]:
 
 
 def _label(column: str, unit: str) -> str:
-    """Return a column's name as an axis label of lines that fit beside a panel."""
+    """Return a column's name as an axis label, wrapped to fit beside a panel."""
     lines = wrap(plain(column.replace("_", " "), 54), 18) + ([f"({plain(unit, 16)})"] if unit else [])
     return "\n".join(lines).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Run folders read for tables and figures: everything that a report shows, and what is missing."""
+"""Run folders read for tables and figures, with notes on missing data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HIGHEST_ACCURACY = 100.0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found.
+    """The numbers of one evaluation.
 
     Attributes:
         experience: Number of the experience that was trained last; -1 before the first.
@@ -67,12 +67,12 @@ class Run:
     """One run folder, read.
 
     Attributes:
-        name: What the report calls it.
+        name: Its name in the report.
         folder: The folder, opened for reading.
-        trajectories: The time series by probe; a probe that was never measured has an empty one.
-        evaluations: What the evaluations found, in the order of training.
+        trajectories: The time series by probe; empty for a probe never measured.
+        evaluations: The evaluations, in the order of training.
         overlaps: Task overlaps, in the order of training.
-        problems: What could not be used, a sentence each.
+        problems: Unusable data, one sentence each.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Run:
         """Return the time series of a probe.
 
         Args:
-            probe: Its name; the folder's first when None.
+            probe: Its name; None for the folder's first.
 
         Returns:
             The time series.
@@ -104,17 +104,17 @@ class Run:
 
     @property
     def tags(self) -> Mapping[str, Any]:
-        """What a sweep has noted about the run: `label`, `values` and `control`; empty without one."""
+        """The sweep's entries about the run: `label`, `values` and `control`; empty without a sweep."""
         found = self.folder.meta.get("tags")
         return found if isinstance(found, Mapping) else {}
 
     @property
     def is_control(self) -> bool:
-        """Whether a sweep made the run as a control, in which no task changes."""
+        """Whether the run is a sweep's control, in which no task changes."""
         return self.tags.get("control") is True
 
     def is_control_of(self, other: Run) -> bool:
-        """Tell whether this is the control of another run of the same sweep: everything else that varies is equal."""
+        """Return whether this is the control of another run of the same sweep, with equal settings otherwise."""
         mine, theirs = self.tags.get("values"), other.tags.get("values")
         return (
             self.is_control
@@ -126,18 +126,18 @@ class Run:
         )
 
     def described(self, probe: str) -> dict[str, Any]:
-        """Return what `run.json` says of a probe."""
+        """Return a probe's entry in `run.json`."""
         return next((p for p in self.folder.meta.get("probes", []) if p["name"] == probe), {})
 
     def experience_of(self, probe: str) -> int:
-        """Return the experience that a probe was chosen from; 0 when it was given as tensors."""
+        """Return the experience that a probe was chosen from; 0 if it was given as tensors."""
         found = self.described(probe).get("experience")
         return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else 0
 
     def accuracies(self, experience: int) -> list[tuple[int, int, float]]:
         """Return `(experience trained last, iteration, accuracy)` of one experience's test set, in order.
 
-        Avalanche leaves the task out of a tag when there is none; a test stream is preferred to others.
+        Avalanche omits the task from a tag if there is none; a test stream is preferred to others.
         """
         pattern = re.compile(rf"Top1_Acc_Exp/eval_phase/(?P<stream>[^/]+)_stream(/Task\d+)?/Exp{experience:03d}")
         return self._series(pattern)
@@ -160,13 +160,13 @@ class Run:
 
 
 def seed_of(run: Run) -> int | None:
-    """Return the seed of a run; None where it is not known."""
+    """Return the seed of a run; None if unknown."""
     seed = run.folder.meta.get("seed")
     return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
 
 def strategy_of(run: Run) -> str:
-    """Return the name of a run's strategy; empty where it is not known."""
+    """Return the name of a run's strategy; empty if unknown."""
     config = run.folder.meta.get("config")
     named = config.get("strategy") if isinstance(config, Mapping) else None
     name = named.get("name") if isinstance(named, Mapping) else named
@@ -174,20 +174,20 @@ def strategy_of(run: Run) -> str:
 
 
 def varied(run: Run) -> dict[str, Any]:
-    """Return what varies in the sweep that made a run, by dotted key; nothing without one."""
+    """Return the varying settings of a run's sweep, by dotted key; empty without a sweep."""
     values = run.tags.get("values")
     return dict(values) if isinstance(values, Mapping) else {}
 
 
 def find_runs(runs: Runs) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Find run folders: those that are named, and those inside a folder that is none itself.
+    """Find run folders: the named ones, and those inside other folders.
 
     Args:
-        runs: Paths, or paths by the names that a report shows.
+        runs: Paths, or paths by name in the report.
 
     Returns:
-        Named run folders, and those that were found inside others, both by name. Where no names are given, a run is
-        called as its folder, with as many of the folders above as tell it from the others.
+        Named run folders, and those found inside other folders, both by name. The default name is the folder's, with as
+        many parent folders as needed to make it unique.
 
     Raises:
         RunFolderError: A path does not exist or holds no run.
@@ -223,14 +223,14 @@ def read_runs(runs: Runs) -> tuple[list[Run], list[str]]:
     """Read run folders.
 
     Args:
-        runs: Paths of run folders or of folders that hold some, or paths by name.
+        runs: Paths of run folders or of folders of run folders, or paths by name.
 
     Returns:
-        The runs, and a sentence for each that was found inside a folder and cannot be read. A run found inside a folder
-        is called by the label that its sweep gave it, with its seed where several have the same.
+        The runs, and a sentence for each unreadable run found inside a folder. A run found inside a folder is named by
+        its sweep's label, with its seed if the label is not unique.
 
     Raises:
-        RunFolderError: A folder that was named cannot be read, or none of those found can.
+        RunFolderError: A named folder cannot be read, or none of the found ones can.
     """
     named, inside = find_runs(runs)
     found = [read_run(path, name) for name, path in named.items()]
@@ -250,7 +250,7 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
 
     Args:
         path: The folder.
-        name: What to call it; the folder's name when None.
+        name: Its name; None for the folder's name.
 
     Returns:
         The run.
@@ -285,14 +285,14 @@ def read_run(path: StrPath, name: str | None = None) -> Run:
             run.problems.append(f"a record of kind {kind} cannot be used ({type(error).__name__}: {error}).")
     status = folder.meta.get("status")
     if isinstance(status, str) and status != "complete":
-        run.problems.append(f"the run is not complete (status {plain(status)!r}); what there is so far is shown.")
+        run.problems.append(f"the run is not complete (status {plain(status)!r}); the data so far are shown.")
     for stranger in sorted(strangers):
         run.problems.append(f"measurements of probe {stranger!r}, which {RUN_FILE} does not describe, are left out.")
     return run
 
 
 class _Unknown(Exception):
-    """A record of a probe that the run does not have."""
+    """A record of an unknown probe."""
 
 
 def _measurement(run: Run, record: Mapping[str, Any]) -> None:
@@ -338,7 +338,7 @@ def _natural(value: object) -> int:
 
 
 def _labelled(runs: Sequence[Run], taken: set[str]) -> list[Run]:
-    """Call runs by their sweep's labels, and by their folders' names where that would not tell them apart."""
+    """Name runs by their sweep's labels, or by their folders' names if the labels are not unique."""
     labels = [plain(run.tags["label"]) if isinstance(run.tags.get("label"), str) else "" for run in runs]
     labels = [
         f"{label}, seed {run.folder.meta.get('seed')}" if label and labels.count(label) > 1 else label
@@ -363,7 +363,7 @@ def _below(path: Path) -> Iterable[Path]:
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Name each by the shortest end of its path that no other has."""
+    """Name each path by its shortest unique ending."""
     names = {}
     for path in paths:
         others = [other.parts for other in paths if other != path]

@@ -1,4 +1,4 @@
-"""Logarithmic axes whose labels have room, over a factor of two as over twenty decades."""
+"""Logarithmic axes with readable labels, for ranges from a factor of two to twenty decades."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter
 
-# Of a label in sizes of its font: the height of its line, and the least space between two side by side.
+# In font sizes: the height of a label's line, and the least space between two labels.
 _LINE, _SPACE = 1.7, 0.8
-_DIGIT = 0.67  # width of a digit, a little more for the sake of signs
+_DIGIT = 0.67  # width of a digit, slightly enlarged for signs
 
 
 def text_width(text: str, size: float, *, math: bool = False) -> float:
@@ -22,7 +22,7 @@ def text_width(text: str, size: float, *, math: bool = False) -> float:
     Args:
         text: One line.
         size: Size of the font in points.
-        math: Whether what stands between dollar signs is a formula.
+        math: Whether text between dollar signs is a formula.
     """
     return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), math)[0])
 
@@ -42,9 +42,9 @@ def log_scale(axes: Axes, which: str = "y") -> None:
 
 
 class LogTicks(LogLocator):
-    """Ticks at 1, 2, 5, 10 and so on where there is room, else at every power of ten, or every second, or fewer.
+    """Ticks at 1, 2, 5, 10, … if there is room, otherwise at every power of ten, every second one, or fewer.
 
-    Where the axis spans less than half a decade, ticks are at round numbers in equal steps.
+    If the axis spans less than half a decade, ticks are round numbers in equal steps.
     """
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
@@ -53,8 +53,8 @@ class LogTicks(LogLocator):
         low, high = sorted((vmin, vmax))
         low = low if low > 0 else axis.get_minpos()
         beside = axis.axis_name == "x"
-        sizes = axis.get_tick_space() * (3 if beside else 2)  # matplotlib takes a label to need that many
-        inside = np.array([])  # what is out of view counts neither for the room nor for how numbers are written
+        sizes = axis.get_tick_space() * (3 if beside else 2)  # matplotlib assumes that labels need this many
+        inside = np.array([])  # ticks out of view affect neither the room nor the number format
         for ticks in _choices(low, high):
             inside = ticks[(ticks >= low * (1 - 1e-9)) & (ticks <= high * (1 + 1e-9))]
             gaps = np.diff(np.log10(inside)) / np.log10(high / low) * sizes
@@ -68,20 +68,20 @@ class LogTicks(LogLocator):
 
 
 def _widths(ticks: np.ndarray) -> np.ndarray:
-    """Return how far apart each two neighbours must be to stand side by side, in sizes of their font."""
+    """Return the least distance of neighbouring labels, in font sizes."""
     widths = np.array([_width(label) for label in LogLabels().format_ticks(ticks.tolist())])
     apart: np.ndarray = (widths[1:] + widths[:-1]) / 2 + _SPACE
     return apart
 
 
 def _width(label: str) -> float:
-    """Return the width of a label in sizes of its font; to ask the font takes long, and a locator is asked often."""
+    """Return the width of a label in font sizes, estimated, since measuring the font is slow."""
     base, _, exponent = label.removeprefix("$\\mathdefault{").partition("^")
     return _DIGIT * len(base.replace("\\cdot", "·")) + 0.7 * _DIGIT * len(exponent.strip("{}$"))
 
 
 def _choices(low: float, high: float) -> Iterator[np.ndarray]:
-    """Yield ticks between two positive numbers, fewer each time."""
+    """Yield sets of ticks between two positive numbers, in decreasing number."""
     if high < 4 * low:
         for intervals in (5, 4, 3, 2, 1):
             ticks = np.asarray(MaxNLocator(intervals, steps=[1, 2, 5, 10]).tick_values(low, high))
@@ -94,7 +94,7 @@ def _choices(low: float, high: float) -> Iterator[np.ndarray]:
 
 
 class LogLabels(Formatter):
-    """Plain numbers where all are between a thousandth and ten thousand, else powers of ten."""
+    """Plain numbers if all are between a thousandth and ten thousand, otherwise powers of ten."""
 
     def __call__(self, value: float, position: int | None = None) -> str:
         """Return the label of one tick."""

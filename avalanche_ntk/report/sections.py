@@ -1,4 +1,4 @@
-"""The report's sections: each says what it shows, and what is missing."""
+"""The report's sections."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _MOST_SINGLE_OF_SEEDS = 3
 
 
 class Report:
-    """Makes the sections of some runs, and keeps the figures for a paper that come with them.
+    """Makes the sections for some runs, and collects their figures for a paper.
 
     Args:
         runs: The runs.
-        probe: Name of the probe; each folder's first when None.
-        controls: Runs in which no task changed; those of a sweep are found among the runs themselves.
-        unreadable: What could not be read, a sentence each.
+        probe: Name of the probe; None for each folder's first.
+        controls: Runs in which no task changed, besides a sweep's own controls among the runs.
+        unreadable: Unreadable runs, one sentence each.
         columns: Columns of the table over seeds.
     """
 
@@ -71,12 +71,12 @@ class Report:
         }
         self.groups = groups_of(self.runs)
         self.beside = groups_of([run for run in runs if run.is_control]) if len(given) < len(runs) else []
-        # Runs that differ in the seed alone are told of together: a paragraph, a row and a line a setting.
+        # Runs that differ only in the seed are shown together: a paragraph, a row and a line per setting.
         self.over_seeds = any(len(group.runs) > 1 for group in self.groups)
         self.unreadable = list(unreadable)
         self.figures: dict[str, Figure] = {}
         self._count = 0
-        # What more of would be seen by nobody: lines in one figure, and figures of single runs.
+        # Limits for readability: lines in one figure, and figures of single runs.
         self.drawn = self.runs[:_MOST_LINES]
         self.drawn_groups = self.groups[:_MOST_LINES]
         first = [group.runs[0] for group in self.groups]
@@ -128,7 +128,7 @@ class Report:
         problems = self.unreadable + [f"{run.name}: {problem}" for run in self.runs for problem in run.problems]
         body += bullets([*cautions(self.runs, self.probe, self.controls), *self._left_out()], "warn")
         if problems:
-            body += paragraph("Not all could be used:") + bullets(problems, "warn")
+            body += paragraph("Some data could not be used:") + bullets(problems, "warn")
         return Section("answer", "What happened when the task changed", body, "Answer")
 
     def curves(self) -> Section:
@@ -165,9 +165,9 @@ class Report:
         return table_of([*self.groups, *self.beside], self.columns, self.probe)
 
     def _over_seeds(self) -> str:
-        """Show that table, and what comes of it beside the controls."""
+        """Show that table, and the verdicts from the controls."""
         made = self.seeds()
-        body = table(f"A row for each boundary: {NOTE}", made.heads(), made.cells()) if made.rows else ""
+        body = table(f"One row per boundary: {NOTE}", made.heads(), made.cells()) if made.rows else ""
         judged = [
             f"{group.name}, task {e} → {e + 1}: {v.verdict}: {v.reason}."
             for group in self.groups
@@ -210,7 +210,7 @@ class Report:
         if not rows:
             body = paragraph("No run has a boundary with an experience before it that was measured to its end.")
         else:
-            body = table("A row for each boundary", [c for c, _ in _COLUMNS], rows, explained=dict(_COLUMNS[1:]))
+            body = table("One row per boundary", [c for c, _ in _COLUMNS], rows, explained=dict(_COLUMNS[1:]))
         if self.over_seeds and rows:
             body = self._over_seeds() + details("The same for each run", body)
         onsets = [
@@ -247,7 +247,7 @@ class Report:
             )
             made += _lacking(missing)
             if not made:
-                made = paragraph("No kernel and no effective rank is there to show.", "soft")
+                made = paragraph("There are no kernels and no effective ranks to show.", "soft")
             body += self._of(run, made)
         return Section("spectra", "The spectrum over time", body, "Spectrum")
 
@@ -322,7 +322,7 @@ class Report:
             )
             body += self._of(run, made)
         body = body or paragraph(
-            "Layers were not followed: ask for them with ntk_metrics(ntk, per_layer=True) or observe=[PerLayer()].",
+            "Layers were not measured: use ntk_metrics(ntk, per_layer=True) or observe=[PerLayer()].",
             "soft",
         )
         return Section("layers", "Layer by layer", body, "Layers")
@@ -332,12 +332,12 @@ class Report:
         body = self._drawn(
             "linearisation",
             lambda width: column_figure(self.drawn, LINEARISATION_PANELS, self.probe, width=width),
-            "Relative error of the network linearised at the last boundary, and at initialisation: 0 where the kernel "
-            "there explains what happened since, 1 where it explains nothing.",
+            "Relative error of the network linearised at the last boundary, and at initialisation: 0 if the kernel "
+            "there explains the change since, 1 if it explains nothing.",
             "Error of the linearised network over training.",
         )
         if not body:
-            body = paragraph("The linearisation was not tested: ntk_metrics(ntk, linearisation=True) does.", "soft")
+            body = paragraph("The linearisation was not measured: use ntk_metrics(ntk, linearisation=True).", "soft")
         features = self._drawn(
             "features",
             lambda width: column_figure(self.drawn, FEATURE_PANELS, self.probe, width=width),
@@ -346,7 +346,7 @@ class Report:
             "Curves of the feature kernel over training.",
         )
         body += "<h3>The features</h3>" + (
-            features or paragraph("The feature kernel was not followed: ntk_metrics(ntk, features=True) does.", "soft")
+            features or paragraph("The feature kernel was not measured: use ntk_metrics(ntk, features=True).", "soft")
         )
         return Section("linearity", "Is the static kernel enough?", body, "Linearisation")
 
@@ -366,20 +366,20 @@ class Report:
             made = self._drawn(
                 f"overlap-{run.name}",
                 partial(_overlaps, ends),
-                "How much the gradients of two tasks' probes overlap, "
+                "Overlap of the gradients of two tasks' probes, "
                 "‖Θ(X_i,X_j)‖² / (‖Θ(X_i,X_i)‖ ‖Θ(X_j,X_j)‖): 0 for tasks that share nothing.",
                 f"Task overlap of {run.name} after task {last.experience + 1}: {listed(pairs, 6)}.",
             )
             body += self._of(run, made)
         body = body or paragraph(
-            "Task overlap was not measured: NTKPlugin(ProbeSpec.each_task(size=64)) with ntk_metrics(ntk, "
-            "task_overlap=True) does.",
+            "Task overlap was not measured: use NTKPlugin(ProbeSpec.each_task(size=64)) with ntk_metrics(ntk, "
+            "task_overlap=True).",
             "soft",
         )
         return Section("overlap", "Task overlap", body, "Overlap")
 
     def further(self) -> Section:
-        """Numbers that observables declared and no other section shows."""
+        """Declared numbers of observables that no other section shows."""
         body = self._drawn(
             "further",
             lambda width: column_figure(self.drawn, further_panels(self.drawn), self.probe, width=width),
@@ -390,7 +390,7 @@ class Report:
         return Section("further", "What else was measured", body, "Further")
 
     def trust(self) -> Section:
-        """How the kernels were computed, and what went wrong."""
+        """How the kernels were computed, and failures."""
         rows = [trust_row(run, run.trajectory(self.probe)) for run in self.runs]
         body = table("How far the numbers can be trusted", [c for c, _ in TRUST], rows, explained=dict(TRUST[1:]))
         notes = []
@@ -424,7 +424,7 @@ class Report:
         return Section("trust", "How far to trust this", body, "Trust")
 
     def configuration(self) -> Section:
-        """What was run: what differs first, then everything."""
+        """The settings of the runs: differences first, then all."""
         flat = [flattened(run) for run in self.runs]
         body = ""
         if len(self.runs) > 1:
@@ -447,11 +447,11 @@ class Report:
     # ------------------------------------------------------------------ parts
 
     def task_of(self, run: Run) -> int:
-        """Return the experience that the run's probe was chosen from."""
+        """Return the experience of the run's probe."""
         return run.experience_of(run.trajectory(self.probe).probe)
 
     def _verdicts(self) -> list[str]:
-        """Say for each boundary whether it differs from the controls', and by which numbers."""
+        """Return the verdict at each boundary, with its numbers."""
         lines = []
         for run in self.runs:
             found = verdicts(run.trajectory(self.probe), self.controls[run.name]) if self.controls[run.name] else {}
@@ -467,21 +467,21 @@ class Report:
         if len(self.runs) > len(self.single):
             which = "of the first seed of the first" if self.over_seeds else "of the first"
             found.append(
-                f"Spectra, heat maps, layers and task overlap are shown {which} {len(self.single)} {what}: report on "
-                "the others alone."
+                f"Spectra, heat maps, layers and task overlap are shown {which} {len(self.single)} {what}: make "
+                "separate reports on the others."
             )
         return found
 
     def _lines(self) -> Sequence[Group] | Sequence[Run]:
-        """Return what has a line in the curves."""
+        """Return the runs or groups that have a line in the curves."""
         return self.drawn_groups if self.over_seeds else self.drawn
 
     def _of(self, run: Run, body: str) -> str:
-        """Put what belongs to one run under its name, when there are several."""
+        """Put a single run's content under its name, if there are several runs."""
         return details(run.name, body, is_open=run is self.runs[0]) if len(self.runs) > 1 else body
 
     def _ends(self, run: Run) -> str:
-        """Say where the curves of a run begin and end, for those who do not see them."""
+        """Describe the begin and end of a run's curves, as alternative text."""
         good = [m for m in run.trajectory(self.probe) if m.failure is None]
         if not good:
             return f"{run.name} has no measurement."
@@ -494,7 +494,7 @@ class Report:
         )
 
     def _drawn(self, name: str, draw: Callable[[float], Figure | None], caption: str, description: str) -> str:
-        """Draw a figure twice, for a phone and for a wide window, and keep the narrow one for a paper."""
+        """Draw a figure for a phone and for a wide window, and keep the narrow one for a paper."""
         narrow = draw(COLUMN_INCHES)
         if narrow is None:
             return ""
@@ -514,7 +514,7 @@ class Report:
 _COLUMNS = [
     ("boundary", ""),
     ("spike", "peak velocity after the boundary less the median velocity before, per iteration"),
-    ("ratio", "peak over median before; always read beside the spike, and ≥ where the pace before is below the noise"),
+    ("ratio", "peak over median before; always read beside the spike; ≥ if the velocity before is below the noise"),
     ("z", "the spike in robust standard deviations of the velocities before"),
     ("onset ratio", "peak over the peak velocity at the start of the first task"),
     ("λ_max dip", "lowest λ_max after the boundary over λ_max at it"),
@@ -524,7 +524,7 @@ _COLUMNS = [
     ("time to peak", "iterations from the boundary to the peak"),
     ("half-life", "iterations from the peak until half of the spike is gone"),
     ("accuracy", "on the probe's task, after the new task was learnt"),
-    ("forgetting", "accuracy when the probe's task was first learnt less accuracy now"),
+    ("forgetting", "accuracy when the probe's task was first learnt minus accuracy now"),
 ]
 
 
@@ -538,7 +538,7 @@ def _overlaps(overlaps: Sequence[Overlap], width: float) -> Figure:
 
 
 def _answers(answers: Sequence[str], names: Sequence[str]) -> str:
-    """Return the answers as a list in which each run's name stands out."""
+    """Return the answers as a list with emphasised run names."""
     items = [
         f"<li><strong>{escaped(name)}</strong>{escaped(text.removeprefix(name))}</li>"
         for text, name in zip(answers, names, strict=True)
@@ -561,7 +561,7 @@ def _lacking(missing: Sequence[str]) -> str:
 
 
 def _block_means(trajectory: Trajectory, experience: int) -> str:
-    """Say how alike gradients within and between classes are, where that was measured."""
+    """Describe the similarity of gradients within and between classes, if measured."""
     ends = [m for m in trajectory if m.clock.experience == experience and m.failure is None]
     if not ends:
         return ""

@@ -1,4 +1,4 @@
-"""Figures over seeds: the mean of each setting as a line, the 95 % interval of the mean as a band."""
+"""Figures over seeds: the mean of each setting as a line, its 95 % interval as a band."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _ACCURACY = "accuracy on\nthe probe's task"
 def seed_curves(
     runs: Runs, probe: str | None = None, *, width: float = COLUMN_INCHES, controls: bool = False
 ) -> Figure:
-    """Draw λ_max, distance, alignment, velocity and accuracy over training: mean and band for each setting.
+    """Draw λ_max, distance, alignment, velocity and accuracy over training: mean and band per setting.
 
     Args:
-        runs: A run folder, a folder that holds some (a sweep's), several of them, or paths by name. Runs that differ in
-            the seed alone are one setting, and have one colour.
-        probe: Name of the probe; each folder's first when None.
+        runs: A run folder, a folder of run folders (a sweep's), several of them, or paths by name. Runs that differ
+            only in the seed are one setting, with one colour.
+        probe: Name of the probe; None for each folder's first.
         width: Width in inches; one column of a paper by default.
         controls: Whether controls, in which no task changes, are drawn too.
 
@@ -49,7 +49,7 @@ def seed_curves(
         A matplotlib figure, to be saved with `figure.savefig(path)`.
 
     Raises:
-        RunFolderError: A folder that was named cannot be read, or has no such probe.
+        RunFolderError: A named folder cannot be read, or has no such probe.
     """
     groups = groups_of(read_runs(runs)[0])
     return curves_of([g for g in groups if controls or not g.control] or groups, probe, width=width)
@@ -91,7 +91,7 @@ def curves_of(
 
 
 def _longest(groups: Sequence[Group], probe: str | None) -> list[Trajectory]:
-    """Return one series of each group, by which its boundaries are marked."""
+    """Return one series per group, for marking its boundaries."""
     return [max((run.trajectory(probe) for run in group.runs), key=len) for group in groups]
 
 
@@ -105,11 +105,11 @@ def _band(
 ) -> list[float]:
     """Draw the mean of some series and its band.
 
-    Of two points at one iteration (the end of a task and the start of the next one) the last counts. Where seeds were
-    measured at different iterations, each point is the mean of those that were.
+    Of two points at one iteration (the end of a task and the start of the next one) the last counts. If seeds were
+    measured at different iterations, each point is the mean over the seeds measured there.
 
     Returns:
-        What was drawn of the mean.
+        The drawn mean.
     """
     by_seed = [dict(points) for points in series]
     at = sorted({x for points in by_seed for x in points})
@@ -127,15 +127,15 @@ def _band(
 
 
 def boundary_figure_of(groups: Sequence[Group], probe: str | None = None, *, width: float) -> Figure | None:
-    """Draw, boundary by boundary, spike, λ_max dip and accuracy of each setting: means with intervals.
+    """Draw, for each boundary, spike, λ_max dip and accuracy of each setting: means with intervals.
 
     Args:
-        groups: The groups; controls among them are drawn hollow, in the colours of the settings of the same name.
-        probe: Name of the probe; each folder's first when None.
-        width: Width in inches; panels stand side by side where they fit.
+        groups: The groups; controls are drawn hollow, in the colours of the settings of the same name.
+        probe: Name of the probe; None for each folder's first.
+        width: Width in inches; panels are side by side if they fit.
 
     Returns:
-        The figure; None when no run has a boundary behind it.
+        The figure; None if no run has completed a boundary.
     """
     at = sorted({e for group in groups for run in group.runs for e in boundaries(run, probe)})
     if not at:

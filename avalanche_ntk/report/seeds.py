@@ -1,4 +1,4 @@
-"""A table for a paper: each boundary of each setting, mean over the seeds with its interval, as text and as LaTeX."""
+"""A table for a paper: mean over the seeds with interval, per boundary and setting, as text and LaTeX."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ HEADINGS = {
     "accuracy": "accuracy",
     "forgetting": "forgetting",
 }
-"""Columns that a table can have, and how a paper calls them; the last two are of the probe's own task."""
+"""Columns of the table and their headings; the last two are for the probe's own task."""
 COLUMNS = ("spike", "ratio", "norm_dip", "alignment_drop", "moved", "forgetting")
-NOTE = "mean over the seeds ± half of its 95 % interval (Student's t); ≥: at a seed the pace before is below the noise"
+NOTE = "mean over the seeds ± half of its 95 % interval (Student's t); ≥: velocity before below the noise at a seed"
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Cell:
     """One number over the seeds.
 
     Attributes:
-        mean: Mean over the seeds; NaN where none has a number.
+        mean: Mean over the seeds; NaN if none has a number.
         low: Lower end of the mean's 95 % interval; NaN with one seed.
         high: Its upper end.
-        seeds: Seeds that have a number.
-        bound: Whether a seed has a lower bound only.
+        seeds: Number of seeds with a number.
+        bound: Whether a seed only has a lower bound.
     """
 
     mean: float
@@ -54,7 +54,7 @@ class Cell:
     bound: bool = False
 
     def told(self, write: Callable[[float, float | None], str], at_least: str) -> str:
-        """Return it in words."""
+        """Return it as text."""
         return (at_least if self.bound and self.seeds else "") + write(self.mean, (self.high - self.low) / 2)
 
 
@@ -63,10 +63,10 @@ class Row:
     """One boundary of one setting.
 
     Attributes:
-        setting: What varies: a strategy's name where only that does.
+        setting: The varying settings; the strategy's name if only that varies.
         control: Whether it is a control, in which no task changes.
         experience: Number of the experience that begins there.
-        runs: Runs that have the boundary behind them, each of a seed of its own.
+        runs: Runs that completed the boundary, with different seeds.
         cells: The numbers by column.
     """
 
@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class SeedTable:
-    """A row for each boundary of each setting, controls last.
+    """One row per boundary and setting, controls last.
 
     Attributes:
         columns: Names of the columns.
@@ -90,7 +90,7 @@ class SeedTable:
     rows: tuple[Row, ...]
 
     def csv(self) -> str:
-        """Return every number: of each column its mean, `…_low`, `…_high` and `…_seeds`; undefined ones empty."""
+        """Return every number: per column its mean, `…_low`, `…_high` and `…_seeds`; undefined ones are empty."""
         import pandas as pd
 
         rows = []
@@ -113,13 +113,13 @@ class SeedTable:
         return [cells for _, cells in self._texts(written, str, "≥ ", "→")]
 
     def markdown(self) -> str:
-        """Return the table as Markdown, with what ± means."""
+        """Return the table as Markdown, with a note on ±."""
         lines = [markdown_row(self.heads()), markdown_row(["---", "---", *["---:"] * (len(self.columns) + 1)])]
         lines += map(markdown_row, self.cells())
         return "\n".join([*lines, "", f"{NOTE[0].upper()}{NOTE[1:]}."]) + "\n"
 
     def latex(self) -> str:
-        """Return the table as a LaTeX `tabular` that needs the package booktabs alone."""
+        """Return the table as a LaTeX `tabular`, which needs only the package booktabs."""
         heads = self.heads()
         lines = [f"% {NOTE}. Needs \\usepackage{{booktabs}}.", rf"\begin{{tabular}}{{ll{'r' * (len(heads) - 2)}}}"]
         lines += [r"\toprule", " & ".join(map(latex_text, heads)) + r" \\", r"\midrule"]
@@ -141,20 +141,20 @@ class SeedTable:
 
 
 def seed_table(runs: Runs, columns: Sequence[str] = COLUMNS, probe: str | None = None) -> SeedTable:
-    """Make a table of runs over seeds: a row for each boundary of each setting.
+    """Make a table of runs over seeds, one row per boundary and setting.
 
     Args:
-        runs: A run folder, a folder that holds some (a sweep's), several of them, or paths by name. Runs that differ in
-            the seed alone are one setting.
-        columns: What to show, of `HEADINGS`.
-        probe: Name of the probe; each folder's first when None.
+        runs: A run folder, a folder of run folders (a sweep's), several of them, or paths by name. Runs that differ
+            only in the seed are one setting.
+        columns: Columns of `HEADINGS`.
+        probe: Name of the probe; None for each folder's first.
 
     Returns:
         The table: `markdown()`, `latex()`, `csv()`.
 
     Raises:
-        ArgumentError: There is no such column.
-        RunFolderError: A folder that was named cannot be read, or has no such probe.
+        ArgumentError: A column is unknown.
+        RunFolderError: A named folder cannot be read, or has no such probe.
     """
     return table_of(groups_of(read_runs(runs)[0]), columns, probe)
 
@@ -174,12 +174,12 @@ def table_of(groups: Sequence[Group], columns: Sequence[str] = COLUMNS, probe: s
 
 
 def boundaries(run: Run, probe: str | None) -> list[int]:
-    """Return the experiences of a run that have a boundary before them and were measured to their end."""
+    """Return the experiences of a run after the first that were measured to their end."""
     return list(run.trajectory(probe).reactivations)[1:]
 
 
 def number_at(run: Run, column: str, experience: int, probe: str | None = None) -> float:
-    """Return a number of a run at a boundary; NaN where it is undefined.
+    """Return a number of a run at a boundary; NaN if undefined.
 
     Args:
         run: The run.

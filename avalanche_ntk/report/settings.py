@@ -1,4 +1,4 @@
-"""Everything that a run folder says of its run, as names and texts."""
+"""The settings of a run, as names and texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _flatten(value: Any, name: str, found: dict[str, str]) -> None:
 
 
 def setting(value: Any) -> str:
-    """Return a setting as a person reads it."""
+    """Return a setting as readable text."""
     if value is None:
         return MISSING
     return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), _LONGEST_SETTING)

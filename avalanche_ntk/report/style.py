@@ -1,4 +1,4 @@
-"""How figures look: one column of a paper, told apart in colour, by colour-blind readers and in grey."""
+"""Style of figures: for one column of a paper, readable for colour-blind readers and in greyscale."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from avalanche_ntk.report.text import escaped, plain
 COLUMN_INCHES = 3.3
 PAGE_INCHES = 7.2
 
-# Okabe and Ito's colours: told apart under every common colour-vision deficiency; the line styles and markers tell them
-# apart in grey.
+# Okabe and Ito's colours, distinguishable under all common colour-vision deficiencies; line styles and markers
+# distinguish series in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 INK = "#1a1b1c"
 FAINT = "#8a8b8c"
-# In a page the colours are variables, which its light and its dark theme set.
+# In a page the colours are variables, set by its light and dark themes.
 _VARIABLES = {INK: "--ink", FAINT: "--faint", **{colour: f"--s{i}" for i, colour in enumerate(COLOURS)}}
 
 _LEGEND_SIZE, _TITLE_SIZE = 7.5, 9.0
-# Of a legend in points: the line before a name with the space behind it, and the space between two columns.
+# For a legend, in points: the line before a name with the space behind it, and the space between columns.
 _HANDLE, _COLUMN_SPACE = 3.4 * _LEGEND_SIZE, 1.2 * _LEGEND_SIZE
 _MOST_LETTERS = 80
 
@@ -71,19 +71,19 @@ _RC: dict[Any, Any] = {
 
 @contextmanager
 def drawing(**changes: Any) -> Generator[None]:
-    """Draw in this style, and leave matplotlib's settings as they were."""
+    """Draw in this style, and restore matplotlib's settings on exit."""
     settings: dict[Any, Any] = {**_RC, **changes}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A run's name may hold letters that the font has not; a browser shows them all the same.
+        # A run's name may have letters missing from the font; a browser still shows them.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         yield
 
 
 class _Layout(ConstrainedLayoutEngine):
-    """A layout made again where it does not fit: it moves the axes, whose ticks then change, and may need more room."""
+    """A layout that is repeated until it fits: moving axes changes their ticks, which may need more room."""
 
     def execute(self, fig: Figure) -> None:
-        """Lay the figure out until nothing is beyond its edge; a text that is too long for it stays so."""
+        """Repeat the layout until nothing exceeds the figure's edge, except text that is too long."""
         for _ in range(4):
             super().execute(fig)
             drawn, page = fig.get_tightbbox(), fig.bbox_inches.padded(0.005)
@@ -92,7 +92,7 @@ class _Layout(ConstrainedLayoutEngine):
 
 
 class _Figure(Figure):
-    """A figure in this style whoever saves it: matplotlib makes ticks when it draws, by the settings of that time."""
+    """A figure that is always drawn in this style: matplotlib makes ticks when drawing, with the current settings."""
 
     def draw(self, renderer: RendererBase) -> None:
         """Draw the figure."""
@@ -101,7 +101,7 @@ class _Figure(Figure):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure with a canvas of its own, which no global state of matplotlib knows."""
+    """Return an empty figure with its own canvas, independent of matplotlib's global state."""
     figure = _Figure(figsize=(width, height), layout=_Layout())
     FigureCanvasAgg(figure)
     return figure
@@ -109,12 +109,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 def look(position: int) -> dict[str, Any]:
     """Return colour and line style of the series at a position."""
-    again = position // len(COLOURS)  # a colour that comes back has another line style
+    again = position // len(COLOURS)  # a repeated colour has another line style
     return {"color": COLOURS[position % len(COLOURS)], "linestyle": STYLES[(position + again) % len(STYLES)]}
 
 
 def shortened(text: str, points: float, size: float = _LEGEND_SIZE) -> str:
-    """Return a foreign string in one line, and no wider than so many points."""
+    """Return a string in one line, shortened to a width in points."""
     longest = _MOST_LETTERS
     while longest > 1 and text_width(plain(text, longest), size) > points:
         longest -= 1
@@ -122,7 +122,7 @@ def shortened(text: str, points: float, size: float = _LEGEND_SIZE) -> str:
 
 
 def legend_columns(names: Sequence[str], width: float, *, math: bool = False) -> int:
-    """Return how many names fit side by side into a figure of that width in inches."""
+    """Return how many names fit side by side into a figure of this width in inches."""
     widths = [text_width(name, _LEGEND_SIZE, math=math) + _HANDLE for name in names]
 
     def taken(columns: int) -> float:
@@ -133,18 +133,18 @@ def legend_columns(names: Sequence[str], width: float, *, math: bool = False) ->
 
 
 def legend_height(names: Sequence[str], width: float) -> float:
-    """Return the height in inches of a legend's rows beyond the first, by which a figure must be higher."""
+    """Return the height in inches of a legend's rows beyond the first, to add to the figure's height."""
     return 0.155 * (-(-len(names) // legend_columns(_shown(names, width), width)) - 1) if names else 0.0
 
 
 def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False, title: str | None = None) -> None:
-    """Name the series above the axes, in the order of their positions; names are shown as they are, never as TeX.
+    """Add a legend above the axes, in the order of positions; names are shown literally, not as TeX.
 
     Args:
         figure: The figure.
         names: The series' names.
         markers: Whether they have markers.
-        title: The figure's title, which stands above the names: a title of its own would take the legend's place.
+        title: The figure's title, drawn above the names; a separate title would overlap the legend.
     """
     handles = [
         Line2D([], [], marker=MARKERS[i % len(MARKERS)] if markers else "None", markersize=3.5, **look(i))
@@ -166,14 +166,14 @@ def add_legend(figure: Figure, names: Sequence[str], *, markers: bool = False, t
 def put_legend(
     figure: Figure, handles: Sequence[Artist], names: Sequence[str], *, columns: int | None = None, **options: Any
 ) -> Legend:
-    """Name series above the axes, as many side by side as fit.
+    """Add a legend above the axes, with as many columns as fit.
 
     Args:
         figure: The figure.
-        handles: What each series looks like.
-        names: Its name, in which formulas stand between dollar signs.
-        columns: How many names stand side by side; as many as fit when None.
-        **options: Of matplotlib's legend.
+        handles: The series' legend handles.
+        names: The series' names, with formulas between dollar signs.
+        columns: Number of columns; None for as many as fit.
+        **options: Options of matplotlib's legend.
 
     Returns:
         The legend.
@@ -189,19 +189,19 @@ def put_legend(
 
 
 def legend_above(axis: Axes, columns: int = 1, **options: Any) -> None:
-    """Name the series of one panel above it, where the legend is never on the data.
+    """Add the legend of one panel above it, so that it does not cover data.
 
     Args:
         axis: The panel.
-        columns: How many names stand side by side.
-        **options: Of matplotlib's legend.
+        columns: Number of columns.
+        **options: Options of matplotlib's legend.
     """
     place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2, "alignment": "left"}
     axis.legend(ncols=columns, **{**place, **options})
 
 
 def _room(width: float) -> float:
-    """Return the points that a legend's lines may take in a figure of that width in inches."""
+    """Return the width in points available for a legend in a figure of this width in inches."""
     return width * 72 - 2 * 0.5 * _LEGEND_SIZE
 
 
@@ -210,23 +210,23 @@ def _shown(names: Sequence[str], width: float) -> list[str]:
 
 
 def write_label(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
-    """Write a foreign string into axes as it is, never as TeX."""
+    """Write a string into axes literally, not as TeX."""
     axis.annotate(plain(text, 40), (x, y), parse_math=False, annotation_clip=False, **options)
 
 
 def drawable(value: float | None) -> bool:
-    """Tell whether a number can be drawn: finite, and far from where the arithmetic of axes overflows."""
+    """Return whether a number can be drawn: finite, and without overflow in axis arithmetic."""
     return value is not None and abs(value) < 1e100 and (value == 0 or abs(value) > 1e-100)
 
 
 def set_log(axis: Axes, values: Sequence[float]) -> None:
-    """Make the vertical axis logarithmic where something can be seen on it."""
+    """Make the vertical axis logarithmic if it has positive values."""
     if any(np.isfinite(v) and v > 0 for v in values):
         log_scale(axis)
 
 
 def settle(figure: Figure) -> Figure:
-    """Lay a figure out once and for all, so that saving it again and again does not do it anew."""
+    """Fix a figure's layout, so that saving it does not repeat it."""
     with drawing():
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
@@ -251,11 +251,11 @@ def to_inline_svg(figure: Figure, ident: str, description: str) -> str:
 
     Args:
         figure: The figure.
-        ident: What makes the element's ids different from all others on the page; letters and digits.
-        description: What a screen reader says.
+        ident: Prefix that makes the element's ids unique on the page; letters and digits.
+        description: Text for screen readers.
 
     Returns:
-        The element, whose text stays text.
+        The element; its text remains text.
     """
     buffer = io.BytesIO()
     with drawing(**{"svg.fonttype": "none", "svg.hashsalt": ident}):
@@ -268,7 +268,7 @@ def to_inline_svg(figure: Figure, ident: str, description: str) -> str:
     seen: Counter[str] = Counter()
 
     def own(match: re.Match[str]) -> str:
-        # matplotlib gives the same id to pictures that are the same.
+        # matplotlib gives equal images the same id.
         name = match[1]
         seen[name] += 1
         return f'id="{ident}-{name}"' if seen[name] == 1 else f'id="{ident}-{name}-{seen[name]}"'

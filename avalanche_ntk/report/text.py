@@ -1,4 +1,4 @@
-"""Numbers and foreign strings as a report shows them."""
+"""Formatting of numbers and foreign strings for reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST = 80
 
 
 def number(value: object, digits: int = 3) -> str:
-    """Return a number with so many significant digits, and a dash for what has no value.
+    """Return a number with some significant digits, or a dash if undefined.
 
     >>> number(0.12345), number(12345.0), number(1.5e-7), number(None), number(float("nan")), number(0.0)
     ('0.123', '12,345', '1.50e-07', '–', '–', '0')
@@ -37,7 +37,7 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def share(value: object) -> str:
-    """Return a number between 0 and 1 with three decimals, and a dash for what has no value.
+    """Return a number between 0 and 1 with three decimals, or a dash if undefined.
 
     >>> share(0.98765), share(None)
     ('0.988', '–')
@@ -47,7 +47,7 @@ def share(value: object) -> str:
 
 
 def iterations(value: object) -> str:
-    """Return a count of iterations, which may be a fraction after resampling, and a dash for what has no value.
+    """Return a count of iterations, possibly fractional after resampling, or a dash if undefined.
 
     >>> iterations(1200.0), iterations(7.5), iterations(None)
     ('1,200', '7.50', '–')
@@ -58,7 +58,7 @@ def iterations(value: object) -> str:
 
 
 def plain(text: object, longest: int = _LONGEST) -> str:
-    r"""Return a foreign string without control characters, in one line, and not longer than it may be.
+    r"""Return a string without control characters, in one line, shortened to a maximum length.
 
     >>> plain("a\nb\x07c"), plain("x" * 100, longest=5)
     ('a b?c', 'xxxx…')
@@ -70,7 +70,7 @@ def plain(text: object, longest: int = _LONGEST) -> str:
 
 
 def escaped(text: object, longest: int = 10**6) -> str:
-    """Return a string that HTML shows as it is, in text and in quoted attributes.
+    """Return a string escaped for HTML text and quoted attributes.
 
     >>> escaped('<script>"x"</script>')
     '&lt;script&gt;&quot;x&quot;&lt;/script&gt;'
@@ -79,7 +79,7 @@ def escaped(text: object, longest: int = 10**6) -> str:
 
 
 def listed(items: Sequence[str], shown: int = 5) -> str:
-    """Return the first items in one sentence, and how many more there are.
+    """Return the first items as a list in a sentence, and the number of others.
 
     >>> listed(["a", "b", "c"], shown=2), listed(["a", "b"])
     ('a, b and 1 more', 'a, b')
@@ -89,7 +89,7 @@ def listed(items: Sequence[str], shown: int = 5) -> str:
 
 
 def span_of(values: Sequence[float], digits: int = 2) -> str:
-    """Return the range of some numbers, or the number if they look alike.
+    """Return the range of some numbers, or a single number if they look equal.
 
     >>> span_of([2.31, 6.6]), span_of([2.0, 2.0])
     ('between 2.3 and 6.6', '2.0')

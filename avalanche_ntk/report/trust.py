@@ -1,4 +1,4 @@
-"""How far the numbers of a run can be trusted, as a row of a table."""
+"""The table of trust: how a run's kernels were computed, and checks of them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from avalanche_ntk.report.text import MISSING, listed, number, plain
 
 TRUST = [
     ("run", ""),
-    ("measurements", "how many were made, and how many of them failed"),
+    ("measurements", "number made, and number failed"),
     ("samples", "size of the probe"),
     ("kernel", "reduction and outputs of the kernel"),
     ("when", "the schedule of measurements"),
     ("kernels kept", "measurements whose kernel is in the folder"),
-    ("spot check", "largest relative error of an entry against the slow computation in float64"),
+    ("spot check", "largest relative error of an entry against the reference computation in float64"),
     ("asymmetry", "largest relative asymmetry before the kernel was made symmetric"),
-    ("λ_min / λ_max", "most negative; a kernel has none below zero but by rounding"),
-    ("methods", "how the parameters' parts were contracted, and for how many parameters"),
-    ("cost", "share of the time since training began that went into measuring, at the last measurement"),
+    ("λ_min / λ_max", "most negative; below zero only by rounding"),
+    ("methods", "methods of contraction, with their numbers of parameters"),
+    ("cost", "share of the time since training began spent on measuring, at the last measurement"),
 ]
-"""Column heads, and what each column says."""
+"""Column headings and their explanations."""
 
 
 def trust_row(run: Run, trajectory: Trajectory) -> list[str]:

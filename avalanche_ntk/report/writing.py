@@ -27,13 +27,13 @@ FORMATS = ("pdf", "svg", "png")
 
 @dataclass(frozen=True)
 class Written:
-    """What a report has written.
+    """The files of a written report.
 
     Attributes:
         page: The HTML file.
         figures: The figures' files.
         tables: The tables' files.
-        unreadable: A sentence for each run that was found and could not be read.
+        unreadable: A sentence for each unreadable run.
     """
 
     page: Path
@@ -53,26 +53,26 @@ def write_report(
     columns: Sequence[str] = COLUMNS,
     on_progress: Callable[[str], None] = lambda what: None,
 ) -> Written:
-    """Write a report on some runs: one HTML file, figures for a paper, tables.
+    """Write a report on runs: one HTML file, figures for a paper, tables.
 
     Args:
-        runs: A run folder, a folder that holds some (a sweep's), several of them, or paths by the names to show.
-        out: Folder to write `report.html`, `figures/` and `tables/` to. An earlier report in it is replaced;
-            no file that a report did not write is, nor one that was changed since (`written.json` says which are).
+        runs: A run folder, a folder of run folders (a sweep's), several of them, or paths by the names to show.
+        out: Folder to write `report.html`, `figures/` and `tables/` to. An earlier report in it is replaced, but no
+            file that was written by others or changed since (`written.json` lists the report's files).
         probe: Name of the probe to report on; each folder's first when None.
         control: Runs in which no task changed, for the verdicts.
         title: The page's title.
-        formats: Which files to make of each figure.
+        formats: File formats of the figures.
         columns: Columns of the table over seeds, of `report.seeds.HEADINGS`.
-        on_progress: Called with what is done next.
+        on_progress: Called with a description of the next step.
 
     Returns:
         The files.
 
     Raises:
-        ArgumentError: An unknown format.
-        RunFolderError: A run cannot be read or has no such probe, `out` cannot be written, or a file
-            there that no report wrote would be replaced.
+        ArgumentError: A format is unknown.
+        RunFolderError: A run cannot be read or has no such probe, `out` cannot be written, or a file there that is not
+            a report's would be replaced.
     """  # noqa: DOC501  (`unknown_name` makes the ArgumentError)
     for kind in formats:
         if kind not in FORMATS:
@@ -85,12 +85,12 @@ def write_report(
     on_progress("reading the runs")
     found, unreadable = read_runs(runs)
     measured = [run for run in found if run.trajectories] if probe is None else found
-    lacking = [f"{run.folder.path} holds no probe yet, so that there is nothing to report." for run in found]
+    lacking = [f"{run.folder.path} holds no probe yet, so there is nothing to report." for run in found]
     unreadable += [why for run, why in zip(found, lacking, strict=True) if run not in measured]
     if not measured:
         raise RunFolderError(
             f"there is nothing to report: {listed([str(run.folder.path) for run in found], 3)} "
-            f"{'holds' if len(found) == 1 else 'hold'} no probe yet. A probe is there once training has begun."
+            f"{'holds' if len(found) == 1 else 'hold'} no probe yet. A probe exists once training has begun."
         )
     controls = [] if control is None else read_runs(control)[0]
     report = Report(measured, probe, controls, unreadable, columns)
@@ -139,7 +139,7 @@ def _lead(report: Report) -> str:
 
 
 def _file_names(names: Iterable[str]) -> dict[str, str]:
-    """Make a file name of each figure's name, all different."""
+    """Return a unique file name for each figure's name."""
     found: dict[str, str] = {}
     for name in names:
         stem = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.")[:80] or "figure"
@@ -153,18 +153,18 @@ def _file_names(names: Iterable[str]) -> dict[str, str]:
 
 def _check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
-        raise RunFolderError(f"{target} exists and is no folder: choose another --out for the report.")
+        raise RunFolderError(f"{target} exists and is not a folder: choose another --out for the report.")
     if os.path.lexists(target / RUN_FILE):
         raise RunFolderError(
-            f"{target} is a run folder, into which no report is written: choose another --out, such as "
+            f"{target} is a run folder; reports are not written into run folders: choose another --out, such as "
             f"{target.parent / 'report'}."
         )
-    refuse_strangers(target, [PAGE])  # before the minutes that drawing takes; the others are looked at before writing
+    refuse_strangers(target, [PAGE])  # before drawing, which takes minutes; other files are checked before writing
 
 
 @contextmanager
 def _writing(target: Path) -> Generator[None]:
-    """Turn the system's refusals into this package's."""
+    """Convert OS errors into this package's."""
     try:
         yield
     except OSError as error:

@@ -1,14 +1,13 @@
 """Published results as one command each: `avalanche-ntk reproduce NAME`.
 
-A study says what is run, what is computed from it, and what was claimed; it comes to a table of claims with a
-statistic, its interval over seeds and a verdict, and to figures.
+A study defines runs, statistics and claims. Its result is a table of claims with a statistic, its interval over seeds
+and a verdict, and figures.
 
-    from avalanche_ntk.reproduce import reproduce
-    if __name__ == "__main__":  # its processes import this script
+    from avalanche_ntk.reproduce import reproduce if __name__ == "__main__":  # worker processes import this script
         outcome = reproduce("reactivation", "reproduced/reactivation", scale="small", data="cifar10-subset.zip")
         print(outcome.claims[0].verdict)
 
-Names are imported when they are first used: `--help` and `--list` load no torch.
+Names are imported on first use: `--help` and `--list` do not load torch.
 """
 
 from __future__ import annotations

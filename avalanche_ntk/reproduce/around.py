@@ -1,4 +1,4 @@
-"""Series around a task boundary, read from the runs of a plan, and what stands apart from the runs without a shift."""
+"""Series around a task boundary from the runs of a plan, and comparison with the controls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def boundary_at(trajectory: Trajectory, experience: int = 1) -> int:
         experience: Number of the experience.
 
     Returns:
-        Training iterations made before it.
+        Number of training iterations before it.
 
     Raises:
         ValueError: The experience was not measured.
@@ -41,42 +41,43 @@ def boundary_at(trajectory: Trajectory, experience: int = 1) -> int:
 def series_around(
     trajectory: Trajectory, column: str, *, experience: int = 1, before: float = math.inf, after: float = math.inf
 ) -> tuple[list[int], list[float]]:
-    """Return a column around the boundary with which an experience began.
+    """Return a column around the boundary at which an experience began.
 
-    The velocity at iteration t is that of the interval that ends at t; at the boundary itself it is the last of the old
-    task. A number that depends on the boundary (such as a distance since it) is the new experience's from b on.
+    The velocity at iteration t is that of the interval that ends at t, so at the boundary it is the last one of the old
+    task. Numbers relative to a boundary (such as a distance from it) refer to the new experience from b on.
 
     Args:
         trajectory: The series.
         column: Its column, such as `velocity_per_iteration`.
         experience: Number of the experience.
         before: Iterations before the boundary.
-        after: Iterations behind it.
+        after: Iterations after it.
 
     Returns:
-        Iterations since the boundary (negative before it), each once, and the values; NaN where undefined.
+        Iterations since the boundary (negative before it), without duplicates, and the values; NaN if undefined.
     """
     at = boundary_at(trajectory, experience)
     found: dict[int, float] = {}
     for m in trajectory.measurements:
         since = m.clock.iteration - at
         value = m.values.get(column, math.nan)
-        # Two measurements at one iteration (an end, a start) enclose no training: the second has no velocity.
+        # There is no training between two measurements at one iteration (an end and a start): the second has no
+        # velocity.
         if -before <= since <= after and (since not in found or math.isfinite(value)):
             found[since] = value
     return list(found), list(found.values())
 
 
 def reactivation_of(trajectory: Trajectory, column: str, experience: int = 1) -> measures.Reactivation:
-    """Return the reactivation that any column of velocities shows at a boundary, such as that of one layer's kernel.
+    """Return the reactivation of any column of velocities at a boundary, such as that of a layer's kernel.
 
     Args:
         trajectory: The series.
         column: The column of velocities.
-        experience: Number of the experience, from 1 on.
+        experience: Number of the experience, at least 1.
 
     Returns:
-        The reactivation; `base`, `peak`, `spike` and `ratio` have a value where enough velocities are defined.
+        The reactivation; `base`, `peak`, `spike` and `ratio` are defined if there are enough velocities.
     """
     good = [m for m in trajectory.measurements if m.failure is None and m.clock.experience <= experience]
     start = boundary_at(trajectory, experience - 1)
@@ -90,7 +91,7 @@ def reactivation_of(trajectory: Trajectory, column: str, experience: int = 1) ->
 
 
 def number_of(found: measures.Reactivation, name: str) -> float:
-    """Return a number of a reactivation; NaN where it has none."""
+    """Return a number of a reactivation; NaN if undefined."""
     value = getattr(found, name)
     return math.nan if value is None else float(value)
 
@@ -99,12 +100,12 @@ def above_control(runs: Iterable[DoneRun], number: Callable[[DoneRun], float], s
     """Return, for each seed, a number of the run with the shift minus that of its control.
 
     Args:
-        runs: Runs of one case, controls among them.
+        runs: Runs of one case, including controls.
         number: The number of a run.
         seeds: The seeds in order.
 
     Returns:
-        The differences; NaN where one of the two is undefined.
+        The differences; NaN if one of the two is undefined.
     """
     both = list(runs)
     shifted = per_seed([run for run in both if not run.control], number, seeds)
@@ -118,14 +119,14 @@ def curves(
     """Return a column around a boundary for several runs on the same schedule, for `drawing.draw_curve`.
 
     Args:
-        runs: The runs, one a seed.
+        runs: The runs, one per seed.
         column: The column.
         experience: Number of the experience.
         before: Iterations before the boundary.
-        after: Iterations behind it.
+        after: Iterations after it.
 
     Returns:
-        Iterations since the boundary, and for each run the values.
+        Iterations since the boundary, and the values of each run.
     """
     each = [series_around(r.trajectory(), column, experience=experience, before=before, after=after) for r in runs]
     x = each[0][0]
@@ -146,13 +147,13 @@ def draw_around(
     """Draw a column around a boundary, as a mean over seeds with its 95 % interval.
 
     Args:
-        axis: Where.
-        runs: The runs, one a seed.
+        axis: The axes.
+        runs: The runs, one per seed.
         column: The column.
-        position: Number of the series, which sets colour and line style.
+        position: Index of the series, for colour and line style.
         before: Iterations before the boundary.
-        after: Iterations behind it.
-        log: Whether to draw on a logarithmic axis: mean and interval are then those of the logarithm.
+        after: Iterations after it.
+        log: Whether to use a logarithmic axis, with mean and interval of the logarithm.
         experience: Number of the experience.
     """
     from avalanche_ntk.report.scales import log_scale
@@ -165,11 +166,11 @@ def draw_around(
 
 
 def learnt(run: DoneRun, experience: int = 0) -> float:
-    """Return the accuracy on an experience's test samples just after it was trained; NaN where it was not evaluated."""
+    """Return the accuracy on an experience's test samples just after its training; NaN if it was not evaluated."""
     return next((a for last, _, a in run.run.accuracies(experience) if last == experience), math.nan)
 
 
 def mean(values: Iterable[float]) -> float:
-    """Return the mean of the finite values; NaN where there is none."""
+    """Return the mean of the finite values; NaN if there are none."""
     finite = [v for v in values if np.isfinite(v)]
     return float(np.mean(finite)) if finite else math.nan

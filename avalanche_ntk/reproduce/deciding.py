@@ -1,12 +1,12 @@
-"""The rule by which statements are decided: batches of seeds, many cases, and differences too small to matter.
+"""The decision rule for statements: batches of seeds, many cases, and practical equivalence.
 
-One rule, one promise: a statement gets a wrong verdict in any of its cases in at most 5 of 100 studies. A case is
-decided as soon as an interval of its mean, wide enough for everything that is asked of it, lies on one side of the
-threshold, or within the margin of practical equivalence around it (two one-sided tests). Wide enough means:
+The rule guarantees that a statement gets a wrong verdict in any of its cases in at most 5 of 100 studies. A case is
+decided as soon as an adjusted interval of its mean lies on one side of the threshold, or within the margin of practical
+equivalence around it (two one-sided tests). The interval is adjusted for:
 
-- **repeated looks**: with K planned looks each has the level α/K (Bonferroni's share; what is decided stays decided);
-- **many cases**: within a look the cases share the level by Holm's steps, the clearest first;
-- **both sides**: every wrong verdict, of whatever kind, needs an interval that misses the mean.
+- **repeated looks**: with K planned looks each has the level α/K (Bonferroni; a decided case stays decided);
+- **many cases**: within a look the cases share the level by Holm's procedure, the clearest first;
+- **both sides**: every wrong verdict of either kind requires an interval that misses the mean.
 
 Sources: Student 1908; Holm 1979; Schuirmann 1987 (two one-sided tests); Pocock 1977 (group-sequential designs).
 """
@@ -27,12 +27,12 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Evidence:
-    """What n seeds say about a mean.
+    """Evidence of n seeds about a mean.
 
     Attributes:
         mean: Mean of the defined numbers.
         error: Its standard error, `s/√n`.
-        n: How many numbers are defined.
+        n: Number of defined numbers.
     """
 
     mean: float
@@ -41,7 +41,7 @@ class Evidence:
 
     @staticmethod
     def of(values: Sequence[float]) -> Evidence:
-        """Return what some numbers say; those that are not finite are left out."""
+        """Return the evidence of some numbers; non-finite ones are left out."""
         finite = [v for v in values if math.isfinite(v)]
         n = len(finite)
         if n < 2:
@@ -54,10 +54,10 @@ class Evidence:
         return self.mean - half, self.mean + half
 
     def level_that_decides(self, threshold: float, margin: float) -> float:
-        """Return the largest level at which the interval decides: the smaller, the clearer the case.
+        """Return the smallest level at which the interval decides; a smaller level means a clearer case.
 
         Args:
-            threshold: What the mean is compared with.
+            threshold: Threshold for the mean.
             margin: Half-width of practical equivalence; NaN for none.
 
         Returns:
@@ -77,7 +77,7 @@ class Evidence:
         return 2 * float(stdtr(self.n - 1, -distance / self.error))
 
     def verdict(self, threshold: float, margin: float, above: bool, level: float) -> Verdict:
-        """Return what the interval at a level says of the claim that the mean is above (or below) a threshold."""
+        """Return the verdict of the interval at a level on the claim that the mean is above (or below) a threshold."""
         if self.n < FEWEST:
             return Verdict.OPEN
         low, high = self.interval(level)
@@ -92,12 +92,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one case.
+    """The question for one case.
 
     Attributes:
-        threshold: What the mean is compared with.
-        above: Whether it is claimed to be above (else below).
-        margin: Differences smaller than this do not matter; NaN where every difference does.
+        threshold: Threshold for the mean.
+        above: Whether it is claimed to be above (otherwise below).
+        margin: Differences below this do not matter; NaN if every difference does.
     """
 
     threshold: float
@@ -111,16 +111,16 @@ def decide(
     """Decide the m cases of one statement after some of the planned looks.
 
     Args:
-        questions: One a case.
-        looks: For each look made so far, the evidence in each case.
-        planned: How many looks there may be in all; each has the level `alpha / planned`.
+        questions: One question per case.
+        looks: For each look so far, the evidence in each case.
+        planned: Total number of planned looks; each has the level `alpha / planned`.
         alpha: Largest probability of a wrong verdict in any of the cases.
 
     Returns:
-        For each case its verdict and the number of the look (from 1 on) at which it was decided; 0 where it is open.
+        For each case its verdict and the number of the look (from 1) at which it was decided; 0 if undecided.
 
     Raises:
-        ValueError: There are more looks than were planned.
+        ValueError: There are more looks than planned.
     """
     if len(looks) > planned:
         raise ValueError(f"{len(looks)} looks were made, of {planned} planned: the level of each is a share of all.")
@@ -140,15 +140,15 @@ def decide(
 
 
 def decided(claim: Claim, looks: Sequence[int], planned: int) -> Claim:
-    """Return a statement with the verdicts of the rule in place of each case's own interval.
+    """Return a statement with the verdicts of the rule instead of those of each case's own interval.
 
     Args:
-        claim: The statement; its findings have one number a seed.
-        looks: Numbers of seeds at the looks made so far, such as (5, 10).
-        planned: How many looks there may be in all.
+        claim: The statement; its findings have one number per seed.
+        looks: Numbers of seeds at the looks so far, such as (5, 10).
+        planned: Total number of planned looks.
 
     Returns:
-        The statement; a finding that was decided after fewer seeds than there are says so.
+        The statement; findings decided with fewer seeds have a note.
     """
     judged = [f for f in claim.findings if f.verdict is not None]
     evidence = [[Evidence.of(f.values[:n]) for f in judged] for n in looks]

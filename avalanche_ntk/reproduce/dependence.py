@@ -1,4 +1,4 @@
-"""What a statement depends on: which word of its cases tells those where it holds from those where it does not."""
+"""Dependence of a statement: the word that best separates cases in which it holds from the others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NUMBER = re.compile(r"^(.*?)\s*=?\s*([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)$")
 
 @dataclass(frozen=True)
 class Dependence:
-    """A division of the cases that goes with the verdict.
+    """A division of the cases that is associated with the verdict.
 
     Attributes:
-        what: The words of the one part, such as "rich" or "width ≥ 1024".
-        held: How many of them hold, and how many there are.
-        others: The same of the other cases.
+        what: The name of one part, such as "rich" or "width ≥ 1024".
+        held: Number of its cases that hold, and number of its cases.
+        others: The same for the other cases.
     """
 
     what: str
@@ -32,18 +32,18 @@ class Dependence:
 
 
 def dependence(cases: Sequence[str], held: Sequence[bool]) -> Dependence | None:
-    """Look for what a verdict depends on.
+    """Find the division of cases that explains the verdicts.
 
     A case is a list of words ("MLP, width 64, rich"). Each word, and for each word with a number each cut between two
-    numbers, divides the cases in two; Fisher's exact test says how well it goes with the verdict. The best division is
-    told where its p-value, times the number of divisions tried (Bonferroni), is below 5 %.
+    numbers, divides the cases in two; Fisher's exact test measures its association with the verdict. The best division
+    is returned if its p-value, times the number of divisions tried (Bonferroni), is below 5 %.
 
     Args:
         cases: The decided cases.
         held: Whether the statement holds in each.
 
     Returns:
-        The division, with the part that holds more often first; None where none stands out.
+        The division, with the part that holds more often first; None if no division is significant.
 
     Source: Fisher 1922.
 
@@ -71,7 +71,7 @@ def dependence(cases: Sequence[str], held: Sequence[bool]) -> Dependence | None:
 
 
 def _divisions(cases: Sequence[str]) -> Iterator[tuple[tuple[str, str], list[bool]]]:
-    """Give each division as the names of its two parts and whether each case is in the first."""
+    """Yield each division as the names of its two parts and whether each case is in the first."""
     words = [[word.strip() for word in case.split(",")] for case in cases]
     numbers: dict[str, dict[int, float]] = {}
     for i, one in enumerate(words):

@@ -1,4 +1,4 @@
-"""What the studies' figures share: curves over seeds, means with intervals."""
+"""Shared parts of the studies' figures: curves over seeds, means with intervals."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def draw_curve(
     """Draw the mean over seeds and, as a band, its 95 % interval.
 
     Args:
-        axis: Where.
+        axis: The axes.
         x: n positions.
-        by_seed: For each seed n numbers; NaN where undefined.
-        position: Number of the series, which sets colour and line style.
+        by_seed: For each seed n numbers; NaN if undefined.
+        position: Index of the series, for colour and line style.
         label: Its name in a legend.
-        geometric: Whether it is the geometric mean with the interval of the logarithms, for logarithmic axes; numbers
-            that are not positive are then left out.
+        geometric: Whether to draw the geometric mean with the interval of the logarithms, for logarithmic axes;
+            non-positive numbers are then left out.
     """
     if geometric:
         mean, low, high = np.array(log_intervals(by_seed))
@@ -47,10 +47,10 @@ def draw_points(
     """Draw means with 95 % intervals over seeds at some levels, joined, and every seed as a faint dot.
 
     Args:
-        axis: Where.
+        axis: The axes.
         x: The levels.
-        by_level: At each level a number a seed; NaN where undefined.
-        position: Number of the series, which sets colour, line style and marker.
+        by_level: For each level one number per seed; NaN if undefined.
+        position: Index of the series, for colour, line style and marker.
         label: Its name in a legend.
     """
     style: dict[str, Any] = {**look(position), "marker": MARKERS[position % len(MARKERS)], "markersize": 3.5}

@@ -1,4 +1,4 @@
-"""The studies by name; nothing of them is imported before it is asked for."""
+"""The studies by name, imported on demand."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Scale(str, Enum):
-    """How large a study is made."""
+    """Scale of a study."""
 
-    TINY = "tiny"  # seconds, two seeds: shows that it works, says nothing
+    TINY = "tiny"  # seconds, two seeds: only shows that the study runs
     SMALL = "small"  # minutes to an hour and a half on two cores, five seeds
     PAPER = "paper"  # the published setting, for a GPU
 
@@ -26,11 +26,11 @@ class Scale(str, Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a study without importing it.
+    """A study's entry, without importing it.
 
     Attributes:
-        title: What it is called.
-        source: What published it; `OPEN` where nobody has.
+        title: Its title.
+        source: Its publication; `OPEN` for an open question.
     """
 
     title: str
@@ -95,7 +95,7 @@ def load_study(name: str) -> Study:
         The study.
 
     Raises:
-        ArgumentError: There is no such study.
+        ArgumentError: The study is unknown.
     """  # noqa: DOC501  (`unknown_name` makes the ArgumentError)
     if name not in STUDIES:
         raise unknown_name("study", name, STUDIES)

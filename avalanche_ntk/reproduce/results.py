@@ -1,4 +1,4 @@
-"""What a study's runs and measurements came to, as its judgement and its figures read it."""
+"""Access to a study's runs and measurements, for its judgement and figures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DoneRun:
     """One run of a plan.
 
     Attributes:
-        planned: What it was: `values` (what varies, by dotted key), `config`, `control`.
+        planned: Its plan: `values` (varying settings by dotted key), `config`, `control`.
         path: Its run folder.
     """
 
@@ -46,7 +46,7 @@ class DoneRun:
         return self.planned.config.as_dict()
 
     def value(self, key: str) -> Any:
-        """Return what its configuration says at a dotted key, such as `model.width`."""
+        """Return its configuration's value at a dotted key, such as `model.width`."""
         found: Any = self.config
         for part in key.split("."):
             found = found[part] if isinstance(found, Mapping) else None
@@ -63,11 +63,11 @@ class DoneRun:
         return read_run(self.path)
 
     def trajectory(self, probe: str | None = None) -> Trajectory:
-        """Return the series of a probe; of the first when none is named."""
+        """Return the series of a probe; None for the first."""
         return self.run.trajectory(probe)
 
     def reactivation(self, name: str, boundary: int = 1, probe: str | None = None) -> float:
-        """Return a number of `measures.Reactivation` at the start of an experience; NaN where it is undefined."""
+        """Return a number of `measures.Reactivation` at the start of an experience; NaN if undefined."""
         found = self.trajectory(probe).reactivations.get(boundary)
         value = None if found is None else getattr(found, name)
         return math.nan if value is None else float(value)
@@ -75,12 +75,12 @@ class DoneRun:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything a study has come to.
+    """The results of a study.
 
     Attributes:
-        context: In which setting.
-        place: Where its files lie.
-        sweeps: The plans, worked out.
+        context: Its setting.
+        place: Location of its files.
+        sweeps: The resolved plans.
     """
 
     context: Context
@@ -92,8 +92,8 @@ class Results:
 
         Args:
             plan: Its name.
-            at: Their values by dotted key of the configuration; any where None.
-            control: Whether controls or the others; both where None.
+            at: Required values by dotted key of the configuration; None for any.
+            control: Whether to return controls or the others; None for both.
 
         Returns:
             The runs.
@@ -110,7 +110,7 @@ class Results:
         ]
 
     def seconds(self, parts: Iterable[str]) -> float:
-        """Return how long all runs and measurements took, one after the other: seconds of one core."""
+        """Return the total seconds of all runs and measurements on one core."""
         runs = [run.run.folder.meta.get("wall_seconds", 0.0) for plan in self.sweeps for run in self.runs(plan)]
         measured = [read_measured(self.place.measured(part, seed)) for part in parts for seed in self.context.seeds]
         return float(sum(runs) + sum(one["seconds"] for one in measured))
@@ -120,12 +120,12 @@ class Results:
         return {}
 
     def measured(self, part: str) -> list[dict[str, Any]]:
-        """Return what `measure` returned for a part, seeds in order."""
+        """Return the results of `measure` for a part, seeds in order."""
         return [read_measured(self.place.measured(part, seed))["values"] for seed in self.context.seeds]
 
 
 def per_seed(runs: Iterable[DoneRun], number: Callable[[DoneRun], float], seeds: Sequence[int]) -> list[float]:
-    """Return one number a seed; where a seed has several runs, their mean; NaN where it has none.
+    """Return one number per seed: the mean over the seed's runs, NaN if it has none.
 
     Args:
         runs: The runs.
@@ -142,6 +142,6 @@ def per_seed(runs: Iterable[DoneRun], number: Callable[[DoneRun], float], seeds:
 
 
 def read_measured(path: Path) -> dict[str, Any]:
-    """Read what a part came to: `arguments`, `values`, `seconds`."""
+    """Read a part's result file: `arguments`, `values`, `seconds`."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -1,4 +1,4 @@
-"""Make a study: its runs and measurements, resumed where they are there, then its verdicts and figures on disk."""
+"""Run a study: its runs and measurements, resumed if they exist, then its verdicts and figures."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from avalanche_ntk.reproduce.study import Context, Place, Plan
 from avalanche_ntk.reproduce.verdicts import Claim, Verdict
 from avalanche_ntk.reproduce.writing import Setting, write_results
 
-FORMAT = 1  # of the files of `measured/`: another number makes them anew
+FORMAT = 1  # version of the files of `measured/`: files of other versions are made again
 TINY_SEEDS, SEEDS = 2, 5
 
 Progress = Callable[[str, int, int], None]
 
 
 class StudyError(NTKError):
-    """Runs or measurements of a study failed, so that nothing can be judged."""
+    """Runs or measurements of a study failed, so it cannot be judged."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study came to.
+    """The outcome of a study.
 
     Attributes:
-        claims: Its statements with what was found.
+        claims: Its statements with their findings.
         out: Its folder.
-        files: What was written: `results.json`, `results.md`, the figures.
+        files: The written files: `results.json`, `results.md`, the figures.
     """
 
     claims: tuple[Claim, ...]
@@ -63,30 +63,30 @@ def reproduce(
     device: str = "cpu",
     on_progress: Progress = lambda what, done, total: None,
 ) -> Outcome:
-    """Make a published result anew, or answer an open question, and write down what was found.
+    """Reproduce a published result, or answer an open question, and write the findings.
 
-    What is complete in the folder is kept: called again, it goes on where it was stopped. Measurements are made in
-    processes that import the calling script: there, call it below `if __name__ == "__main__":`.
+    Complete parts in the folder are kept: call it again to resume. Worker processes import the calling script, so call
+    it below `if __name__ == "__main__":`.
 
     Args:
         name: A key of `STUDIES`.
-        out: Its folder; `reproduced/NAME-SCALE` when None.
+        out: Its folder; None for `reproduced/NAME-SCALE`.
         scale: "tiny" (seconds), "small" (minutes on two cores; one study up to an hour and a half) or "paper" (the
             published setting, for a GPU).
-        data: What `benchmarks.load_data` takes; the digits, which need no download, by default.
+        data: Argument of `benchmarks.load_data`; by default the digits, which need no download.
         data_root: Folder of torchvision's datasets.
-        seeds: Number of seeds; 5, or 2 at the scale "tiny", when None.
-        budget: Most seeds: where a statement is undecided, as many as `seeds` are added at a time until none is, or the
-            budget is spent. `seeds`, that is a single look, when None.
-        jobs: Runs and measurements at the same time, each on one core.
-        device: Where to train and measure.
-        on_progress: Called with what is made, how many of it are done, and how many there are.
+        seeds: Number of seeds; None for 5, or 2 at the scale "tiny".
+        budget: Maximum number of seeds: while a statement is undecided, `seeds` more are added at a time, up to the
+            budget. None for `seeds`, that is, a single look.
+        jobs: Number of parallel runs and measurements, each on one core.
+        device: Device for training and measuring.
+        on_progress: Called with a description and the numbers of finished and of all parts.
 
     Returns:
         The claims with their verdicts, and the files.
 
     Raises:
-        ArgumentError: There is no such study or scale, or a number is out of range.
+        ArgumentError: The study or scale is unknown, or a number is out of range.
         StudyError: Runs or measurements failed; the message names the first.
     """
     study = load_study(name)
@@ -104,7 +104,7 @@ def reproduce(
             f"Give {max(1, most // count) * count}, for example."
         )
     place = Place(Path(out) if out is not None else Path("reproduced") / f"{name}-{scale}")
-    refuse_strangers(place.out, ["results.json", "results.md"])  # before the hours that the runs may take
+    refuse_strangers(place.out, ["results.json", "results.md"])  # before the runs, which may take hours
     begin = time.perf_counter()
     looks: list[int] = []
     planned = most // count
@@ -167,7 +167,7 @@ def _measure_parts(
             try:
                 future.result()
             except BrokenProcessPool:
-                failures.append(f"{running[future]}: its process was ended from outside")
+                failures.append(f"{running[future]}: its process was terminated")
             except Exception as error:  # noqa: BLE001  (told below; the others are made all the same)
                 failures.append(f"{running[future]}: {type(error).__name__}: {' '.join(str(error).split())}")
             done += 1
@@ -178,19 +178,19 @@ def _measure_parts(
 def _refuse(failures: Sequence[str], what: str, total: int) -> None:
     if failures:
         raise StudyError(
-            f"{len(failures)} of {total} {what} failed, the first: {ended(failures[0])} Mend the cause and call it "
-            "again: what is complete is kept."
+            f"{len(failures)} of {total} {what} failed, the first: {ended(failures[0])} Fix the cause and call it "
+            "again: complete parts are kept."
         )
 
 
 def _measure(name: str, context: Context, part: str, arguments: dict[str, Any], seed: int, path: Path) -> None:
-    """Measure one part with one seed, in a process of its own."""
+    """Measure one part with one seed, in a separate process."""
     import torch
     from threadpoolctl import threadpool_limits
 
     from avalanche_ntk.experiments.quiet import without_avalanches_own_warnings
 
-    # On a GPU one thread feeds the device; on the CPU sums depend on the number of threads.
+    # A GPU needs only one thread; on the CPU sums depend on the number of threads.
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     begin = time.perf_counter()

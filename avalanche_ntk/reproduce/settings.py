@@ -1,4 +1,4 @@
-"""The setting that studies share: data, sizes and measurements by scale."""
+"""Common settings of studies: data, sizes and measurements by scale."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any
 
 from avalanche_ntk.reproduce.study import Context
 
-CLASSES = 5  # of each of two tasks of ten classes
+CLASSES = 5  # per task, of ten classes
 
 
-# Training samples of a class in the data of the published setting, of which a task and its control's fresh samples take
-# halves; 1,300 (ImageNet-100) where the data are given by path.
+# Training samples per class in the published settings, split between a task and its control's fresh samples; 1,300
+# (ImageNet-100) for data given by path.
 PAPER_SAMPLES = {"CIFAR10": 5000, "CIFAR100": 500, "digits": 130}
-PAPER_IMAGE_SIZE = 64  # of images given by path, which have many sizes
+PAPER_IMAGE_SIZE = 64  # for images given by path, which have various sizes
 
 
 def paper_per_class(context: Context, tasks: int = 2) -> int:
-    """Return how many samples of a class one task takes at the scale "paper".
+    """Return the number of samples per class and task at the scale "paper".
 
-    A task with new classes could take all there are, its control must find as many fresh ones for every task: both take
-    the same share, so that their first tasks are the same.
+    A task with new classes could use all samples, but its control needs fresh samples for every task. Both use the same
+    share, so that their first tasks are equal.
 
     Args:
-        context: Which data.
+        context: The setting.
         tasks: Number of tasks.
 
     Returns:
@@ -35,7 +35,7 @@ def stream(context: Context, name: str, **keys: Any) -> dict[str, Any]:
     """Return the section `benchmark` of a run on the study's data, each channel standardised.
 
     Args:
-        context: Which data.
+        context: The setting.
         name: Name of the benchmark.
         **keys: Its arguments.
 
@@ -56,14 +56,14 @@ def stream(context: Context, name: str, **keys: Any) -> dict[str, Any]:
 def run_settings(context: Context) -> dict[str, Any]:
     """Return the keys that the runs of a study share: two tasks of five classes, a probe of the first.
 
-    At the scale "small" a task has 100 samples of each class (60 of the digits, of which there are fewer), minibatches
-    of 50 (30) and 30 epochs: 300 iterations, a measurement each 10, as in the Reactivation paper.
+    At the scale "small" a task has 100 samples of each class (60 of the smaller digits), minibatches of 50 (30) and 30
+    epochs: 300 iterations, with a measurement every 10, as in the Reactivation paper.
 
     Args:
-        context: In which setting the study is made.
+        context: The setting of the study.
 
     Returns:
-        Keys of a run's configuration, of which a plan replaces what it varies.
+        Keys of a run's configuration; a plan replaces the varying ones.
     """
     per_class = context.pick(12, 60 if context.is_digits else 100, paper_per_class(context))
     return {
@@ -82,11 +82,11 @@ def run_settings(context: Context) -> dict[str, Any]:
 
 
 NO_SHIFT = {"benchmark.name": "no_shift", "benchmark.similarity": None}
-"""What makes the control of a run of `run_settings`: the same first task, then fresh samples of the same classes."""
+"""Changes that make the control of a run of `run_settings`: the same first task, then fresh samples of its classes."""
 
 
 def with_changes(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return settings with other values; a section that is given as a mapping is changed, not replaced.
+    """Return settings with other values; a section given as a mapping is updated, not replaced.
 
     Args:
         settings: The settings.

@@ -1,4 +1,4 @@
-"""What a study is: what is run, what is measured, what was claimed, what is drawn."""
+"""Definition of a study: runs, measurements, claims and figures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """In which setting a study is made.
+    """The setting of a study.
 
     Attributes:
-        scale: How large.
-        data: What `benchmarks.load_data` takes: digits, a name of torchvision.datasets, a folder, a zip.
+        scale: Its scale.
+        data: Argument of `benchmarks.load_data`: digits, a name of torchvision.datasets, a folder, a zip.
         data_root: Folder of torchvision's datasets.
         seeds: The seeds.
-        device: Where to train and measure.
+        device: Device for training and measuring.
     """
 
     scale: Scale
@@ -36,7 +36,7 @@ class Context:
 
     @property
     def is_digits(self) -> bool:
-        """Whether the data is scikit-learn's 8×8 digits: 1,797 grey images, about 180 of each class."""
+        """Whether the data are scikit-learn's 8×8 digits: 1,797 grey images, about 180 of each class."""
         return self.data == "digits"
 
     def pick(self, tiny: Any, small: Any, paper: Any) -> Any:
@@ -45,7 +45,7 @@ class Context:
 
 
 Plan = Mapping[str, Any]
-"""A sweep's plan: `base`, `grid`, `runs`, `control`, as `experiments.load_sweep` takes it; without `seeds`."""
+"""A sweep's plan for `experiments.load_sweep`: `base`, `grid`, `runs`, `control`; without `seeds`."""
 
 
 def _no_plans(context: Context) -> Mapping[str, Plan]:
@@ -62,16 +62,16 @@ def _no_measure(context: Context, arguments: Mapping[str, Any], seed: int) -> Ma
 
 @dataclass(frozen=True)
 class Study:
-    """A published result, or an open question, as something that can be run.
+    """A published result, or an open question, as a runnable study.
 
     Attributes:
-        judge: From the results to claims with verdicts.
-        draw: From the results to figures by file name.
+        judge: Returns claims with verdicts from the results.
+        draw: Returns figures by file name from the results.
         plans: Sweeps of ordinary runs by name; every run is made for every seed, in a run folder.
-        parts: What else is measured, for every seed: arguments of `measure` by name of the part.
+        parts: Further measurements for every seed: arguments of `measure` by name of the part.
         measure: Measures one part with one seed: `(context, arguments, seed)` to plain values (numbers, text, lists,
-            mappings; NaN for what is undefined), which are kept as JSON. Runs in a process of its own with torch on one
-            thread and seeded.
+            mappings; NaN if undefined), stored as JSON. It runs in a separate process with torch seeded and on one
+            thread.
     """
 
     judge: Callable[[Results], Sequence[Claim]]
@@ -83,7 +83,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study's files lie.
+    """Location of a study's files.
 
     Attributes:
         out: Its folder.
@@ -96,5 +96,5 @@ class Place:
         return self.out / "sweeps" / plan
 
     def measured(self, part: str, seed: int) -> Path:
-        """The file of what a part came to with a seed."""
+        """The result file of a part with a seed."""
         return self.out / "measured" / f"{part}-seed={seed}.json"

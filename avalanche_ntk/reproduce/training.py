@@ -1,4 +1,4 @@
-"""What measurements outside run folders share: samples as tensors, and plain SGD."""
+"""Helpers for measurements outside run folders: samples as tensors, and plain SGD."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def samples(
     """Return standardised samples of some classes.
 
     Args:
-        context: Which data.
+        context: The setting.
         classes: Labels of the data; the i-th of them gets the label i.
-        per_class: Samples n of each; the test part gives fewer where it has fewer.
-        seed: Seed of the order in which a class's samples are taken.
-        skip: How many of each class to pass over: what an earlier call took.
+        per_class: Samples n of each class; fewer if the test part has fewer.
+        seed: Seed of the order of a class's samples.
+        skip: Number of samples of each class to skip, as used by an earlier call.
         part: "train" or "test".
 
     Returns:
@@ -47,12 +47,12 @@ def samples(
 
 @lru_cache(maxsize=1)
 def _load(context: Context) -> LabelledData:
-    # A measurement asks for several sets of samples: files are read, and means taken, once.
+    # A measurement needs several sets of samples: cache files and means.
     return load_data(context.data, data_root=context.data_root, standardise=True, seed=0)
 
 
 def class_labels(context: Context, most: int = 10) -> range:
-    """Return the labels of the data's classes, at most so many."""
+    """Return the labels of the data's classes, at most `most`."""
     return range(min(most, _load(context).n_classes))
 
 
@@ -63,7 +63,7 @@ def minibatches(n: int, size: int, steps: int, generator: torch.Generator) -> It
         n: Number of samples.
         size: Samples of a minibatch; the last of an epoch may have fewer.
         steps: Number of minibatches.
-        generator: Where the orders come from.
+        generator: Random number generator of the orders.
 
     Yields:
         Indices, `(size,)`.
@@ -98,7 +98,7 @@ def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
     Args:
         optimizer: The optimizer.
-        loss: What it descends, a scalar.
+        loss: The loss, a scalar.
     """
     optimizer.zero_grad()
     loss.backward()

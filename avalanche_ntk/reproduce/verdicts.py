@@ -1,4 +1,4 @@
-"""From one number a seed to a verdict: the mean, its interval, and what was claimed about it."""
+"""Verdicts from one number per seed: the mean, its interval, and the claim about it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from enum import Enum
 from avalanche_ntk.measures.intervals import interval, rank_correlation
 from avalanche_ntk.reproduce.dependence import Dependence, dependence
 
-FEWEST = 3  # seeds with a defined number, below which nothing is said
-CORRELATION, ACCURACY = 0.2, 0.02  # smaller correlations, and smaller differences of accuracy, do not matter
+FEWEST = 3  # least number of seeds with a defined number for a verdict
+CORRELATION, ACCURACY = 0.2, 0.02  # margins: smaller correlations and differences of accuracy do not matter
 
 
 class Verdict(str, Enum):
-    """What a case, or a claim with its cases, comes to at the scale at which it was tried."""
+    """Verdict on a case, or on a claim with its cases, at the tested scale."""
 
     HOLDS = "holds"
     FAILS = "does not hold"
     SAME = "no difference that matters"  # a case: the interval lies within the margin of practical equivalence
     MOST = "holds in most"  # a claim: in more than half of its cases
-    DEPENDS = "depends"  # a claim: on a word of its cases
+    DEPENDS = "depends"  # a claim: depends on a word of its cases
     OPEN = "undecided"
 
     def __str__(self) -> str:
@@ -33,17 +33,18 @@ class Finding:
     """One statistic in one case.
 
     Attributes:
-        case: The case: which width, which regime.
-        statistic: What was computed for each seed, in words or as a formula.
-        values: A number a seed; NaN where it is undefined.
-        threshold: What the claim says the mean exceeds (`above`) or stays below; NaN for a number that is only told.
-        above: Which of the two.
+        case: The case, such as width and regime.
+        statistic: The statistic computed for each seed, in words or as a formula.
+        values: One number per seed; NaN if undefined.
+        threshold: The claimed bound of the mean, a lower one if `above`, otherwise an upper one; NaN for a number that
+            is only reported.
+        above: Whether the bound is a lower one.
         mean: Mean of the defined values.
         low: Lower end of the mean's 95 % interval.
         high: Its upper end.
-        verdict: What it comes to; None where it is only reported.
-        note: What else must be known about it.
-        margin: Differences from the threshold that are smaller do not matter; NaN where every difference does.
+        verdict: The verdict; None if it is only reported.
+        note: Further remarks.
+        margin: Differences from the threshold below this do not matter; NaN if every difference does.
     """
 
     case: str
@@ -61,13 +62,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """One checkable statement and what was found about it.
+    """One checkable statement and its findings.
 
     Attributes:
         key: A short name.
         text: The statement.
-        findings: What was computed.
-        remark: What the result depends on, or why it disagrees.
+        findings: The findings.
+        remark: Dependence of the result, or reasons for disagreement.
     """
 
     key: str
@@ -77,21 +78,21 @@ class Claim:
 
     @property
     def judged(self) -> list[Finding]:
-        """The findings about which something was claimed."""
+        """The findings with a claim."""
         return [finding for finding in self.findings if finding.verdict is not None]
 
     @property
     def dependence(self) -> Dependence | None:
-        """What its decided cases depend on; None where nothing tells those that hold from the others."""
+        """The dependence of its decided cases; None if no division is significant."""
         closed = [f for f in self.judged if f.verdict is not Verdict.OPEN]
         return dependence([f.case for f in closed], [f.verdict is Verdict.HOLDS for f in closed])
 
     @property
     def verdict(self) -> Verdict:
-        """Holds where every case does; in most, where more than half do; depends, where a word tells which do.
+        """Holds if every case does; "in most" if more than half do; "depends" if a word separates them.
 
-        Without any of these it does not hold where a case does not (or shows no difference that matters), and is
-        undecided where none does not.
+        Otherwise it does not hold if a case does not (or shows no difference that matters), and is undecided if no case
+        fails.
         """
         found = [finding.verdict for finding in self.judged]
         held, against = found.count(Verdict.HOLDS), found.count(Verdict.FAILS) + found.count(Verdict.SAME)
@@ -105,7 +106,7 @@ class Claim:
 
     @property
     def told(self) -> str:
-        """The verdict in words, with how many cases hold, do not, show no difference, or are open."""
+        """The verdict in words, with the numbers of cases that hold, do not hold, show no difference, or are open."""
         found = [finding.verdict for finding in self.judged]
         verdict = self.verdict
         if len(found) < 2:
@@ -139,21 +140,21 @@ def found(
     note: str = "",
     margin: float | None = None,
 ) -> Finding:
-    """Compare the mean over seeds with what was claimed.
+    """Compare the mean over seeds with a claim.
 
-    It holds where the whole interval lies on the claimed side of the threshold, does not hold where it lies on the
-    other, and is undecided where the threshold is inside, or where fewer than three seeds have a number. In a study the
-    rule of `deciding` takes the place of this single interval.
+    The claim holds if the whole interval lies on the claimed side of the threshold, does not hold if it lies on the
+    other, and is undecided if the threshold is inside or fewer than three seeds have a number. In a study the rule of
+    `deciding` replaces this single interval.
 
     Args:
         case: The case.
-        statistic: What was computed for each seed.
-        values: A number a seed; NaN where it is undefined.
-        threshold: What is to be exceeded, or not reached.
-        above: Whether the claim is that the mean is above the threshold (else below).
-        note: What else must be known.
-        margin: Differences from the threshold that are smaller do not matter; NaN where every difference does, and
-            `usual_margin` when None.
+        statistic: The statistic computed for each seed.
+        values: One number per seed; NaN if undefined.
+        threshold: The claimed bound of the mean.
+        above: Whether the claim is that the mean is above the threshold (otherwise below).
+        note: Further remarks.
+        margin: Differences from the threshold below this do not matter; NaN if every difference does; None for
+            `usual_margin`.
 
     Returns:
         The finding.
@@ -208,16 +209,16 @@ def usual_margin(statistic: str, threshold: float) -> float:
 
 
 def reported(case: str, statistic: str, values: Sequence[float], *, note: str = "") -> Finding:
-    """Return a number that is told beside the others, about which nothing was claimed.
+    """Return a finding without a claim.
 
     Args:
         case: The case.
-        statistic: What was computed for each seed.
-        values: A number a seed; NaN where it is undefined.
-        note: What else must be known.
+        statistic: The statistic computed for each seed.
+        values: One number per seed; NaN if undefined.
+        note: Further remarks.
 
     Returns:
-        The finding, without a verdict.
+        The finding.
     """
     mean, low, high = interval([float(value) for value in values if math.isfinite(value)])
     return Finding(
@@ -234,14 +235,14 @@ def _noted(values: Sequence[float], note: str) -> str:
 
 
 def trend(levels: Mapping[float, Sequence[float]] | Sequence[tuple[float, Sequence[float]]]) -> list[float]:
-    """Return, for each seed, Spearman's rank correlation of a number with the level it was taken at.
+    """Return, for each seed, Spearman's rank correlation of a number with its level.
 
     Args:
-        levels: The values at each level, a number a seed, the seeds in the same order at each.
+        levels: For each level one number per seed, with seeds in the same order.
 
     Returns:
-        A correlation a seed: 1 where the numbers rise with the level throughout, −1 where they fall; NaN where a number
-        is undefined or all are equal.
+        One correlation per seed: 1 if the numbers increase with the level, −1 if they decrease; NaN if a number is
+        undefined or all are equal.
 
     Raises:
         ValueError: The levels have different numbers of seeds.
@@ -261,14 +262,14 @@ def trend(levels: Mapping[float, Sequence[float]] | Sequence[tuple[float, Sequen
 
 
 def trend_by_seed(levels: Iterable[float], by_seed: Iterable[Sequence[float]]) -> list[float]:
-    """Return `trend` of numbers that are given seed by seed.
+    """Return `trend` of numbers given by seed.
 
     Args:
         levels: n levels.
         by_seed: For each seed n numbers.
 
     Returns:
-        A correlation a seed.
+        One correlation per seed.
 
     >>> trend_by_seed([1.0, 2.0, 4.0], [[1.0, 2.0, 5.0], [3.0, 2.0, 1.0]])
     [1.0, -1.0]
@@ -277,5 +278,5 @@ def trend_by_seed(levels: Iterable[float], by_seed: Iterable[Sequence[float]]) -
 
 
 def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """Return the differences of two series of one number a seed."""
+    """Return the differences of two series with one number per seed."""
     return [x - y for x, y in zip(a, b, strict=True)]

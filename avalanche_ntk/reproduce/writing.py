@@ -1,4 +1,4 @@
-"""What a study came to, on disk: `results.json`, `results.md` and `figures/`."""
+"""A study's results on disk: `results.json`, `results.md` and `figures/`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ LIBRARIES = ("avalanche-ntk", "avalanche-lib", "torch", "numpy", "scipy")
 
 @dataclass(frozen=True)
 class Setting:
-    """How a study was made.
+    """Record of how a study was made.
 
     Attributes:
         name: Its name.
         context: Scale, data, seeds, device.
-        jobs: How many processes.
-        wall_seconds: How long this call took; what was there already took no time.
-        core_seconds: How long all runs and measurements took, one after the other.
+        jobs: Number of processes.
+        wall_seconds: Duration of this call, without parts that already existed.
+        core_seconds: Total duration of all runs and measurements on one core.
         batch: Seeds added at a time; None for all at once.
-        budget: Most seeds that were allowed; None for those of the context.
+        budget: Maximum number of seeds; None for those of the context.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Setting:
 
     @property
     def command(self) -> str:
-        """The command line that makes it."""
+        """The command line of the study."""
         c = self.context
         words = ["avalanche-ntk", "reproduce", self.name, "--scale", str(c.scale), "--data", c.data]
         words += ["--data-root", c.data_root] if c.data_root else []
@@ -63,15 +63,15 @@ def write_results(out: Path, setting: Setting, claims: Sequence[Claim], figures:
 
     Args:
         out: Its folder.
-        setting: How it was made.
-        claims: What it came to.
+        setting: Its record.
+        claims: Its claims.
         figures: Its figures by name.
 
     Returns:
         The files.
 
     Raises:
-        RunFolderError: A file that another wrote would be replaced.
+        RunFolderError: A file written by something else would be replaced.
     """
     files: dict[str, str | bytes] = {
         "results.json": json.dumps(_as_json(setting, claims), indent=1) + "\n",
@@ -112,7 +112,7 @@ def _as_json(setting: Setting, claims: Sequence[Claim]) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what is undefined is null."""
+    """Replace NaN by null, since JSON has no NaN."""
     if isinstance(value, Mapping):
         return {k: _without_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -124,9 +124,9 @@ def as_markdown(setting: Setting, claims: Sequence[Claim], figures: Sequence[str
     """Return the results as a page in Markdown.
 
     Args:
-        setting: How they were made.
-        claims: What they are.
-        figures: Names of the figures, which lie in `figures/`.
+        setting: Their record.
+        claims: The claims.
+        figures: Names of the figures in `figures/`.
 
     Returns:
         The text.

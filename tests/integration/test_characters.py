@@ -33,9 +33,9 @@ def folder(tmp_path_factory):
 
 
 CALLS = {
-    "doctor": (["doctor"], 0, ["a ? stands for each", "PYTHONIOENCODING=utf-8"]),
+    "doctor": (["doctor"], 0, ["each is shown as ?", "PYTHONIOENCODING=utf-8"]),
     "compare": (["compare", "../β"], 0, ["?_max dip", "What was learnt"]),
-    "inspect": (["inspect", "../β"], 0, ["/?/?\nMade: ", "2 of 2 runs are whole."]),
+    "inspect": (["inspect", "../β"], 0, ["/?/?\nMade: ", "2 of 2 runs are intact."]),
     "inspect of nothing": (["inspect", "δ"], 1, ["there is no run folder", "/\\u03b2/\\u03b4"]),
     "report": (["report", "κ", "--out", "δ", "--format", "png"], 0, ["/?/?/report.html"]),
     "run": (["run", "plan.yaml", "--out", "ω"], 0, ["This run is complete", "?_max dip 0.600", "Run folder: ?\n"]),

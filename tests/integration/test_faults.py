@@ -96,7 +96,7 @@ def test_a_disk_that_is_full_from_some_moment_on(tmp_path, monkeypatch, plain):
     what = f"run folder {tmp_path / 'run'}: could not write "
     why = (
         ": No space left on device. What was recorded before is intact. Make room or allow writing there, then write "
-        "again or go on with RunFolder.resume. (Warned once; each failure is in the trajectory. "
+        "again or continue with RunFolder.resume. (Warned once; each failure is in the trajectory. "
         "NTKPlugin(on_error='raise') stops instead.)"
     )
     assert ours[0] == (
@@ -169,7 +169,8 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path):
         strategy.train(tiny_stream().train_stream[0])
     assert str(caught.value) == (
         f"run folder {tmp_path / 'file' / 'run'}: could not write the folder itself: Not a directory. What was "
-        "recorded before is intact. Make room or allow writing there, then write again or go on with RunFolder.resume."
+        "recorded before is intact. Make room or allow writing there, then write again or continue with "
+        "RunFolder.resume."
     )
     assert differences(before, dict(strategy.model.state_dict())) == []
 

@@ -107,12 +107,11 @@ def test_nothing_is_said_of_the_first_task():
     [
         (
             {"optimizer": lambda m: torch.optim.Adam(m.head.parameters())},
-            "the forecast knows the steps of torch.optim.SGD only; the strategy has Adam",
+            "the forecast supports torch.optim.SGD only; the strategy has Adam",
         ),
         (
             {"outputs": [0, 1]},
-            "the new task's classes are not among the outputs that the kernel is made of "
-            "(NTKPlugin(outputs='all') measures them)",
+            "the new task's classes are not among the kernel's outputs (NTKPlugin(outputs='all') measures them)",
         ),
     ],
 )
@@ -142,7 +141,7 @@ def test_heads_for_each_task_say_nothing_of_each_other():
     with pytest.warns(UndefinedMeasureWarning, match="forgetting_forecast_change"):
         ntk, _ = trained(ForgettingForecast(), model=Heads(), stream=tiny_stream(task_labels=True))
     assert start_and_end(ntk)[0].reasons["forgetting_forecast_change"] == (
-        "the model has a head for each task: labels of the new one say nothing of the old head's outputs"
+        "the model has a head for each task: labels of the new one do not determine the old head's outputs"
     )
 
 

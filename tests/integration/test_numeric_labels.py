@@ -154,5 +154,6 @@ def test_regression_refuses_labels_of_two_kinds():
     with pytest.raises(ArgumentError) as caught:
         kernel_regression(np.eye(4), np.ones((4, 3)), np.eye(4), np.ones((4, 2)))
     assert str(caught.value) == (
-        "labels and labels_test must have as many targets a sample, found 3 and 2. Pass the same targets for both."
+        "labels and labels_test must have the same number of targets per sample, found 3 and 2. Pass the same targets "
+        "for both."
     )

@@ -126,7 +126,7 @@ def test_linearisation_across_a_growing_head_says_why_not():
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), IncrementalClassifier(5, initial_out_features=2))
     ntk, _ = observed(Linearisation(), model=model)
     last = ntk.trajectory[-1]
-    assert last.reasons["linearisation_error_init"] == "the model's parameters came, went or changed shape since"
+    assert last.reasons["linearisation_error_init"] == "the model's parameters were added, removed or resized since"
     assert 0 < last.values["linearisation_error_boundary"] < 2
 
 
@@ -162,13 +162,12 @@ def test_the_forecast_refuses_what_it_does_not_know():
         )
     assert len(caught) == 1  # once, not at every measurement
     assert ntk.trajectory[-1].reasons["forecast_error"] == (
-        "the forecast knows the steps of torch.optim.SGD only; the strategy has Adam"
+        "the forecast supports torch.optim.SGD only; the strategy has Adam"
     )
     with pytest.warns(UndefinedMeasureWarning, match="the new task's classes are not among the outputs"):
         ntk, _ = observed(StaticKernelForecast(), optimizer=plain_sgd, model=linear_model(), outputs=[0, 1])
     assert ntk.trajectory[-1].reasons["forecast_error"] == (
-        "the new task's classes are not among the outputs that the kernel is made of "
-        "(NTKPlugin(outputs='all') measures them)"
+        "the new task's classes are not among the kernel's outputs (NTKPlugin(outputs='all') measures them)"
     )
 
 
@@ -288,7 +287,7 @@ def test_task_overlap_by_the_oracle(tmp_path):
 
 
 def test_task_overlap_of_one_probe_says_that_it_needs_two():
-    with pytest.warns(UndefinedMeasureWarning, match="there is one probe so far, and an overlap is that of two"):
+    with pytest.warns(UndefinedMeasureWarning, match="there is one probe so far, and an overlap needs two"):
         ntk, _ = observed(TaskOverlap(), probe=ProbeSpec(size=6))
     told = [("task_overlap" in m.reasons, m.clock.experience > 0 and m.clock.is_boundary) for m in ntk.trajectory]
     assert {a for a, _ in told} == {True, False}
@@ -496,7 +495,7 @@ def test_requests_are_checked():
     with pytest.raises(ArgumentError) as caught:
         ntk.request(PerLayer())
     assert str(caught.value) == (
-        "per_layer is measured already as {'name': 'per_layer', 'groups': {'a': ['x*']}}; found a second one, "
+        "per_layer is already measured as {'name': 'per_layer', 'groups': {'a': ['x*']}}; found a second one, "
         "{'name': 'per_layer', 'groups': None}. Give one of them."
     )
     with pytest.raises(ArgumentError) as caught:

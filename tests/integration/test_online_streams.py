@@ -353,9 +353,10 @@ def test_a_run_does_not_go_on_within_a_task(tmp_path):
     with pytest.raises(RunFolderError) as caught:
         trained(pieces[15:], run_folder=tmp_path / "run", resume=True)
     assert str(caught.value) == (
-        f"the run in {tmp_path / 'run'} can go on where a task begins: expected the first piece of a task of the "
-        "online stream, found a later one. Train from the first piece on (of one whose `is_first_subexp` is True), or "
-        "save the whole strategy with avalanche_ntk.adapters.checkpoints, which goes on anywhere."
+        f"the run in {tmp_path / 'run'} can only be continued where a task begins: expected the first piece of a task "
+        "of the "
+        "online stream, found a later one. Train from a piece whose `is_first_subexp` is True, or save the whole "
+        "strategy with avalanche_ntk.adapters.checkpoints, which can continue anywhere."
     )
 
 

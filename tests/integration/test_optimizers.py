@@ -183,7 +183,7 @@ def test_an_optimizer_that_does_not_tell_of_its_steps_makes_one_an_iteration(nam
     values = ntk.trajectory[3].values
     assert values["velocity_per_step"] == values["velocity_per_iteration"] > 0
     kind = type(make(torch.nn.Linear(1, 1))).__name__
-    note = f"each iteration counts as one optimizer step: {kind} does not tell when it makes one"
+    note = f"each iteration counts as one optimizer step: {kind} does not report its steps"
     assert [(m.clock.event, m.notes) for m in ntk.trajectory if m.notes] == [("experience_start", (note,))] * 2
     assert RunFolder.open(tmp_path / "run").meta["optimizer"] == {"name": kind, "learning_rate": rates}
 

@@ -178,7 +178,7 @@ def test_an_exchanged_model_begins_a_new_segment(shared):
     assert not [name for name in start.values if name.startswith("distance")]
     at = ntk.trajectory.reactivations[1]
     assert at.spike is None
-    assert at.reasons["spike"] == "nothing was measured before it since the model was exchanged or reinitialised"
+    assert at.reasons["spike"] == "there is no earlier measurement since the model was replaced or reinitialised"
 
 
 def test_a_model_that_is_nothing_but_a_growing_head_stays_the_same():
@@ -316,7 +316,7 @@ ARGUMENTS = [
     ),
     (
         {"probe": [ProbeSpec(size=4), ProbeSpec(size=8)]},
-        "each probe needs a name of its own; found ['Exp000', 'Exp000']. Give name= to ProbeSpec or Probe.",
+        "probes need different names; found ['Exp000', 'Exp000']. Give name= to ProbeSpec or Probe.",
     ),
 ]
 
@@ -375,7 +375,7 @@ def test_a_non_finite_kernel_is_recorded_and_warned_of_once():
         ntk.trajectory.kernel(0)
     assert str(missing.value) == (
         "measurement 0 of probe 'Exp000' has no stored kernel: the measurement failed. "
-        "Ask for another measurement, or measure with keep_kernels=True."
+        "Choose another measurement, or measure with keep_kernels=True."
     )
 
 
@@ -398,7 +398,7 @@ def test_a_dead_network_has_no_direction():
     last = ntk.trajectory[len(ntk.trajectory) - 1]
     assert last.values["kernel_norm"] == 0.0
     assert "distance_previous" not in last.values
-    assert "is exactly zero, as that of a dead network is" in last.reasons["distance_previous"]
+    assert "is exactly zero, as for a dead network" in last.reasons["distance_previous"]
     frame = ntk.trajectory.to_pandas()
     assert frame["distance_init"].isna().all()  # the column is there, and says why it is empty
     assert "distance_init: the first kernel is exactly zero" in frame["reasons"].iloc[-1]
@@ -491,7 +491,7 @@ def test_verdicts_need_a_control():
     assert ntk.trajectory.verdicts([control]) == verdicts  # a plugin stands for its first trajectory
     with pytest.raises(ArgumentError) as caught:
         ntk.trajectory.verdicts([ntk])
-    assert str(caught.value) == "a run is no control of itself: give the trajectories of runs without a shift."
+    assert str(caught.value) == "a run cannot be its own control: give the trajectories of runs without a shift."
     with pytest.raises(ArgumentError) as caught:
         ntk.trajectory.verdicts("control")
     assert str(caught.value) == "controls are trajectories of control runs, or their plugins; found str."
@@ -513,8 +513,8 @@ def test_a_reactivation_that_is_not_there_is_explained():
     with pytest.raises(ArgumentError) as caught:
         _ = ntk.trajectory.reactivations[7]
     assert str(caught.value) == (
-        "there is no reactivation of experience 7: one is computed when an experience has ended, and those of the "
-        "following have: 0, 1."
+        "there is no reactivation of experience 7: it is computed when an experience has ended, and these have ended: "
+        "0, 1."
     )
     assert 7 not in ntk.trajectory.reactivations
 

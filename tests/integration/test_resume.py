@@ -307,8 +307,8 @@ def test_experiences_that_are_not_there_are_refused(tmp_path, stopped):
     with pytest.raises(RunFolderError) as caught:
         stopped.train(1, 2, tmp_path / "none", resume=True)
     assert str(caught.value) == (
-        f"there is no run in {tmp_path / 'none'} to go on with: training goes on with experience 1, and what went "
-        "before should be there. Give the folder of that run, or resume=False to begin a new one."
+        f"there is no run in {tmp_path / 'none'} to continue: training continues with experience 1, and the earlier "
+        "ones should be recorded there. Give the folder of that run, or resume=False to begin a new one."
     )
     assert not (tmp_path / "none").exists()
 
@@ -345,10 +345,10 @@ def test_a_state_that_is_no_state_is_refused(tmp_path, stopped, change):
 
 
 ARGUMENTS = [
-    ({"resume": True}, "resume goes on with a run on disk; found run_folder=None. Give run_folder= too."),
+    ({"resume": True}, "resume continues a run on disk; found run_folder=None. Give run_folder= too."),
     (
         {"resume": True, "run_folder": "x", "overwrite": True},
-        "resume goes on with a run and overwrite replaces it; found both. Give one of them: resume=True begins a new "
+        "resume continues a run and overwrite replaces it; found both. Give one of them: resume=True begins a new "
         "run where there is none.",
     ),
     (
@@ -358,7 +358,7 @@ ARGUMENTS = [
     ),
     (
         {"resume": "yes", "run_folder": "x"},
-        "resume is True, False, or the number of experiences that were trained before, at least 0; found 'yes'. Give "
+        "resume must be True, False, or the number of experiences trained before, at least 0; found 'yes'. Give "
         "resume=True.",
     ),
 ]

@@ -118,8 +118,8 @@ def test_what_failed_is_told(study, tmp_path, monkeypatch):
     with pytest.raises(StudyError) as caught:
         reproduce("a-test", tmp_path, scale="tiny", seeds=1)
     assert str(caught.value) == (
-        "1 of 2 measurements failed, the first: bad, seed 0: RuntimeError: no such number. Mend the cause and call it "
-        "again: what is complete is kept."
+        "1 of 2 measurements failed, the first: bad, seed 0: RuntimeError: no such number. Fix the cause and call it "
+        "again: complete parts are kept."
     )
     assert [p.name for p in (tmp_path / "measured").glob("*.json")] == ["good-seed=0.json"]
 

@@ -1,4 +1,4 @@
-"""Factored gradients carried through what makes a weight of parameters, `W + B A` for one, without forming them.
+"""Propagate factored gradients through a weight's computation from parameters, such as `W + B A`, without forming them.
 
 The gradient with respect to a matrix is `Σ_t u_t ⊗ v_t`, u along its rows and v along its columns. Sums, scalar factors
 and transpositions keep that form; through a product `P Q` it is `Σ_t u_t ⊗ (Q v_t)` for P and `Σ_t (Pᵀ u_t) ⊗ v_t` for
@@ -22,17 +22,17 @@ _SAME = ("Alias", "Clone", "Contiguous", "ToCopy")  # views of the same shape an
 
 
 def carried_factors(piece: Piece, graph: Graph, edge: Edge, name: str) -> Outer | None:
-    """Carry a factored gradient from the tensor that an edge carries to a parameter.
+    """Propagate a factored gradient from the tensor of an edge to a parameter.
 
     Args:
         piece: The gradient with respect to that tensor.
         graph: The graph.
-        edge: Leads to the tensor, which is made of parameters alone.
-        name: Of the parameter.
+        edge: Edge of the tensor, which depends on parameters only.
+        name: Name of the parameter.
 
     Returns:
-        The gradient with respect to the parameter; None where there is more than one path, or one that does not keep
-        the form.
+        The gradient with respect to the parameter; None if there is more than one path or the path does not keep the
+        form.
     """
     if not isinstance(piece, Outer) or isinstance(piece.a, Patches) or len(graph.shape(edge)) != 2:
         return None
@@ -63,7 +63,7 @@ def _leads_to(graph: Graph, start: int, name: str) -> bool:
 
 
 def _through(piece: Outer, graph: Graph, here: int, slot: int) -> Outer | None:
-    """Carry through one node to one of its inputs; None where that is not known to keep the form."""
+    """Propagate through one node to one of its inputs; None if the form is not known to be kept."""
     at, kind = graph.nodes[here], graph.names[here].split("Backward")[0]
     child = graph.edges[here][slot]
     assert child is not None
@@ -87,7 +87,7 @@ def _through(piece: Outer, graph: Graph, here: int, slot: int) -> Outer | None:
 
 
 def _dims(at: Any, kind: str) -> list[int]:
-    """Return the order of the two dimensions of a matrix that a node puts them in."""
+    """Return the node's order of the two dimensions of a matrix."""
     if kind == "Permute":
         return [int(d) for d in kept(at, "dims")]
     swapped = int(kept(at, "dim0")) % 2 != int(kept(at, "dim1")) % 2
@@ -108,7 +108,7 @@ def _scaled(piece: Outer, factor: Any) -> Outer | None:
 
 
 def _product(piece: Outer, other: Tensor | None, left: bool) -> Outer | None:
-    """Carry through `P Q` to P (`other` is Q), or to Q (`left`: `other` is P)."""
+    """Propagate through `P Q` to P (`other` is Q), or to Q (`left`: `other` is P)."""
     if other is None or other.is_complex():
         return None
     matrix = other.detach() if left else other.detach().T  # u ↦ u P, v ↦ v Qᵀ

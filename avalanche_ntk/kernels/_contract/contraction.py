@@ -24,37 +24,37 @@ from avalanche_ntk.kernels._contract.pieces import Dense, Lookup, Outer, Piece, 
 from avalanche_ntk.kernels._device.profile import PROCESSOR, Profile, profile_of
 
 CHUNK = 8192  # products in one running sum
-HALVED = 48  # samples from which on two products for one triangle cost less than one for the square
+HALVED = 48  # number of samples from which two products for one triangle cost less than one for the square
 _TRAFFIC = 28.0  # cost of writing an entry of an explicit gradient and reading it again, in multiply-adds
-_HOLD = 4  # tiles from which on patches are kept from tile to tile
+_HOLD = 4  # number of tiles from which patches are kept between tiles
 _CONVOLVED = 0.5  # time of a multiply-add in a convolution of oneDNN, in those of a matrix product
 _PATCHES = 30.0  # cost of making an entry of a patch, in multiply-adds
 
 
 @dataclass
 class Tally:
-    """What was done: multiply-adds, forms used by parameter, largest block."""
+    """Statistics of the work done: multiply-adds, forms used by parameter, largest block."""
 
     flops: float = 0.0
     forms: dict[str, str] = field(default_factory=dict)
     peak: int = 0
     last: tuple[Any, tuple[Tensor, Tensor], Tensor] | None = None
     input_grams: dict[str, Tensor] | None = None
-    room: float = 0.0  # numbers that `input_grams` may still take
-    steps: int = 1  # how often the same parameters come again, with other outputs
+    room: float = 0.0  # numbers that `input_grams` may still store
+    steps: int = 1  # how often the same parameters return with other outputs
     scratch: dict[str, Tensor] = field(default_factory=dict)
     sizes: dict[str, list[Size]] = field(default_factory=dict)
 
     def note(self, name: str, pieces: list[Piece | None]) -> None:
-        """Note the sizes of a parameter's pieces."""
+        """Record the sizes of a parameter's pieces."""
         self.sizes[name] = [Size.of(piece) for piece in pieces if piece is not None]
 
     def block(self, *tensors: Tensor) -> None:
-        """Note the size of blocks that live at the same time."""
+        """Record the size of simultaneous blocks."""
         self.peak = max(self.peak, sum(t.numel() * t.element_size() for t in tensors))
 
     def memory(self, role: str, numbers: int, like: Tensor) -> Tensor:
-        """Flat memory that is used again by the next parameter: what is fetched anew is paid for page by page."""
+        """Flat memory, reused by the next parameter, since new memory is slow (page by page)."""
         held = self.scratch.get(role)
         if held is None or held.numel() < numbers or held.dtype != like.dtype or held.device != like.device:
             self.scratch.pop(role, None)
@@ -73,9 +73,9 @@ def contract(
         q: Piece of the second batch (the same object for a self-kernel).
         full: Keep output pairs apart.
         workspace: Bytes that intermediate blocks may take.
-        tally: Where work is noted.
-        force: `explicit` or `ghost` where a form is asked for.
-        name: The parameter's name, under which `tally.input_grams` keeps what does not depend on the outputs.
+        tally: Statistics to update.
+        force: `explicit` or `ghost` to force a form.
+        name: The parameter's name, the key in `tally.input_grams` of Gram matrices that do not depend on the outputs.
 
     Returns:
         `(N, M)` summed over outputs, or `(N, M, R, R)`, and the form used.
@@ -147,7 +147,7 @@ def inner_self(j: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a form takes: multiply-adds of matrix products, and all its time in these."""
+    """Cost of a form: multiply-adds of matrix products, and total time in the same unit."""
 
     flops: float
     time: float
@@ -164,18 +164,18 @@ def costs(
     gram: float | None = None,
     profile: Profile = PROCESSOR,
 ) -> tuple[Cost, Cost]:
-    """Return what the explicit and the ghost form of two pieces take.
+    """Return the costs of the explicit and the ghost form of two pieces.
 
     Args:
-        size: Of both pieces.
+        size: Size of both pieces.
         n: Samples of the first batch.
         m: Samples of the second batch; None for a self-kernel.
         r: Outputs.
         full: Output pairs are kept apart.
         workspace: Bytes that blocks may take.
         item: Bytes of a number.
-        gram: Cost of one entry of the Gram matrix of the sides without outputs, where it is another than the size says.
-        profile: Of the device; rates are those measured on a processor.
+        gram: Cost of one entry of the Gram matrix of the sides without outputs, if it differs from that of `size`.
+        profile: Profile of the device; rates were measured on a CPU.
     """
     same, other = m is None, n if m is None else m
     t, a, b = size.t, size.a, size.b
@@ -263,15 +263,15 @@ def _rank_one(p: Outer, q: Outer, full: bool, tally: Tally, name: str) -> Tensor
 
 
 def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
-    """`Σ_r G_r H_rᵀ` for one position; the last one is kept, because a weight and its bias ask for the same.
+    """`Σ_r G_r H_rᵀ` for one position; the last one is kept, because a weight and its bias need the same.
 
-    The signals are kept with it: memory of theirs that was let go could come back with others in it.
+    The signals are kept with it: otherwise their memory could be reused for other signals.
 
     Returns:
         `(N, M)`.
     """
     key = (g.data_ptr(), h.data_ptr(), tuple(g.shape), g.stride(), tuple(h.shape), h.stride())
-    told = all(key[:2])  # devices that give no addresses give 0 for all
+    told = all(key[:2])  # devices without addresses give 0 for all
     if told and tally.last is not None and tally.last[0] == key:
         return tally.last[2]
     r, n, _, b = g.shape
@@ -289,7 +289,7 @@ def _signal_gram(g: Tensor, h: Tensor, tally: Tally) -> Tensor:
 
 
 def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally: Tally) -> Tensor:
-    """`Σ_tiles J J'ᵀ`, J formed for some outputs and some columns of g at a time, in the same memory.
+    """`Σ_tiles J J'ᵀ`, with J formed for some outputs and columns of g at a time, in the same memory.
 
     Returns:
         `(N, M)` or `(N, M, R, R)`.
@@ -302,11 +302,11 @@ def _explicit(p: Outer, q: Outer, same: bool, full: bool, workspace: int, tally:
     spare = _spare(workspace, same, item)
     left, right = p.a, q.a
     convolved = isinstance(p.a, Patches) and p.a.by_convolution
-    if not convolved and one * r * b > _HOLD * min(workspace // 2 // item, tile):  # rows serve for the next tile too
+    if not convolved and one * r * b > _HOLD * min(workspace // 2 // item, tile):  # keep rows for the next tile
         left = _held(p.a, spare, tally, "left")
         right = left if same else _held(q.a, spare, tally, "right")
     held = convolved or (isinstance(left, Tensor) and isinstance(right, Tensor))
-    # patches that have to be made again for every tile ask for large tiles
+    # patches that are remade for every tile require large tiles
     room = max(1, min(workspace // 2 // item, tile if held or one * r * b <= _HOLD * tile else workspace) // one)
     if full:
         outputs, width = r, max(1, min(b, room // r))
@@ -340,7 +340,7 @@ def explicit_gradients(piece: Outer, workspace: int, tally: Tally) -> Dense:
     """Form all explicit gradients of a piece.
 
     Returns:
-        `(N, R, A·B)`, entries in the order in which they are made fastest; the same for all blocks of samples.
+        `(N, R, A·B)`, entries in the order that is fastest to make; the same for all blocks of samples.
     """
     n, _, a = piece.a.shape
     r, b = piece.g.shape[0], piece.g.shape[3]
@@ -351,12 +351,12 @@ def explicit_gradients(piece: Outer, workspace: int, tally: Tally) -> Dense:
 
 
 def _spare(workspace: int, same: bool, item: int) -> int:
-    """Return how many numbers of patches may be held on each side."""
+    """Return the number of patch entries that may be held on each side."""
     return workspace // (4 if same else 8) // item
 
 
 def _held(a: Tensor | Patches, room: int, tally: Tally, role: str) -> Tensor | Patches:
-    """Return all rows where they take at most `room` numbers, else what makes them."""
+    """Return all rows if they take at most `room` numbers, otherwise the unexpanded patches."""
     size = a.shape[0] * a.shape[1] * a.shape[2]
     if isinstance(a, Tensor) or size > room:
         return a
@@ -400,7 +400,7 @@ def _gradients(
 
 
 def mirror(out: Tensor) -> Tensor:
-    """Complete a self-kernel of which only blocks on and above the diagonal were computed.
+    """Complete a self-kernel computed only in blocks on and above the diagonal.
 
     Returns:
         The symmetric kernel.

@@ -1,4 +1,4 @@
-"""With a plan: signals → pieces → kernel entries, part by part, for two passes that are there at once.
+"""With a plan: signals → pieces → kernel entries, part by part, for two passes held at the same time.
 
 Works on a `Subject` inside `subject.standing_in()` and inside `isolation.measuring`.
 """
@@ -42,24 +42,24 @@ def kernels(
     groups: dict[str, list[str]] | None = None,
     apart: bool = False,
 ) -> dict[str, Tensor]:
-    """Kernel of every parameter that the plan knows a way for, or their sums over groups.
+    """Kernels of all parameters that the plan covers, or their sums over groups.
 
     Args:
         subject: The model.
-        plans: Of the two passes, see `Plan.matched`.
+        plans: Plans of the two passes, see `Plan.matched`.
         p: First batch.
         q: Second batch, the same object for a self-kernel.
         cotangents: `(R, C)` combinations of outputs.
         full: Keep output pairs apart.
         budget: Bytes for signals and blocks beyond the two passes; None for no bound.
-        tally: Where work is noted.
+        tally: Statistics to update.
         force: See `contract`.
-        errors: Where given, a parameter that fails is left out and its reason is put here; else the error is raised.
-        groups: Parameter → names of the sums it belongs to; None for one of its own each.
+        errors: If given, failed parameters are left out and their reasons are stored here; otherwise errors are raised.
+        groups: Parameter → names of the sums it belongs to; None for a separate kernel of each parameter.
         apart: Keep the kernel of each combination apart.
 
     Returns:
-        Parameter (or group) → `(N, M)`, `(N, M, R, R)` or `(R, N, M)`; without those to which no signal leads.
+        Parameter (or group) → `(N, M)`, `(N, M, R, R)` or `(R, N, M)`; without those that receive no signal.
     """
     plan, same, r = plans[0], p is q, cotangents.shape[0]
     edges = plan.edges()
@@ -70,7 +70,7 @@ def kernels(
     sides = 1 if same else 2
     step = r if full else outputs_at_once(plan, [p] if same else [p, q], r, total)
     parts = signals.segments([p.graph] if same else [p.graph, q.graph], edges, total * 0.3 / sides / step)
-    # Gram matrices of inputs do not depend on the outputs: kept from step to step where they are small
+    # Gram matrices of inputs do not depend on the outputs: keep small ones between steps
     small = p.n * q.n * len(plan.native) <= 0.15 * total
     tally.input_grams = {} if step < r and small else None
     tally.room, tally.steps = (0.3 * total, -(-r // step)) if step < r else (0.0, 1)
@@ -95,10 +95,10 @@ def kernels(
 
 
 def spare_for(passes: list[Pass], edges: list[Edge], r: int, budget: int | None) -> int | None:
-    """Return how many bytes of freed memory the C library may keep: what it keeps would add up to as much again.
+    """Return how many bytes of freed memory the C library may keep, which could otherwise double the memory in use.
 
     Returns:
-        None where there is no bound, or the signals are so small that it need not be asked.
+        None if there is no bound or the signals are too small to matter.
     """
     if budget is None or not profile_of(passes[0].out.device).pages:
         return None
@@ -107,10 +107,10 @@ def spare_for(passes: list[Pass], edges: list[Edge], r: int, budget: int | None)
 
 
 def outputs_at_once(plan: Plan, passes: list[Pass], r: int, total: float) -> int:
-    """Outputs for which the largest signals of one parameter, and the one held at a cut, fit.
+    """Number of outputs for which the largest signals of one parameter, and the signal held at a cut, fit.
 
     Returns:
-        Between 1 and r; 1 where outputs go one after the other anyway, and several would need copies.
+        Between 1 and r; 1 if outputs are processed one by one anyway and several would need copies.
     """
     if total == float("inf"):
         return r
@@ -121,7 +121,7 @@ def outputs_at_once(plan: Plan, passes: list[Pass], r: int, total: float) -> int
 
 @dataclass
 class Waiting:
-    """Parameters whose signals have not all arrived, and who still needs which signal."""
+    """Parameters that still wait for signals, and the remaining users of each signal."""
 
     sides: list[Side]
 
@@ -132,7 +132,7 @@ class Waiting:
         self.users = Counter(e for hs in self.handles.values() for e in self.sides[0].edges_of(hs))
 
     def ready(self) -> Iterator[str]:
-        """Give each parameter once, when all of its signals are there; let go of those that nobody needs afterwards."""
+        """Yield each parameter once all its signals are there; free signals that no other parameter needs."""
         for name in [n for n, hs in self.handles.items() if self.sides[0].ready(hs)]:
             needed = self.sides[0].edges_of(self.handles.pop(name))
             yield name
@@ -149,14 +149,14 @@ class _Sums:
 
     Attributes:
         full: Keep output pairs apart.
-        apart: How many combinations there are whose kernels are kept apart; 0 where they are summed.
-        workspace: Bytes for what a contraction makes on the way.
+        apart: Number of combinations whose kernels are kept apart; 0 if they are summed.
+        workspace: Bytes for intermediate blocks of a contraction.
         spare: Bytes of freed memory that the C library may keep; None for any.
-        tally: Where work is noted.
+        tally: Statistics to update.
         force: See `contract`.
-        errors: Where given, reasons of parameters that failed.
-        groups: Parameter → names of the sums it belongs to; None for one of its own each.
-        first: Number of the first combination that is under way.
+        errors: If given, reasons of failed parameters.
+        groups: Parameter → names of the sums it belongs to; None for a separate kernel of each parameter.
+        first: Index of the first combination being processed.
         result: The sums.
     """
 
@@ -172,12 +172,12 @@ class _Sums:
     result: dict[str, Tensor] = field(default_factory=dict)
 
     def give_back(self) -> None:
-        """Give freed memory back to the system where there is too much of it."""
+        """Return freed memory to the system if there is too much of it."""
         if self.spare is not None and free_bytes() > self.spare:
             release()
 
     def consume(self, one: Side, two: Side, left: _Stream, right: _Stream) -> None:
-        """Contract each parameter as soon as its signals have arrived on both sides, and let them go."""
+        """Contract each parameter as soon as its signals have arrived on both sides, and free them."""
         waiting = Waiting([one] if one is two else [one, two])
         for arrived in left:
             one.signals |= arrived
@@ -213,7 +213,7 @@ class _Sums:
         """Kernel of one parameter from the signals at hand.
 
         Returns:
-            `(N, M)`, `(N, M, R, R)` or `(R, N, M)`, or None where no signal arrives.
+            `(N, M)`, `(N, M, R, R)` or `(R, N, M)`, or None if no signal arrives.
         """
         scales = scales_of([one, two], name)
         if one.silent(name):
@@ -237,7 +237,7 @@ class _Sums:
 
 
 def output_parts(sides: list[Side], name: str, workspace: int) -> list[slice]:
-    """Return the outputs that are taken at a time: fewer than all where explicit gradients would be too large."""
+    """Return slices of outputs to process at a time: fewer than all if explicit gradients would be too large."""
     side = sides[0]
     hs = side.plan.handles_of(name)
     r = next(s.shape[0] for e in side.edges_of(hs) if (s := side.signals[e]) is not None)
@@ -245,16 +245,16 @@ def output_parts(sides: list[Side], name: str, workspace: int) -> list[slice]:
         return [slice(0, r)]
     size = max(side.subject.leaves[name].numel(), *(prod(side.w_shape(side.plan.handles[h])) for h in hs))
     samples = sum(s.at.n for s in {id(s): s for s in sides}.values())
-    # made, carried to the parameter in two steps, and laid out for a sum
+    # formed, propagated to the parameter in two steps, and laid out for a sum
     each = samples * size * side.at.out.element_size() * (4 if name in side.plan.pulled else 2)
     block = max(1, min(r, workspace // max(1, each)))
     return [slice(i, min(i + block, r)) for i in range(0, r, block)]
 
 
 def scales_of(sides: list[Side], name: str) -> list[float]:
-    """Return the factor of each group of a parameter's handles, of all sides together.
+    """Return the factor of each group of a parameter's handles, over all sides.
 
-    Where entries are not all multiplied alike, gradients are carried to the parameter itself, on each side.
+    If entries have different factors, gradients are propagated to the parameter itself, on each side.
     """
     if name not in sides[0].plan.native:
         return [1.0]
@@ -279,7 +279,7 @@ def contract_groups(
     name: str,
     apart: bool = False,
 ) -> Tensor | None:
-    """Return the sum over groups of handles of their kernels; None where no signal arrives.
+    """Return the sum of the kernels of groups of handles; None if no signal arrives.
 
     With `apart`, those of all combinations of outputs, `(R, N, M)`.
     """

@@ -1,7 +1,7 @@
 """Products of per-sample gradients that are never formed: `Σ_{t,s} (a[n,t]·a'[m,s]) (Σ_r g[r,n,t]·g'[r,m,s])`.
 
-Positions come before samples in every block, so that shifted sums (see `patches`) and the last sum over positions run
-along memory; a block of samples is as large as the device likes it (`profile`).
+Positions come before samples in every block, so that shifted sums (see `patches`) and the last sum over positions are
+contiguous in memory. The block size depends on the device (`profile`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def blocks(n: int, m: int, t: int, s: int, same: bool, room: int) -> tuple[int, 
     """Samples of both sides of a block with at most `room` pairs of positions.
 
     Returns:
-        `(rows, columns)`; small enough that one triangle of a self-kernel spares something.
+        `(rows, columns)`; small enough that computing one triangle of a self-kernel saves work.
     """
     pairs = max(1, room // (t * s))
     if same:
@@ -34,20 +34,20 @@ def blocks(n: int, m: int, t: int, s: int, same: bool, room: int) -> tuple[int, 
 
 
 def share(n: int, side: int) -> float:
-    """Return the part of all pairs of samples that blocks on and above the diagonal cover."""
+    """Return the share of pairs of samples covered by blocks on and above the diagonal."""
     starts = range(0, n, side)
     return sum(min(side, n - i) * (n - i) for i in starts) / (n * n)
 
 
 def input_cost(a: Tensor | Patches, b: Tensor | Patches) -> float:
-    """Return what one entry of the Gram matrix of the sides without outputs costs, in multiply-adds."""
+    """Return the cost of one entry of the Gram matrix of the sides without outputs, in multiply-adds."""
     if isinstance(a, Patches) and isinstance(b, Patches):
         return min(gram_cost(a, b), float(a.shape[2]))
     return float(a.shape[2])
 
 
 def _spread(a: Tensor | Patches, b: Tensor | Patches, numbers: int) -> tuple[Tensor | Patches, Tensor | Patches]:
-    """Both sides as blocks are cut from them: patches made or their pixels in order, where `numbers` are enough."""
+    """Both sides in the form for blocks: expanded patches or their reordered pixels, if `numbers` suffice."""
     same = a is b
     if isinstance(a, Patches) and isinstance(b, Patches) and gram_cost(a, b) < a.shape[2]:
         left = a.positions_first() if a.x.numel() * (1 if same else 2) <= numbers else a
@@ -60,7 +60,7 @@ def _spread(a: Tensor | Patches, b: Tensor | Patches, numbers: int) -> tuple[Ten
 
 
 def _block(a: Tensor | Patches, samples: slice, by_pixels: bool) -> Tensor | Patches:
-    """Return some samples' share: `(T·n, A)`, or pixels."""
+    """Return the block of some samples: `(T·n, A)`, or pixels."""
     if by_pixels:
         assert isinstance(a, Patches)
         return a.some(samples)
@@ -86,8 +86,8 @@ def ghost(
         q: Piece of the second batch (the same object for a self-kernel).
         full: Keep output pairs apart.
         workspace: Bytes that blocks may take.
-        known: `(T, N, S, M)` Gram matrix of the sides without outputs, which serves other outputs too.
-        fill: It is not known yet: write it.
+        known: `(T, N, S, M)` Gram matrix of the sides without outputs, shared with other outputs.
+        fill: Whether it is still to be computed and written.
 
     Returns:
         `(N, M)` or `(N, M, R, R)` (for a self-kernel the lower triangle may be empty), and the bytes of the largest

@@ -1,4 +1,4 @@
-"""Pieces of many samples, held until all that they are contracted with are there."""
+"""Pieces of many samples, held until all pieces to contract them with are available."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from avalanche_ntk.kernels._structure.plan import Plan
 
 
 class Held:
-    """Pieces of a number of samples and outputs, by parameter; those of one block after the other are written to it.
+    """Pieces of several blocks of samples and outputs, by parameter, written block by block.
 
     Args:
         n: Samples.
@@ -34,10 +34,10 @@ class Held:
         self.by_own_backward: set[str] = set()
 
     def put(self, name: str, made: list[Piece | None], scales: list[float], samples: range, rows: slice) -> None:
-        """Write the pieces of some samples and outputs; those of more samples (one that was given twice) are left out.
+        """Write the pieces of some samples and outputs; surplus samples (one that was given twice) are ignored.
 
         Raises:
-            Unreadable: They are of another form than those before.
+            Unreadable: Their form differs from that of earlier blocks.
         """
         held = self.pieces.setdefault(name, [None] * len(made))
         if len(held) != len(made) or self.scales.setdefault(name, scales) != scales:
@@ -50,13 +50,13 @@ class Held:
             _write(room, piece, samples, rows)
 
     def formed(self, name: str, piece: Piece | None, workspace: int, tally: Tally) -> Piece | None:
-        """Return a piece as it is held: explicit gradients where that was chosen."""
+        """Return a piece in its held form: explicit gradients if chosen."""
         if name not in self.explicit or not isinstance(piece, Outer):
             return piece
         return explicit_gradients(piece, workspace, tally)
 
     def _room(self, piece: Piece) -> Piece:
-        """Return a piece like this one for all samples and outputs; what is not written to has no gradient."""
+        """Return a piece like this one for all samples and outputs; parts not written to have zero gradient."""
         n, r = self.n, self.r
         if isinstance(piece, Dense):
             return Dense(piece.j.new_zeros(n, r, *piece.j.shape[2:]))
@@ -103,14 +103,14 @@ def fill(
     """Run the backward passes of a block of samples, and write their pieces.
 
     Args:
-        held: Where they are written.
+        held: Where to write them.
         subject: The model.
-        plan: Of the pass.
+        plan: Plan of the pass.
         at: The pass of the block.
-        samples: Their places among those that are held.
+        samples: Their positions among the held ones.
         cotangents: `(R, C)` combinations of outputs, those that are held.
         budget: Bytes for the signals.
-        tally: Where work is noted.
+        tally: Statistics to update.
     """
     r, total = cotangents.shape[0], budget / at.out.element_size()
     step = outputs_at_once(plan, [at], r, total)

@@ -1,4 +1,4 @@
-"""What a convolution reads at each of its output positions, with and without making it.
+"""Patches of a convolution (its inputs at each output position), expanded and unexpanded.
 
 Row `(n, p)` of a convolution's patches is `[x[n, c, s·p + o]]` over channels c and kernel offsets o. The rows are
 `kernel size` times larger than x. Their Gram matrix does not need them: with the Gram matrix of pixels
@@ -19,7 +19,7 @@ from torch import Tensor
 from avalanche_ntk.kernels._device.profile import by_onednn
 
 STRIP = 4096  # positions that one convolution sums over
-LARGE = 2**21  # multiply-adds of a sample and an output from which on convolutions are faster than matrix products
+LARGE = 2**21  # multiply-adds per sample and output from which convolutions are faster than matrix products
 SHIFT = 6.0  # cost of adding one shifted copy, in multiply-adds of a matrix product
 
 
@@ -53,12 +53,12 @@ class Patches:
 
     Attributes:
         x: `(N, channels, *size)` input of the convolution.
-        kernel: Its size, and so on, one number a dimension.
+        kernel: Size of the kernel, one number per dimension like the following.
         stride: Steps between positions.
         padding: Zeros before the first pixel.
         dilation: Steps between kernel entries.
         out: Size of the output.
-        filters: Columns B of the weight, where it is known.
+        filters: Columns B of the weight, if known.
     """
 
     x: Tensor
@@ -76,7 +76,7 @@ class Patches:
 
     @property
     def channels_last(self) -> bool:
-        """Whether a pixel's channels lie side by side."""
+        """Whether a pixel's channels are contiguous in memory."""
         return self.x.stride(1) == 1
 
     def make(self, samples: slice) -> Tensor:
@@ -88,8 +88,8 @@ class Patches:
         """Return the rows of some samples, `(n, T, A)`; A is (kernel, channels).
 
         Args:
-            samples: Which.
-            memory: Flat tensor to write to; memory that was used before is faster than new one.
+            samples: The samples.
+            memory: Flat tensor to write to; reused memory is faster than new memory.
         """
         p = unfolded(self.x[samples], self.kernel, self.stride, self.padding, self.dilation, self.out)
         nd = len(self.kernel)
@@ -102,20 +102,20 @@ class Patches:
         return p.reshape(n, t, a) if last else p.reshape(n, a, t).transpose(1, 2)
 
     def some(self, samples: slice) -> Patches:
-        """Return those of some samples."""
+        """Return the patches of some samples."""
         return replace(self, x=self.x[samples])
 
     def positions_first(self) -> Patches:
-        """Return the same with pixels before samples in memory, as `gram` reads them."""
+        """Return the same patches with pixels before samples in memory, as `gram` reads them."""
         nd = len(self.kernel)
         x = self.x.permute(*range(2, 2 + nd), 0, 1).contiguous().permute(nd, nd + 1, *range(nd))
         return replace(self, x=x)
 
     @property
     def by_convolution(self) -> bool:
-        """Whether gradients of the weight are made by convolutions of oneDNN, which need no patches.
+        """Whether weight gradients are computed by convolutions of oneDNN, which need no patches.
 
-        They are faster than matrix products where a sample has enough to do.
+        They are faster than matrix products if there is enough work per sample.
         """
         large = prod(self.shape[1:]) * self.filters >= LARGE
         return large and len(self.kernel) == 2 and by_onednn(self.x)
@@ -123,11 +123,11 @@ class Patches:
     def weight_gradients(self, g: Tensor, samples: slice, into: Tensor) -> None:
         """Form the gradients of a weight for some samples and one output, by convolutions of inputs with signals.
 
-        Positions are summed in strips: one running sum of many thousand loses a digit.
+        Positions are summed in strips: a running sum of many thousands loses a digit.
 
         Args:
             g: `(N, B, *out)` signals.
-            samples: Which.
+            samples: The samples.
             into: `(n, B, A)`, A being (kernel, channels), where they are written.
         """
         x, g = self.x[samples], g[samples]
@@ -178,7 +178,7 @@ class Patches:
 
 
 def gram_cost(a: Patches, b: Patches) -> float:
-    """Multiply-adds (and what shifted sums cost, in these) of one entry of `gram`."""
+    """Cost of one entry of `gram` in multiply-adds, including shifted sums."""
     total = 0.0
     channels = a.x.shape[1]
     pairs = prod(a.out) * prod(b.out)
@@ -190,7 +190,7 @@ def gram_cost(a: Patches, b: Patches) -> float:
 
 
 def gram(a: Patches, b: Patches) -> Tensor:
-    """Gram matrix of the patches of two batches, which are not made.
+    """Gram matrix of the patches of two batches, without expanding them.
 
     Args:
         a: Patches of the first batch.
@@ -225,7 +225,7 @@ def _diagonal(q: Tensor, d: int, e: int, shifts: list[int], rows: int, columns: 
     shape = list(q.shape)
     shape[d], shape[e] = rows, columns
     out: Tensor | None = None
-    # the shift that covers most comes first: where it covers all, no zeros have to be written
+    # the shift with the largest overlap comes first: if it covers everything, no zeros have to be written
     for k in sorted(shifts, key=abs):
         i, j = range(max(0, -k), min(rows, q.shape[d] - k)), range(max(0, -k), min(columns, q.shape[e] - k))
         whole = len(i) == rows and len(j) == columns

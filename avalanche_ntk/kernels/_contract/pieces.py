@@ -1,4 +1,4 @@
-"""What a rule says about one use of a parameter: its per-sample gradients, in factored form where there is one.
+"""Pieces: the per-sample gradients of one use of a parameter, factored if possible.
 
 For cotangents r = 1…R and samples n = 1…N the gradient of a used tensor W is `J[n, r]`, of W's shape. Three forms:
 
@@ -40,7 +40,7 @@ class Dense:
 
 
 def some_rows(a: Tensor | Patches, samples: slice, memory: Tensor | None = None) -> Tensor:
-    """Return the rows `(n, T, A)` of some samples; entries of patches stand in the order that is made fastest."""
+    """Return the rows `(n, T, A)` of some samples; entries of patches are in the order that is fastest to make."""
     return a[samples] if isinstance(a, Tensor) else a.make_fast(samples, memory)
 
 
@@ -124,13 +124,13 @@ def with_outputs(piece: Piece, rows: slice) -> Piece:
 
 
 def in_kind(piece: Piece, kind: torch.dtype) -> Piece:
-    """A piece whose numbers are of another kind; complex ones become real where the parameter is real.
+    """Convert a piece to another dtype; complex pieces become real for a real parameter.
 
-    The gradient of a real parameter is the real part of the one that arrives, and `Re(a⊗g)` is
-    `Re a⊗Re g − Im a⊗Im g`: twice the positions.
+    The gradient of a real parameter is the real part of the complex one, and `Re(a⊗g)` is `Re a⊗Re g − Im a⊗Im g`:
+    twice the positions.
 
     Returns:
-        The piece itself where nothing changes.
+        The piece itself if nothing changes.
     """
     real = not kind.is_complex
     if isinstance(piece, Dense):
@@ -152,7 +152,7 @@ def in_kind(piece: Piece, kind: torch.dtype) -> Piece:
 
 
 def merge(pieces: list[Piece], shape: tuple[int, ...]) -> Piece:
-    """Several uses of the same tensor as one: further positions, or a sum of explicit gradients.
+    """Merge several uses of the same tensor: more positions, or a sum of explicit gradients.
 
     Returns:
         One piece.
@@ -175,12 +175,12 @@ def merge(pieces: list[Piece], shape: tuple[int, ...]) -> Piece:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a parameter's pieces are, in numbers for each sample.
+    """Size of a parameter's pieces, in numbers per sample.
 
     Attributes:
-        fixed: Of what does not depend on the output.
-        factors: Of what does, for each output.
-        explicit: Of explicit gradients, for each output; None for a table, of which none are formed.
+        fixed: Size of the part that does not depend on the output.
+        factors: Size of the part that does, per output.
+        explicit: Size of explicit gradients, per output; None for a table, for which none are formed.
         t: Positions.
         a: Columns of the side without outputs.
         b: Columns of the side with them.

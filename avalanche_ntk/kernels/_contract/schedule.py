@@ -1,9 +1,9 @@
-"""In which steps a kernel is computed: what is held at a time fits the budget, and no pass runs needlessly often.
+"""The steps of a kernel's computation, chosen to fit the memory budget with as few passes as possible.
 
-Where the signals of all samples fit, parameter by parameter, everything goes in one step. Else passes run for a block
-of samples at a time, and their pieces (factors, or explicit gradients where these are cheaper or smaller) are held
-until all samples are there: each sample's passes run once. Where the pieces of all samples do not fit, those of some
-are held while the others stream by: with two such groups, passes of the second one run twice.
+If the signals of all samples fit, parameter by parameter, everything is done in one step. Otherwise passes run for a
+block of samples at a time, and their pieces (factors, or explicit gradients if cheaper or smaller) are held until all
+samples are done: each sample's passes run once. If the pieces of all samples do not fit, those of some are held while
+the others are recomputed: with two such groups, the second group's passes run twice.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _HELD, _PASSING = 0.5, 0.25  # shares of the budget: for pieces that are held, a
 
 @dataclass(frozen=True)
 class Needs:
-    """Numbers that a measurement holds.
+    """Memory needs of a measurement, in numbers.
 
     Attributes:
-        alone: What one sample needs by itself, at least.
-        passing: What each sample of a block adds while its passes run.
-        signal: Of these, the largest signals of one parameter.
+        alone: The least that one sample needs.
+        passing: What each sample of a block adds during its passes.
+        signal: The part of these due to the largest signals of one parameter.
         pieces: Sizes of each parameter's pieces.
         item: Bytes of a number.
-        profile: Of the device.
+        profile: Profile of the device.
     """
 
     alone: int
@@ -47,11 +47,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Steps:
-    """How a measurement goes.
+    """The steps of a measurement.
 
     Attributes:
         block: Samples whose passes run at a time.
-        held: Samples whose pieces are held at a time; 0 where one step does everything.
+        held: Samples whose pieces are held at a time; 0 if one step does everything.
         outputs: Outputs for which pieces are held at a time.
         explicit: Parameters that are held as explicit gradients.
     """
@@ -63,13 +63,13 @@ class Steps:
 
 
 def needs(subject: Subject, plan: Plan, at: Pass, pieces: dict[str, list[Size]]) -> Needs:
-    """Read off a pass what one sample needs.
+    """Estimate from a pass the memory that one sample needs.
 
-    A backward pass holds, besides the signals asked for, those of both branches of a residual block and the copies that
-    convolutions make of theirs: six in all. The rule for nodes without one makes as many again, all of a node's inputs.
+    A backward pass holds, besides the requested signals, those of both branches of a residual block and the copies that
+    convolutions make: six in all. The rule for nodes without a rule makes as many again, for all of a node's inputs.
 
     Returns:
-        What was read.
+        The needs.
     """
     graph, n = at.graph, at.n
     signal = max((sum(prod(graph.shape(e)) // n for e in edges) for edges in plan.together()), default=1)
@@ -99,13 +99,13 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
     """Choose the steps of a measurement.
 
     Args:
-        need: What it holds.
+        need: Its memory needs.
         n: Samples of the first batch.
         m: Samples of the second batch; None for a self-kernel.
         r: Outputs.
         full: Output pairs are kept apart.
         budget: Bytes.
-        block: Samples of a block, where the caller chose.
+        block: Samples of a block, if chosen by the caller.
         name: The model's class, for messages.
 
     Returns:
@@ -125,7 +125,7 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
     if (block is None and most * need.passing * copies <= numbers) or (block is not None and block >= most):
         return Steps(most, 0, r)
     most_passing = block or int(max(1, _PASSING * numbers // max(1, need.passing * copies)))
-    if block is None and need.profile.pages:  # of more than a tile, each signal is fetched page by page
+    if block is None and need.profile.pages:  # signals of more than a tile are fetched page by page
         most_passing = max(1, min(most_passing, need.profile.tile // need.signal))
     fast = {k for k, sizes in need.pieces.items() if _explicit_is_faster(sizes, n, m, r, full, budget, need)}
     small = {k for k, sizes in need.pieces.items() if sum(_kept(s, r, True) - _kept(s, r, False) for s in sizes) < 0}
@@ -136,7 +136,7 @@ def steps(need: Needs, n: int, m: int | None, r: int, full: bool, budget: int, b
             kept = sum(_kept(s, outputs, k in explicit) for k, sizes in need.pieces.items() for s in sizes)
             room = int(_HELD * numbers // max(1, kept))
             held, passing = min(n, room), min(most_passing, room)
-            if held < n or m is not None:  # those of a block stream by beside them
+            if held < n or m is not None:  # beside them, pieces of one block at a time
                 passing = max(1, min(most_passing, room // 2))
                 held = max(1, min(n, room - passing))
             time = _passes(n, m, held, outputs, r)
@@ -165,7 +165,7 @@ def _explicit_is_faster(sizes: list[Size], n: int, m: int | None, r: int, full: 
 
 
 def _passes(n: int, m: int | None, held: int, outputs: int, r: int) -> float:
-    """Return how much time passes take, in forward passes of one sample; one backward pass takes two."""
+    """Return the time of the passes, in forward passes of one sample; a backward pass counts as two."""
     groups = ceil(n / held)
     samples = (groups + 1) / 2 * n if m is None else n + groups * m
     return samples * (ceil(r / outputs) + 2 * r)

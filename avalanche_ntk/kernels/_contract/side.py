@@ -1,4 +1,4 @@
-"""One batch in a measurement: the signals that have arrived, and the pieces that they make."""
+"""One batch in a measurement: its signals and the pieces made from them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Unreadable(Exception):
 
 
 class Side:
-    """Signals of one batch that have arrived, and what they make.
+    """The signals of one batch that have arrived, and their pieces.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
-        plan: Of the pass.
+        plan: Plan of the pass.
         at: The pass.
     """
 
@@ -43,7 +43,7 @@ class Side:
         return {u.edge for h in handles for u in self.plan.handles[h].uses}
 
     def ready(self, handles: list[int]) -> bool:
-        """Return whether all signals of these handles are there."""
+        """Return whether all signals of these handles have arrived."""
         return self.edges_of(handles) <= self.signals.keys()
 
     def silent(self, name: str) -> bool:
@@ -55,18 +55,18 @@ class Side:
         return self.at.graph.shape(handle.edge)
 
     def is_dense(self, handle: int) -> bool:
-        """Return whether its pieces are likely explicit (grouped convolutions, whatever has no rule)."""
+        """Return whether its pieces are likely explicit (grouped convolutions, nodes without a rule)."""
         graph = self.at.graph
         return not all(is_factored(graph.names[u.node], graph.nodes[u.node]) for u in self.plan.handles[handle].uses)
 
     def pieces(self, name: str, rows: slice) -> list[Piece | None]:
-        """Return what a parameter's kernel is contracted from, a piece for every group of handles."""
+        """Return a parameter's pieces, one for every group of handles."""
         if name in self.plan.pulled:
             return [self._carried(self.plan.pulled[name], rows, name)]
         return [self._piece(group, rows, name) for group in self.plan.native[name]]
 
     def _piece(self, handles: list[int], rows: slice, name: str) -> Piece | None:
-        """Return the merged piece of these handles for some outputs, or None where no signal arrives."""
+        """Return the merged piece of these handles for some outputs, or None if no signal arrives."""
         graph = self.at.graph
         pieces: list[Piece] = []
         shape: tuple[int, ...] = ()
@@ -88,7 +88,7 @@ class Side:
         return merge(pieces, shape) if pieces else None
 
     def scale(self, handles: list[int], name: str) -> float | None:
-        """Return the factor that the chain multiplies all entries with; None where it has more than one."""
+        """Return the factor by which the chain multiplies all entries; None if there is more than one."""
         handle = self.plan.handles[handles[0]]
         if not handle.scaled:
             return 1.0
@@ -100,12 +100,12 @@ class Side:
         return float(low) if low == high else None
 
     def pull(self, name: str) -> None:
-        """Let this parameter's gradients be carried to the parameter itself, in this pass alone."""
+        """Propagate this parameter's gradients to the parameter itself, in this pass only."""
         self.plan = self.plan.copy()
         self.plan.pull(name)
 
     def _carried(self, handles: list[int], rows: slice, name: str) -> Piece | None:
-        """Return gradients carried through the parameter's own chain: as factors where it keeps them, else explicit."""
+        """Return gradients propagated through the parameter's chain: factored if possible, otherwise explicit."""
         leaf, graph, root = self.subject.leaves[name], self.at.graph, self.subject.roots.get(name)
         made = [(self.plan.handles[h], piece) for h in handles if (piece := self._piece([h], rows, name)) is not None]
         factors = [carried_factors(piece, graph, handle.edge, name) for handle, piece in made]
@@ -125,12 +125,12 @@ class Side:
         return Dense(total if root is None else total * root)
 
     def _through_chain(self, j: Tensor, handle: Handle, leaf: Tensor, own: bool) -> Tensor | None:
-        """Carry gradients `(N, R, …)` to the parameter that the handle is made from, some at a time.
+        """Propagate gradients `(N, R, …)` to the parameter that the handle is made from, some at a time.
 
-        Those that are our own are overwritten where they have the parameter's shape: all of them once more are large.
+        Gradients made here (`own`) are overwritten if they have the parameter's shape, to save memory.
 
         Returns:
-            `(N, R, *leaf.shape)`, or None where nothing arrives.
+            `(N, R, *leaf.shape)`, or None if nothing arrives.
         """
         n, r = j.shape[:2]
         edge: Any = GradientEdge(self.at.graph.nodes[handle.edge[0]], handle.edge[1])

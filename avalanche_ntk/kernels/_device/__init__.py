@@ -1,1 +1,1 @@
-"""Private: what depends on the device that a kernel is computed on."""
+"""Private: device-dependent settings and operations."""

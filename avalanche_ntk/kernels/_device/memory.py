@@ -1,8 +1,7 @@
-"""Memory that was freed but is kept, and memory that runs out.
+"""Freed memory kept by the C library, and recovery from running out of memory.
 
-The GNU C library keeps freed blocks of up to 32 MB for the next request, in pieces that the next request may not fit:
-tens of signals of some megabytes that come and go take up more and more. Elsewhere `free_bytes` and `release` do
-nothing.
+The GNU C library keeps freed blocks of up to 32 MB for reuse, but a later request may not fit them: memory grows when
+many signals of some megabytes are allocated and freed. With other libraries `free_bytes` and `release` do nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from avalanche_ntk.errors import MemoryBudgetError, MemoryWarning
 from avalanche_ntk.kernels._device.profile import empty_cache, exhausted
 
 T = TypeVar("T")
-LEAST = 2**20  # bytes of a budget below which no smaller one is tried
+LEAST = 2**20  # smallest budget to try, in bytes
 
 
 class _Info(ctypes.Structure):
@@ -59,39 +58,39 @@ def _library() -> Any:
 
 
 def free_bytes() -> int:
-    """Return the bytes that were freed and are kept; 0 where this cannot be told."""
+    """Return the freed bytes that are kept; 0 if unknown."""
     library = _library()
     return int(library.mallinfo2().fordblks) if hasattr(library, "mallinfo2") else 0
 
 
 def release() -> None:
-    """Give freed memory back to the system."""
+    """Return freed memory to the system."""
     library = _library()
     if library is not None:
         library.malloc_trim(0)
 
 
-# Of each model, the budget with which its last measurement fitted after memory had run out
+# By model, the budget with which its last measurement fitted after memory had run out
 _FITTED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 def as_fits(attempt: Callable[[int], T], budget: int, model: nn.Module, device: torch.device) -> T:
-    """Measure with half the budget, and half of that, as long as memory runs out; the next measurement starts there.
+    """Measure, halving the budget as long as memory runs out; later measurements start with the reduced budget.
 
     A smaller budget means smaller blocks of samples and outputs; the kernel is the same to rounding.
 
     Args:
-        attempt: Measures with a budget of so many bytes.
-        budget: The first of them.
-        model: What is measured.
-        device: Where.
+        attempt: Measures with a budget in bytes.
+        budget: The first budget.
+        model: The model.
+        device: The device.
 
     Returns:
-        What the first attempt that fitted returned.
+        The result of the first attempt that fitted.
 
     Raises:
         MemoryBudgetError: The budget is too small for one sample.
-        _no_room: Memory runs out with any budget (a `MemoryBudgetError`).
+        _no_room: Memory runs out with every budget (a `MemoryBudgetError`).
     """
     told = ""
     budget = min(budget, _FITTED.get(model, budget))
@@ -115,8 +114,8 @@ def as_fits(attempt: Callable[[int], T], budget: int, model: nn.Module, device: 
         budget //= 2
         _FITTED[model] = budget
         warnings.warn(
-            f"memory ran out in a measurement ({told}): it goes on with memory_budget={budget} bytes, and so do the"
-            f" next ones of this model. Give memory_budget={budget} or less to be spared the attempt.",
+            f"memory ran out in a measurement ({told}): this and later measurements of this model use "
+            f"memory_budget={budget} bytes. Give memory_budget={budget} or less to avoid the failed attempt.",
             MemoryWarning,
             stacklevel=5,
         )

@@ -1,4 +1,4 @@
-"""The order of dimensions in memory in which images are given to a model."""
+"""Memory format of images passed to a model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from avalanche_ntk.kernels._device.profile import by_onednn
 from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject
 
-# Nodes that lose digits where channels come last: torch's group norm takes differences of large sums then
+# Nodes that lose precision with channels last: torch's group norm then subtracts large sums
 LESS_EXACT = frozenset({"NativeGroupNormBackward0"})
 
 
 def agree(a: Tensor, b: Tensor, precision: torch.dtype = torch.float64) -> bool:
-    """Return whether two tensors differ by no more than rounding, in their own or in a coarser precision.
+    """Return whether two tensors agree up to rounding, in their own or in a coarser precision.
 
-    What is not finite has to be so in both.
+    Non-finite entries must agree.
     """
     a, b = a.detach(), b.detach()
     tol = 1e-9 if a.dtype == precision == torch.float64 else 1e-4
@@ -31,7 +31,7 @@ def agree(a: Tensor, b: Tensor, precision: torch.dtype = torch.float64) -> bool:
 
 
 def ordered(t: Tensor, order: torch.memory_format) -> Tensor:
-    """Return a copy of a tensor, of images in this order of dimensions in memory."""
+    """Return a copy of a tensor; images are in this memory format."""
     return t.clone(memory_format=order if t.dim() == 4 else torch.preserve_format)
 
 
@@ -39,14 +39,14 @@ _CHANNELS_LAST: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.
 
 
 def channels_last_pays(subject: Subject, batch: Batch) -> bool:
-    """Tell whether images are given to the model with channels last in memory.
+    """Return whether to pass images to the model with channels last in memory.
 
-    Convolutions of oneDNN (float32 on a CPU) are faster so, and so are the products that follow. A model that refuses
-    such inputs (`view`), or has other outputs for them, keeps the order of its inputs; this is found out once.
-    So does one with a group norm, see `LESS_EXACT`.
+    This makes convolutions of oneDNN (float32 on a CPU) and subsequent products faster. It is not used for a model that
+    refuses such inputs (`view`) or gives other outputs for them, which is tested once, or for one with a group norm,
+    see `LESS_EXACT`.
 
     Returns:
-        True where it was seen to make no difference but time.
+        True if a test showed the same outputs.
     """
     images = [t for t in batch.tensors()[: batch.n_inputs] if t.dim() == 4 and t.dtype == torch.float32]
     if not images or not by_onednn(images[0]):
@@ -59,7 +59,7 @@ def channels_last_pays(subject: Subject, batch: Batch) -> bool:
 
 
 def never_again(subject: Subject, batch: Batch) -> None:
-    """Note that the model wants its own order after all."""
+    """Record that the model needs its inputs' own format after all."""
     _CHANNELS_LAST[subject.model][batch.shapes()] = False
 
 

@@ -1,11 +1,11 @@
-"""Full float32 precision in matrix products and convolutions, whatever the user has set.
+"""Full float32 precision in matrix products and convolutions, regardless of the user's settings.
 
 torch has two interfaces to the same setting. The older one (`set_float32_matmul_precision`, `cudnn.allow_tf32`) writes
-into the newer one (`torch.backends.….fp32_precision`, since 2.9), and raises when it is asked after the newer one was
-set to something else. So both are read, set to full precision, and given back what each held by itself.
+into the newer one (`torch.backends.….fp32_precision`, since 2.9), and reading it raises after the newer one was set
+differently. So both are read, set to full precision, and restored separately.
 
-cuDNN does not search for its fastest algorithm either: a search takes as long as many measurements, for each size of a
-block, and may find another algorithm, with other rounding, the next time.
+cuDNN's search for its fastest algorithm is switched off too: for each block size it takes as long as many measurements,
+and it may choose another algorithm, with other rounding, the next time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _KEYS = (
 
 @contextmanager
 def full_precision() -> Generator[None, None, None]:
-    """No TF32 and no bfloat16 in float32 products of any backend; both interfaces hold afterwards what they held."""
+    """Disable TF32 and bfloat16 in float32 products of all backends; restore both interfaces on exit."""
     searches = torch._C._get_cudnn_benchmark()
     get = getattr(torch._C, "_get_fp32_precision_getter", None)
     put = getattr(torch._C, "_set_fp32_precision_setter", None)
     held: dict[tuple[str, str], str] = {}
     if get is not None and put is not None:
-        for key in _KEYS:  # with "none" above it, each shows its own value
+        for key in _KEYS:  # with "none" above it, each entry shows its own value
             held[key] = get(*key)
             put(*key, "none")
     matmul = torch.get_float32_matmul_precision()
@@ -54,7 +54,7 @@ def full_precision() -> Generator[None, None, None]:
 
 
 def _cudnn_allows_tf32(put: object) -> bool:
-    """Return the older flag for cuDNN, which can be read only where the newer one says the same."""
+    """Return the older flag for cuDNN, which can be read only if the newer one agrees."""
     if callable(put):
         put("cuda", "conv", "tf32")
         put("cuda", "rnn", "tf32")

@@ -1,8 +1,8 @@
-"""The processes of a `torch.distributed` group that share a measurement, or the one process that does it all.
+"""Sharing of a measurement by the processes of a `torch.distributed` group, or a single process.
 
-Every process calls the same functions in the same order. What fails in one of them fails in all: nobody waits in a
-collective that another process never enters. A process that is gone is noticed by the group's own means (a closed
-connection, or the timeout that the group was made with).
+Every process calls the same functions in the same order. A failure in one process is raised in all, so that none waits
+in a collective that another never enters. A terminated process is detected by the group itself (a closed connection, or
+the group's timeout).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from avalanche_ntk.errors import ArgumentError, ProcessError
 
 
 class Alone:
-    """One process does everything."""
+    """A single process."""
 
     rank, size = 0, 1
 
     @contextmanager
     def together(self) -> Generator[None, None, None]:
-        """What happens inside fails in all processes where it fails in one."""
+        """Raise an error inside in all processes if one of them fails."""
         yield
 
     def agreed(self, model: nn.Module, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Refuse processes with other parameters or inputs, and take the buffers of the first one.
+        """Refuse processes with different parameters or inputs, and take the first process's buffers.
 
         Args:
             model: The model.
             batches: Tensors of each batch.
 
         Returns:
-            Copies of these buffers; none where they are at hand.
+            Copies of these buffers; empty if this process has them.
 
         Raises:
             ProcessError: Parameters or inputs differ, or another process did not answer.
@@ -55,7 +55,7 @@ class Group(Alone):
         group: A `torch.distributed` group that this process belongs to.
 
     Raises:
-        ArgumentError: It is no group, or not one of this process.
+        ArgumentError: It is not a group, or this process does not belong to it.
     """
 
     def __init__(self, group: Any) -> None:
@@ -72,8 +72,8 @@ class Group(Alone):
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise ArgumentError(
-                f"process_group has {self.size} processes, and this one (rank {dist.get_rank()} of all) is none of"
-                " them. Only processes of the group may call."
+                f"process_group has {self.size} processes, and this one (rank {dist.get_rank()} of all) is not among "
+                "them. Only processes of the group may call."
             )
 
     @contextmanager
@@ -102,12 +102,12 @@ class Group(Alone):
         if failed:
             rank, text = next(iter(failed.items()))
             raise ProcessError(
-                f"process {rank} of the {self.size} that share this measurement failed ({text}). Mend it there; the"
-                " others have nothing to add up without it."
+                f"process {rank} of the {self.size} that share this measurement failed ({text}). Fix the error there; "
+                "the others need its part of the sum."
             )
 
     def agreed(self, model: nn.Module, batches: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-        """Compare parameters and inputs, and take the buffers of the first process.
+        """Compare parameters and inputs, and take the first process's buffers.
 
         Returns:
             Copies of these buffers.
@@ -137,7 +137,7 @@ class Group(Alone):
             if any(differs):
                 name = list(tensors)[differs.index(True) // 2]
                 raise ProcessError(
-                    f"{what} {name!r} of process {rank} is not that of process 0: expected the same in all"
+                    f"{what} {name!r} of process {rank} differs from that of process 0: expected the same in all"
                     f" {self.size} processes that share a measurement. Give every process the same model and inputs, or"
                     " leave process_group out."
                 )
@@ -153,7 +153,7 @@ class Group(Alone):
         return found
 
     def sum(self, t: Tensor) -> Tensor:
-        """Return the sum over processes, the same bits in all.
+        """Return the sum over processes, bit-identical in all.
 
         Raises:
             ProcessError: Another process did not answer.
@@ -165,12 +165,12 @@ class Group(Alone):
 
 @contextmanager
 def _answered() -> Generator[None, None, None]:
-    """Turn what a collective raises when a process is gone into an error that says so."""
+    """Convert a collective's error about a terminated process into a `ProcessError`."""
     try:
         yield
     except RuntimeError as exc:
         raise ProcessError(
             "another process of the group did not answer while a measurement was shared"
-            f" ({str(exc).splitlines()[0]}). Expected every process to call with the same arguments; look in"
-            " the output of the others for what stopped them."
+            f" ({str(exc).splitlines()[0]}). Expected every process to call with the same arguments; look for errors "
+            "in the output of the others."
         ) from exc

@@ -1,9 +1,9 @@
-"""What depends on the device that a kernel is computed on: how much at a time, how much memory, what a clock waits for.
+"""Device-dependent block sizes, memory limits and synchronisation.
 
-The other modules of this room do what is more than a number: `precision` switches off TF32 and the like, `memory` gives
-freed memory back and goes on with less of it, `order` puts channels last. Random number generators of all devices are
-kept by `avalanche_ntk.randomness`. Sizes of the processor are measured; those of accelerators are chosen so that a
-step takes many times longer than its launch, and no accelerator has been timed with them yet.
+Related modules: `precision` switches off TF32, `memory` frees memory and retries with a smaller budget, `order` puts
+channels last. `avalanche_ntk.randomness` preserves the random number generators of all devices. Sizes for the CPU are
+measured. Those for accelerators are chosen so that a step takes many times longer than its launch; no accelerator has
+been timed with them yet.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 
 GIB = 2**30
-SHARE = 0.25  # of an accelerator's free memory, for a measurement beyond the forward pass
+SHARE = 0.25  # share of an accelerator's free memory for a measurement, beyond the forward pass
 
-# CUDA cards whose float64 has half the rate of float32, by compute capability; others have a 32nd or a 64th
+# CUDA cards whose float64 runs at half the rate of float32, by compute capability; on others it is 1/32 or 1/64
 _FAST_DOUBLE = frozenset({(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)})
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How much goes at a time on one kind of device, in numbers.
+    """Block sizes for one kind of device, in numbers.
 
     Attributes:
-        pairs: Pairs of positions in one block of products that are never formed: on a processor some copies of it stay
-            in the cache, on an accelerator a block is worth its launches.
-        tile: A tile of explicit gradients: on a processor below 32 MiB, where the C library would fetch new pages.
-        workspace: What the blocks of one contraction are cut from, at most.
-        patches: A convolution's patches that are made at a time.
-        carried: Gradients that are carried through a parameter's own chain at a time.
-        looked: Signals that are looked at in one go.
-        pages: Whether the C library fetches memory and gives it back, page by page.
-        launches: Whether starting an operator costs more than a small one takes: then several cotangents go through a
-            convolution at once, where a processor is as fast or faster one by one.
+        pairs: Pairs of positions in one block of the ghost form: on a CPU some copies of it fit in the cache, on an
+            accelerator a block outweighs its launches.
+        tile: A tile of explicit gradients: on a CPU below 32 MiB, above which the C library would fetch new pages.
+        workspace: Limit for all blocks of one contraction.
+        patches: A convolution's patches expanded at a time.
+        carried: Gradients propagated through a parameter's chain at a time.
+        looked: Signals checked at a time.
+        pages: Whether the C library fetches and returns memory page by page.
+        launches: Whether launching an operator takes longer than a small operator: then several cotangents go through a
+            convolution at once; a CPU is as fast or faster one by one.
     """
 
     pairs: int
@@ -76,17 +76,17 @@ def profile_of(device: torch.device) -> Profile:
 
 
 def default_budget(device: torch.device) -> int:
-    """Return the bytes that a measurement may take beyond the forward pass where nobody said.
+    """Return the default bytes that a measurement may take beyond the forward pass.
 
-    1 GiB on a processor. On an accelerator a quarter of what is free there, memory that torch keeps for itself
-    included, rounded down to a power of two: some megabytes more or less change no block, and so no rounding.
+    1 GiB on a CPU. On an accelerator a quarter of the free memory, including torch's cache, rounded down to a power of
+    two, so that small differences change neither blocks nor rounding.
     """
     free = _free(device)
     return GIB if free is None else 2 ** max(20, int(SHARE * free).bit_length() - 1)
 
 
 def _free(device: torch.device) -> int | None:
-    """Return the bytes that are free on an accelerator; None where this cannot be told."""
+    """Return the free bytes of an accelerator; None if unknown."""
     if device.type == "cpu":
         return None
     module: Any = _module(device)
@@ -101,9 +101,9 @@ def _free(device: torch.device) -> int | None:
 
 
 def synchronise(device: torch.device | str) -> None:
-    """Wait until a device has done what it was asked for: before a clock is read, on both sides of what is timed.
+    """Wait for a device's pending work, before and after a timed section.
 
-    A processor has done it already.
+    On a CPU this does nothing.
     """
     device = torch.device(device)
     wait = getattr(_module(device), "synchronize", None)
@@ -113,14 +113,14 @@ def synchronise(device: torch.device | str) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give memory that torch keeps on a device for itself back to the device."""
+    """Empty torch's memory cache of a device."""
     empty = getattr(_module(device), "empty_cache", None)
     if device.type != "cpu" and empty is not None:
         empty()
 
 
 def autocasting() -> list[str]:
-    """Return the kinds of devices at hand on which autocast may be on."""
+    """Return the available kinds of devices on which autocast may be on."""
     kinds = {"cpu", *(k for k in ("cuda", "xpu", "mps") if getattr(torch, k).is_available())}
     return sorted(k for k in kinds if torch.amp.is_autocast_available(k))
 
@@ -138,18 +138,18 @@ def fast_double(device: torch.device) -> bool:
 
 
 def in_double(t: Tensor) -> Tensor:
-    """Return a small tensor in float64, on the processor where its device has none."""
+    """Return a small tensor in float64, on the CPU if its device does not support it."""
     return t.double() if has_double(t.device) else t.cpu().double()
 
 
 def by_onednn(t: Tensor) -> bool:
-    """Return whether convolutions of a tensor are oneDNN's: float32 on a processor."""
+    """Return whether oneDNN computes a tensor's convolutions: float32 on a CPU."""
     enabled = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
     return t.device.type == "cpu" and t.dtype == torch.float32 and enabled
 
 
 def exhausted(error: BaseException) -> bool:
-    """Return whether an error, or what caused it, says that memory is used up, the device's or the computer's."""
+    """Return whether an error, or its cause, is about lack of memory on the device or the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if error.__cause__ is not None and exhausted(error.__cause__):
@@ -159,7 +159,7 @@ def exhausted(error: BaseException) -> bool:
 
 
 def _module(device: torch.device) -> Any:
-    """Return torch's module for a kind of device, such as `torch.cuda`; None where there is none."""
+    """Return torch's module for a kind of device, such as `torch.cuda`; None if there is none."""
     try:
         return torch.get_device_module(device)
     except RuntimeError:

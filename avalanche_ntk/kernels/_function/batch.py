@@ -1,4 +1,4 @@
-"""Probe inputs as the engine sees them: a tensor, a tuple or a dict of tensors, samples in dimension 0 of each."""
+"""Batches of probe inputs: a tensor, or a tuple or dict of tensors, with samples in dimension 0."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def _tensors(value: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Batch:
-    """N probe samples and, where the model wants them, their task labels.
+    """N probe samples and, if the model takes them, their task labels.
 
-    A tensor is given to the model as `model(x)`, a tuple as `model(*x)`, a dict as `model(**x)`; `task_labels` follow
-    as the next positional argument (as the keyword `task_labels` after a dict). Where the model's forward pass cannot
-    be called so, but with one argument, it gets the tuple or dict whole, as Avalanche's strategies give it. Entries
-    that are not tensors (None, numbers, strings) are passed on unchanged.
+    A tensor is passed to the model as `model(x)`, a tuple as `model(*x)`, a dict as `model(**x)`; `task_labels` follow
+    as the next positional argument (as the keyword `task_labels` after a dict). If the model's forward pass only takes
+    a single argument, it gets the tuple or dict whole, as from Avalanche's strategies. Entries that are not tensors
+    (None, numbers, strings) are passed on unchanged.
     """
 
     x: Any
     task_labels: Any = None
-    given: tuple[Any, ...] = ()  # the caller's own tensors and task labels, by which a batch is known again
+    given: tuple[Any, ...] = ()  # the caller's tensors and task labels, to recognise a batch
 
     @staticmethod
     def of(x: Any, task_labels: Any = None) -> Batch:
-        """Check the shapes and detach: a batch of N samples, or an `ArgumentError` that names the sizes found."""
+        """Check the shapes and detach; raise an `ArgumentError` that names the sizes found."""
         tensors = _tensors(x)
         if not tensors:
             raise ArgumentError(
@@ -103,18 +103,18 @@ class Batch:
         return Batch(_map(self.x, lambda t: t[index]), labels)
 
     def part(self, some: slice) -> Batch:
-        """A range of samples, known again by the caller's tensors and its bounds."""
+        """A range of samples, recognised by the caller's tensors and the bounds."""
         batch = self.take(some)
         return Batch(batch.x, batch.task_labels, (*self.given, some.start, some.stop))
 
     def cast(self, dtype: torch.dtype | None) -> Batch:
-        """Floating inputs in `dtype`, complex ones in numbers as exact; integer and boolean inputs as they are."""
+        """Cast floating inputs to `dtype` and complex ones to the same precision; keep integer and boolean inputs."""
         if dtype is None:
             return self
         return Batch(_map(self.x, lambda t: _cast(t, dtype)), self.task_labels)
 
     def with_gradients(self) -> Batch:
-        """Copies of the inputs that ask for a gradient where they can, and may be written to."""
+        """Copies of the inputs that require a gradient where possible and may be written to."""
         return Batch(_map(self.x, _asking), self.task_labels)
 
     def arguments(self, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -130,7 +130,7 @@ class Batch:
         return whole if _fits(model, whole) and not _fits(model, parts) else parts
 
     def call_told(self, model: nn.Module) -> str:
-        """Return how the model is called, for messages."""
+        """Return the form of the model's call, for messages."""
         args, kwargs = self.arguments(model)
         spread = isinstance(self.x, tuple | list) and args[0] is not self.x
         return "model(**x)" if kwargs else "model(*x)" if spread else "model(x)"
@@ -146,11 +146,11 @@ class Batch:
 
     @property
     def n_inputs(self) -> int:
-        """How many of `tensors()` are inputs (the rest are task labels)."""
+        """Number of inputs among `tensors()` (the rest are task labels)."""
         return len(_tensors(self.x))
 
     def shapes(self) -> tuple[object, ...]:
-        """Shapes of one sample and kinds of every tensor: equal for batches that run through the same graph."""
+        """Shape of one sample and dtype of every tensor: equal for batches with the same graph."""
         labels = self.task_labels if isinstance(self.task_labels, int) else None
         return (*((tuple(t.shape[1:]), t.dtype, t.device) for t in self.tensors()), labels)
 
@@ -162,7 +162,7 @@ class Batch:
 
 
 def _fits(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
-    """Tell whether a model's forward pass takes such arguments, as far as its signature says."""
+    """Return whether a model's forward pass takes such arguments, according to its signature."""
     try:
         inspect.signature(model.forward).bind(*call[0], **call[1])
     except (TypeError, ValueError):
@@ -181,7 +181,7 @@ def _asking(t: Tensor) -> Tensor:
 
 
 def _labels(value: Any, device: torch.device) -> Any:
-    """Return an `int` for one label of all samples, a tensor for one each, anything else as it is."""
+    """Return an `int` for one label of all samples, a tensor for one label each, and other values unchanged."""
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         try:
             value = torch.as_tensor(value, device=device)
@@ -195,13 +195,13 @@ def _labels(value: Any, device: torch.device) -> Any:
 
 
 def labels_of_second(task_labels: Any, task_labels2: Any) -> Any:
-    """Return the task labels of a second batch: the first one's where it was given none and they are one number."""
+    """Return the task labels of a second batch: by default the first one's, if they are a single number."""
     first = _labels(task_labels, torch.device("cpu"))
     return first if task_labels2 is None and isinstance(first, int) else task_labels2
 
 
 def _plain(t: Tensor) -> Tensor:
-    """Detached, of no subclass (a torchvision image), and usable by autograd even if made in inference mode."""
+    """Return a detached tensor of no subclass (such as images), usable by autograd even if made in inference mode."""
     if type(t) is not Tensor and not is_traceable_wrapper_subclass(t):
         t = t.as_subclass(Tensor)
     if not t.is_inference():

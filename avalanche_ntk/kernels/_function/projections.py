@@ -1,9 +1,9 @@
 """Signed combinations of outputs whose kernels average to the trace kernel.
 
 `reduction="projected"`: `K = (1/r) Σ_j k_{v_j}` with r rows v_j of `H D`, H the Hadamard matrix of the next power of
-two R ≥ C (its rows in random order), D random signs of its columns, restricted to the C outputs. Then `E v vᵀ = I`,
-so that `E K` is the trace kernel, and `Σ v vᵀ = R·I` over all R rows, so that K is the trace kernel for r = R. The rows
-are orthogonal: K varies less than with independent signs.
+two R ≥ C (its rows in random order), D random signs of its columns, restricted to the C outputs. Then `E v vᵀ = I`, so
+that `E K` is the trace kernel, and `Σ v vᵀ = R·I` over all R rows, so that K is the trace kernel for r = R. The rows
+are orthogonal: K has a smaller variance than with independent signs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def checked_projections(n_projections: object, why: str, least: int = 1) -> int:
     """Return the number of random combinations.
 
     Raises:
-        ArgumentError: It is no integer of at least `least`.
+        ArgumentError: It is not an integer of at least `least`.
     """
     if not is_whole(n_projections) or n_projections < least:
         because = " (a standard error needs two)" if least == 2 else ""
@@ -34,20 +34,19 @@ def checked_projections(n_projections: object, why: str, least: int = 1) -> int:
 
 
 def number_of_rows(outputs: int) -> int:
-    """Return R, the number of rows there are for so many outputs: the next power of two."""
+    """Return R, the number of rows for this number of outputs: the next power of two."""
     return 1 << max(0, outputs - 1).bit_length()
 
 
 def hadamard_rows(outputs: Sequence[int], r: int, seed: int) -> Tensor:
     """Return r rows (or all R, if fewer) for some outputs, `(r, C)` of 1 and −1 in float64.
 
-    A sign belongs to the index of its output, whatever other outputs there are; a larger r takes the same rows and
-    more.
+    A sign depends only on the index of its output; a larger r takes the same rows and more.
     """
     size = number_of_rows(len(outputs))
     seed = checked_seed(seed)
     chosen = np.random.default_rng([seed, 0]).permutation(size)[:r]
-    # one number for each index in order, so that those of further outputs change none
+    # one number per index in order, so that more outputs do not change earlier ones
     signs = 2.0 * (np.random.default_rng([seed, 1]).random(max(outputs) + 1) < 0.5) - 1.0
     return torch.from_numpy(hadamard(size)[chosen, : len(outputs)] * signs[list(outputs)])
 

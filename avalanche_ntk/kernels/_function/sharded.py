@@ -1,4 +1,4 @@
-"""Models whose parameters are spread over processes (FSDP): gathered for a measurement where they fit."""
+"""Models whose parameters are sharded over processes (FSDP), gathered for a measurement if they fit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from avalanche_ntk.errors import MemoryBudgetError
 
 @contextmanager
 def gathered(model: Any, budget: int) -> Generator[None, None, None]:
-    """Let a model that FSDP spread over processes hold whole parameters, and run without FSDP's hooks.
+    """Give a model sharded by FSDP whole parameters, and run it without FSDP's hooks.
 
-    Every process has to enter: gathering is a collective. What was there is put back on exit, untouched.
+    Every process has to enter: gathering is a collective. The shards are restored unchanged on exit.
 
     Args:
-        model: Any model; one that is not spread is left alone.
+        model: Any model; one that is not sharded is not changed.
         budget: Bytes that the gathered parameters may take.
 
     Raises:
@@ -28,7 +28,9 @@ def gathered(model: Any, budget: int) -> Generator[None, None, None]:
     if not (dist.is_available() and dist.is_initialized() and isinstance(model, nn.Module)):
         yield
         return
-    from torch.distributed.fsdp import FullyShardedDataParallel  # takes long to import, and is imported by its users
+    from torch.distributed.fsdp import (
+        FullyShardedDataParallel,
+    )  # slow to import; FSDP's users have done so
     from torch.distributed.tensor import DTensor
 
     wrapped = [m for m in model.modules() if isinstance(m, FullyShardedDataParallel)]
@@ -50,13 +52,13 @@ def _require_room(needed: int, budget: int, model: nn.Module) -> None:
         raise MemoryBudgetError(
             f"the parameters of {type(model).__name__}, gathered from all processes, take {needed:,} bytes: expected"
             f" at most the memory budget of {budget:,} bytes. Raise memory_budget= to at least {2 * needed:,}, or"
-            " measure a copy of the model that is not spread."
+            " measure a copy of the model that is not sharded."
         )
 
 
 @contextmanager
 def _whole(model: nn.Module, spread: list[tuple[dict[str, Any], str, Any]], budget: int) -> Generator[None, None, None]:
-    """Exchange distributed tensors for whole ones (`fully_shard`)."""
+    """Replace distributed tensors by whole ones (`fully_shard`)."""
     from torch.distributed.fsdp import FSDPModule
 
     once = {id(p): p for _, _, p in spread}
@@ -93,7 +95,7 @@ def _of_fsdp(hook: Any) -> bool:
 
 @contextmanager
 def _summoned(model: nn.Module, wrapped: list[Any], budget: int) -> Generator[None, None, None]:
-    """Gather the flat parameters of `FullyShardedDataParallel`, and call the modules inside it by themselves."""
+    """Gather the flat parameters of `FullyShardedDataParallel`, and call the modules inside it directly."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     shards = sum(p.numel() * p.element_size() for p in model.parameters())

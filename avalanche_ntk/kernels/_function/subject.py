@@ -1,8 +1,8 @@
-"""The thing whose kernel is taken: a model with chosen parameters, outputs and working precision, as one function.
+"""`Subject`: a model with chosen parameters, outputs and working precision, as one function.
 
-Everything above this module sees a `Subject`: leaves θ (name → tensor), `forward(batch) → (N, C)`, and never the
-user's module. Where the working precision is the parameters' own, the leaves *are* the model's parameters; otherwise
-they are cast copies that stand in for them during the call, so the user's tensors are never written to.
+Higher modules use only a `Subject`: leaves θ (name → tensor) and `forward(batch) → (N, C)`, never the user's module. If
+the working precision is the parameters' own, the leaves *are* the model's parameters; otherwise they are cast copies
+that replace them during the call, so the user's tensors are never written to.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _LOW = (torch.float16, torch.bfloat16)
 
 
 def select_parameters(model: nn.Module, params: Any = None, layers: Any = None) -> list[str]:
-    """Names of the parameters whose kernel is wanted, in the model's order.
+    """Names of the parameters of the kernel, in the model's order.
 
     Args:
-        model: The model, or a wrapper of it, whose prefix is taken off the names.
+        model: The model, or a wrapper of it, whose prefix is removed from the names.
         params: None for all, or names of parameters (shell wildcards allowed).
         layers: None, or names of modules: every trainable parameter inside them (wildcards allowed).
 
@@ -76,7 +76,7 @@ def names_of(value: Any, what: str) -> list[str]:
     """Return one name or several as a list.
 
     Raises:
-        ArgumentError: It is something else, or holds none.
+        ArgumentError: It is neither a name nor a non-empty sequence of names.
     """
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else []
     if not names or not all(isinstance(n, str) for n in names):
@@ -98,10 +98,10 @@ def _require(
 
 
 def checked_precision(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Return the precision as it is; None stays None.
+    """Return the precision unchanged, or None for None.
 
     Raises:
-        ArgumentError: No kernel is computed in it.
+        ArgumentError: Kernels are not computed in it.
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise ArgumentError(
@@ -112,7 +112,7 @@ def checked_precision(dtype: torch.dtype | None) -> torch.dtype | None:
 
 
 def working_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The precision to compute in, or None where the parameters' own serves (float32 for half precision models)."""
+    """The precision to compute in (float32 for half-precision models), or None for the parameters' own."""
     kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if checked_precision(dtype) is not None:
         return None if kinds == {dtype} else dtype
@@ -122,7 +122,7 @@ def working_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype | 
 
 
 def check_supported(model: nn.Module) -> None:
-    """Refuse models whose tangent kernel this package does not define (complex, quantised, unfinished)."""
+    """Refuse unsupported models (complex, quantised, uninitialised)."""
     for name, p in model.named_parameters(remove_duplicate=False):
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ModelError(
@@ -156,7 +156,7 @@ def output_rows(outputs: Sequence[int] | slice | Tensor | None, n_outputs: int) 
         Non-negative indices, in the order given.
 
     Raises:
-        ArgumentError: An index is out of range or repeated, or nothing is kept.
+        ArgumentError: An index is out of range or repeated, or none is kept.
     """
     if outputs is None:
         return None
@@ -187,7 +187,7 @@ def _listed(value: Any) -> list[Any]:
 
 @contextmanager
 def swapped(model: nn.Module, tensors: dict[str, Tensor]) -> Generator[None, None, None]:
-    """Put tensors in the place of parameters and buffers of the same names, under all their names, and put all back.
+    """Replace parameters and buffers by tensors of the same names, under all their names, and restore them on exit.
 
     A tensor is replaced wherever the model holds it: tied weights and modules used under several names stay tied.
     """
@@ -215,7 +215,7 @@ def swapped(model: nn.Module, tensors: dict[str, Tensor]) -> Generator[None, Non
 
 @contextmanager
 def _new_tensors_in(dtype: torch.dtype | None) -> Generator[None, None, None]:
-    """Let `torch.zeros` and the like make tensors of the working precision; some models gather outputs in one."""
+    """Make `torch.zeros` and similar use the working precision; some models collect outputs in such a tensor."""
     before = torch.get_default_dtype()
     if dtype is None or dtype == before:
         yield
@@ -236,13 +236,13 @@ def in_precision(t: Tensor, dtype: torch.dtype) -> Tensor:
 def _substitutes(
     model: nn.Module, own: Mapping[str, nn.Parameter], work: torch.dtype | None, wanted: set[str]
 ) -> dict[str, Tensor]:
-    """Tensors that stand in for the model's own parameters and buffers; `wanted` ones ask for a gradient."""
+    """Tensors that replace the model's parameters and buffers; the `wanted` ones require a gradient."""
     both = {**own, **dict(model.named_buffers())}
     if work is not None:
         return {n: in_precision(t.detach(), work).requires_grad_(n in wanted) for n, t in both.items()}
-    # A hook on a parameter changes its gradient, not the function: the same memory stands in without the hook.
+    # A hook on a parameter changes its gradient, not the function: use the same memory without the hook.
     bare = {n: own[n].detach().requires_grad_() for n in wanted if own[n]._backward_hooks}
-    # What was made in inference mode has no gradient: a copy of it has.
+    # Tensors made in inference mode cannot have a gradient, so copy them.
     return bare | {n: t.detach().clone().requires_grad_(n in wanted) for n, t in both.items() if t.is_inference()}
 
 
@@ -252,12 +252,12 @@ class Subject:
 
     Attributes:
         model: The module behind any wrapper.
-        leaves: Chosen parameters, name → tensor that stands for it in the forward pass.
+        leaves: Chosen parameters, name → tensor used for it in the forward pass.
         dtype: Working precision, or None for the parameters' own.
         selector: Maps the raw output to `(N, C)`.
-        substitutes: Every tensor that stands in for one of the model's (empty when the model's own are used).
+        substitutes: All tensors that replace the model's (empty if the model's own are used).
         originals: The model's own parameters.
-        roots: Square roots of a diagonal preconditioner, by which gradients are multiplied, for some of the leaves.
+        roots: Square roots of a diagonal preconditioner, the factors of gradients, for some of the leaves.
     """
 
     model: nn.Module
@@ -269,7 +269,7 @@ class Subject:
     roots: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Note the model's own parameters, before others stand in for them."""
+        """Record the model's own parameters before they are replaced."""
         self.originals = self.originals or dict(self.model.named_parameters())
 
     @staticmethod
@@ -294,7 +294,7 @@ class Subject:
     def without_leaves(
         model: nn.Module, dtype: torch.dtype | None = None, selector: Callable[[Any], Tensor] | None = None
     ) -> Subject:
-        """Check the model, for what needs no gradient with respect to parameters; it may have none to train."""
+        """Check the model, for uses without parameter gradients; it may have no trainable parameters."""
         inner = unwrap(model)
         check_supported(inner)
         work = working_dtype(inner, dtype)
@@ -307,7 +307,7 @@ class Subject:
         return Subject(self.model, leaves, self.dtype, self.selector, self.substitutes, self.originals)
 
     def preconditioned(self, given: Mapping[str, Tensor]) -> Subject:
-        """The same model with the kernel `J P Jᵀ`, P being diagonal: `given` for the parameters that it names, else 1.
+        """The same model with the kernel `J P Jᵀ` with diagonal P: `given` for the named parameters, 1 for others.
 
         Args:
             given: Name of a parameter → its entries of P, of the parameter's shape.
@@ -316,7 +316,7 @@ class Subject:
             A subject with the square roots of P.
 
         Raises:
-            ArgumentError: A name is none of the chosen parameters', a shape is another, or an entry is not positive.
+            ArgumentError: A name is not a chosen parameter, a shape differs, or an entry is not positive.
         """
         prefix = wrapper_prefix(self.model)
         names = {id(p): n for n, p in self.originals.items()}
@@ -343,7 +343,7 @@ class Subject:
         return replace(self, roots=roots)
 
     def everything(self) -> dict[str, Tensor]:
-        """Every tensor that plays a parameter in the forward pass, chosen or not."""
+        """All tensors used as parameters in the forward pass, chosen or not."""
         return {n: self.substitutes.get(n, p) for n, p in self.originals.items()}
 
     @contextmanager
@@ -358,7 +358,7 @@ class Subject:
 
     @contextmanager
     def showing_originals(self) -> Generator[None, None, None]:
-        """Let graphs show where the model's own parameters are used in place of what stands in for them."""
+        """Use the model's own parameters instead of substitutes, so that graphs show their uses."""
         asked = [p for p in self.originals.values() if p.is_floating_point() and not p.requires_grad]
         for p in asked:
             p.requires_grad_(True)
@@ -370,7 +370,7 @@ class Subject:
 
     @contextmanager
     def in_double(self) -> Generator[Subject, None, None]:
-        """The model as it stands in float64, with copies in place of all of its tensors; for outputs alone."""
+        """The model in float64, with copies of all its tensors; for outputs only."""
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         copies = {n: in_precision(t.detach(), torch.float64) for n, t in tensors.items()}
         with swapped(self.model, copies):
@@ -378,13 +378,13 @@ class Subject:
 
     @contextmanager
     def nearby(self) -> Generator[Subject, None, None]:
-        """The model with copies in place of all of its parameters that differ from them a little.
+        """The model with slightly perturbed copies of all its parameters.
 
-        Each entry moves by about a tenth of what is usual in its tensor, or of what is usual at initialisation where
-        all are zero.
+        Each entry is changed by about a tenth of its tensor's typical entry, or of a typical initial entry if all are
+        zero.
 
         Yields:
-            The model as it then stands.
+            The perturbed model.
         """
         generator = torch.Generator("cpu").manual_seed(0)
         copies: dict[str, Tensor] = {}
@@ -399,7 +399,7 @@ class Subject:
             yield Subject(self.model, leaves, self.dtype, self.selector, self.substitutes | copies)
 
     def outputs(self, batch: Batch) -> Tensor:
-        """`forward` without a graph, but where the model needs one itself (it differentiates something)."""
+        """`forward` without a graph, unless the model itself needs one (it differentiates something)."""
         try:
             with torch.no_grad():
                 return self.forward(batch)
@@ -408,9 +408,9 @@ class Subject:
                 return self.forward(batch).detach()
 
     def call(self, batch: Batch) -> Tensor:
-        """Return the (selected) outputs of the model as it stands, unchecked (use inside `standing_in`)."""
+        """Return the (selected) outputs of the model, unchecked (use inside `standing_in`)."""
         batch = batch.cast(self.dtype)
-        # the model gets copies: it may write into its inputs, and they are the caller's
+        # pass copies: the model may write into its inputs, which belong to the caller
         copies = [t if t.requires_grad else t.clone() for t in batch.tensors()]
         args, kwargs = batch.with_tensors(copies).arguments(self.model)
         with _new_tensors_in(self.dtype):
@@ -418,11 +418,11 @@ class Subject:
         if self.selector is not None:
             out = self.selector(out)
         if self.dtype is not None and isinstance(out, Tensor) and out.is_floating_point():
-            out = out.to(self.dtype)  # a model that ends in .float(): cotangents of unit vectors lose nothing there
+            out = out.to(self.dtype)  # for a model that ends in .float(): cotangents that are unit vectors lose nothing
         return out
 
     def forward(self, batch: Batch) -> Tensor:
-        """`call` with its errors turned into the package's own."""
+        """`call` with its errors converted into the package's own."""
         try:
             out = self.call(batch)
         except Exception as exc:
@@ -441,7 +441,7 @@ class Subject:
         return self.checked(out, len(batch))
 
     def checked(self, out: Any, n: int) -> Tensor:
-        """The output, if it is a floating `(N, C)` tensor connected to a parameter."""
+        """Return the output if it is a floating `(N, C)` tensor connected to a parameter."""
         name = type(self.model).__name__
         if not isinstance(out, Tensor):
             raise ModelError(
@@ -466,7 +466,7 @@ class Subject:
 
 
 def require_graph(out: Tensor, subject: Subject) -> None:
-    """Refuse an output that no parameter leads to (an argmax, a nearest-mean classifier, a no_grad block)."""
+    """Refuse an output that depends on no parameter (an argmax, a nearest-mean classifier, a no_grad block)."""
     if not out.requires_grad:
         raise ModelError(
             f"the output of {type(subject.model).__name__} in eval mode has no gradient: expected logits that depend on"

@@ -1,4 +1,4 @@
-"""What stands around a model and shares its parameters: compiled, parallel and differentially private wrappers."""
+"""Wrappers of a model that share its parameters: compiled, parallel and differentially private."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def wrapper_prefix(model: nn.Module) -> str:
-    """What the wrappers that `unwrap` takes off put before every name of a parameter or module."""
+    """Prefix of the wrappers that `unwrap` removes, in names of parameters and modules."""
     return _unwrapped(model)[1]
 
 
@@ -25,7 +25,7 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, str]:
             inner, prefix = inner._orig_mod, prefix + "_orig_mod."
         elif isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner, prefix = inner.module, prefix + "module."
-        elif type(inner).__module__.startswith("opacus."):  # its hooks need passes of their own
+        elif type(inner).__module__.startswith("opacus."):  # its hooks need separate passes
             name = "_module" if "_module" in inner._modules else "module"
             inner, prefix = inner._modules[name], prefix + f"{name}."
         else:

@@ -1,1 +1,1 @@
-"""Private: ways that need no knowledge of the graph, and the oracle."""
+"""Private: generic methods that do not use the graph, and the reference implementation."""

@@ -1,4 +1,4 @@
-"""The conjugate kernel of the penultimate layer: the Gram matrix of what the last linear layer sees."""
+"""The conjugate kernel of the penultimate layer: the Gram matrix of the last linear layer's inputs."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def feature_kernel(
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Feature kernel `K[n,m] = <h(x_n), h(x_m)>`, h the input of the last linear layer that the outputs come from.
+    """Feature kernel `K[n,m] = <h(x_n), h(x_m)>`, h the input of the last linear layer on which the outputs depend.
 
-    A linear layer is a `nn.Linear`, or a module whose own `weight` is a matrix with a column for each number that it
-    reads (such as `models.NTKLinear`, whose factor is no part of h).
+    A linear layer is a `nn.Linear`, or a module whose `weight` is a matrix with a column per input number (such as
+    `models.NTKLinear`; its factor is not part of h).
 
-    It is the tangent kernel of the last layer's weight for one output: the part of the kernel that training the head
-    alone would see (the conjugate kernel of Daniely et al. 2016, at finite width).
+    It is the tangent kernel of the last layer's weight for one output, that is, of training the head alone (the
+    conjugate kernel of Daniely et al. 2016, at finite width).
 
     Args:
-        model: The model; evaluated in eval mode and left as it was, hooks removed.
+        model: The model; evaluated in eval mode and left unchanged, hooks removed.
         x: N inputs, see `empirical_ntk`.
         x2: M inputs for a cross-kernel.
         task_labels: See `empirical_ntk`.
@@ -49,8 +49,8 @@ def feature_kernel(
         `(N, M)`.
 
     Raises:
-        ModelError: No linear layer is called, its input has no part of its own for each sample, or the samples of the
-            two batches have features of different sizes.
+        ModelError: No linear layer is called, its input has no separate part for each sample, or the samples of the two
+            batches have features of different sizes.
 
     Examples:
         >>> model = nn.Sequential(nn.Identity(), nn.Linear(2, 3))
@@ -73,17 +73,17 @@ def penultimate_features(
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Features `h(x_n)` themselves, of which `feature_kernel` is the Gram matrix: one column for each unit.
+    """Features `h(x_n)`, whose Gram matrix is `feature_kernel`: one column per unit.
 
     Args:
-        model: The model; evaluated in eval mode and left as it was, hooks removed.
+        model: The model; evaluated in eval mode and left unchanged, hooks removed.
         x: N inputs, see `empirical_ntk`.
         task_labels: See `empirical_ntk`.
         output_selector: See `empirical_ntk`.
         dtype: Precision to compute in; None for the parameters' own.
 
     Returns:
-        `(N, D)`; what belongs to one sample is flattened into its row.
+        `(N, D)`; each sample's features are flattened into a row.
 
     Raises:
         ModelError: As `feature_kernel`.
@@ -122,16 +122,15 @@ def _features_of_model(
 
 
 def _features(subject: Subject, batch: Batch) -> Tensor:
-    """Input of the last linear layer called, one row a sample.
+    """Input of the last linear layer called, one row per sample.
 
-    Where the samples are in it is found out from batches of two sizes: in dimension 0 as a rule, in another where
-    tokens come first.
+    The samples' dimension is found from batches of two sizes: usually 0, another one if tokens come first.
 
     Returns:
         `(N, D)`.
 
     Raises:
-        ModelError: There is no such layer or row.
+        ModelError: There is no such layer, or it has no rows of samples.
     """
     n = len(batch)
     parts = [batch.take([i % n for i in range(size)]) for size in (SMALL, LARGE)]
@@ -153,12 +152,12 @@ def _features(subject: Subject, batch: Batch) -> Tensor:
 
 
 def _inputs(subject: Subject, batch: Batch, copies: bool = False) -> list[tuple[Tensor, Tensor]]:
-    """What each linear layer called in a forward pass reads and gives, in the order of the calls.
+    """Inputs and outputs of all linear layers in a forward pass, in the order of the calls.
 
-    Copies of what they read are made only where the forward pass writes into it afterwards.
+    Inputs are copied only if the forward pass writes into them afterwards.
 
     Returns:
-        `(input, output)` of each call, and those of the model at the end.
+        `(input, output)` of each call, and last those of the model.
 
     Raises:
         ModelError: No linear layer is called.
@@ -189,15 +188,15 @@ def _inputs(subject: Subject, batch: Batch, copies: bool = False) -> list[tuple[
 
 
 def _writes(t: Tensor) -> int:
-    """Return how often a tensor was written into; nothing counts that for tensors of inference mode."""
+    """Return how often a tensor was written into; unknown for tensors made in inference mode."""
     return 0 if t.is_inference() else t._version
 
 
 def _last_that_counts(subject: Subject, few: Batch) -> int:
-    """Which call of a linear layer is the last that the outputs come from: a decoder beside them is not.
+    """Find the last call of a linear layer on which the outputs depend (not, for example, a separate decoder).
 
     Returns:
-        Its place, counted from the end; that of the last call where no gradient shows the way (a nearest-mean
+        Its position, counted from the end; that of the last call if the outputs have no gradient (a nearest-mean
         classifier).
     """
     with torch.enable_grad():
@@ -212,13 +211,13 @@ def _last_that_counts(subject: Subject, few: Batch) -> int:
 
 
 def _multiplies_rows(module: nn.Module, x: Tensor, y: Any) -> bool:
-    """Tell whether a module of another class multiplies rows of its input by a matrix of its own.
+    """Return whether a module of another class multiplies the rows of its input by its weight matrix.
 
-    Its output is then a multiple of `x Wᵀ` plus a multiple of its bias, whatever the factors are (those of the NTK
-    parametrisation, say); the scales of a norm that happen to form a matrix give another one.
+    Its output is then a multiple of `x Wᵀ` plus a multiple of its bias, with any factors (such as those of the NTK
+    parametrisation). A norm whose scales form a matrix gives a different output.
 
     Returns:
-        True when it does.
+        True if it does.
     """
     weight = module._parameters.get("weight")
     if weight is None or weight.ndim != 2 or not x.is_floating_point() or not x.ndim or not isinstance(y, Tensor):

@@ -1,7 +1,7 @@
 """Exact kernels without any knowledge of the model: explicit per-sample Jacobians of some parameters.
 
 Two ways, tried in this order: `torch.func` (`vmap` over samples), and one sample at a time by `autograd.grad`, which
-goes wherever a backward pass goes (data-dependent branches, `.item()`, custom functions).
+works wherever a backward pass works (data-dependent branches, `.item()`, custom functions).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
         subject: The model; call inside `subject.standing_in()`.
         batch: B samples.
         cotangents: `(R, C)`.
-        names: Parameters wanted.
+        names: The parameters.
 
     Returns:
         name → `(B, R, *parameter shape)`.
@@ -53,7 +53,7 @@ def jacobian_vmap(subject: Subject, batch: Batch, cotangents: Tensor, names: lis
 
 
 def jacobian_loop(subject: Subject, batch: Batch, cotangents: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """The same by one forward pass and R backward passes for every sample alone."""
+    """The same by one forward pass and R backward passes per sample."""
     leaves = [subject.leaves[n] for n in names]
     rows: list[list[Tensor]] = [[] for _ in names]
     for n in range(len(batch)):
@@ -90,7 +90,7 @@ def kernels(
         names: Parameters.
         full: Keep output pairs apart.
         budget: Bytes for the Jacobians held at a time.
-        alone: One sample at a time from the start.
+        alone: Whether to process one sample at a time from the start.
 
     Returns:
         Parameter → `(kernel, way)`, way being `jacobian` or `loop`.
@@ -130,10 +130,10 @@ def kernels(
 def jacobian(
     subject: Subject, batch: Batch, cotangents: Tensor, names: list[str], alone: bool = False
 ) -> tuple[dict[str, Tensor], str]:
-    """Per-sample Jacobians by `vmap` where it works and agrees with samples done alone, else one at a time.
+    """Per-sample Jacobians by `vmap` if it works and agrees with single samples, otherwise one at a time.
 
     Returns:
-        name → `(N, R, *shape)`, and the way taken.
+        name → `(N, R, *shape)`, and the method used.
     """
     if not alone and not exchanges_memory(subject.model):
         starts = range(0, len(batch), 8)
@@ -141,7 +141,8 @@ def jacobian(
             chunks = [jacobian_vmap(subject, batch.take(slice(i, i + 8)), cotangents, names) for i in starts]
         except Exception:  # noqa: BLE001 - whatever vmap cannot do is done one sample at a time
             chunks = []
-        # one of each size: a last chunk of another is another program to vmap (its instance_norm errs for one sample)
+        # chunks of one size: to vmap, a last chunk of another size is another program (its instance_norm is wrong for
+        # one sample)
         sizes = {min(8, len(batch) - i): (i, chunk) for i, chunk in reversed(list(zip(starts, chunks, strict=False)))}
         if chunks and all(
             _agrees(subject, batch.take(slice(i, i + 1)), cotangents, names, chunk) for i, chunk in sizes.values()
@@ -151,7 +152,7 @@ def jacobian(
 
 
 def _agrees(subject: Subject, sample: Batch, cotangents: Tensor, names: list[str], found: dict[str, Tensor]) -> bool:
-    """Tell whether the first of several samples' Jacobians is that of the sample alone."""
+    """Return whether the first of several samples' Jacobians equals that of the sample alone."""
     one = jacobian_loop(subject, sample, cotangents, names)
     tol = 1e-3 if cotangents.dtype == torch.float32 else 1e-9
     return all(

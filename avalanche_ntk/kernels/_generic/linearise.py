@@ -34,12 +34,12 @@ def jvp_prediction(
 ) -> Tensor:
     """First-order change of the outputs, `J_b(x)·δ` with the Jacobian taken at base parameters θ_b.
 
-    With `δ = θ_t − θ_b` this is what a network with a static kernel would have moved by (Chizat et al. 2019;
-    Ortiz-Jiménez et al. 2021). Parameters that `params_base` leaves out have their current value; buffers are the
-    current ones unless named in `params_base`. Parameters that `delta` leaves out do not move.
+    With `δ = θ_t − θ_b` this is the change of the outputs under a static kernel (Chizat et al. 2019; Ortiz-Jiménez et
+    al. 2021). Parameters and buffers not named in `params_base` have their current values. Parameters not named in
+    `delta` do not move.
 
     Args:
-        model: The model as it is now; evaluated in eval mode and left as it was.
+        model: The model; evaluated in eval mode and left unchanged.
         x: N inputs, see `empirical_ntk`.
         params_base: Name → value at the base point.
         delta: Name → displacement.
@@ -51,10 +51,9 @@ def jvp_prediction(
         `(N, C)`.
 
     Raises:
-        ArgumentError: A name is unknown or a shape is not the model's (a head that has grown since).
-        ModelError: The model has no forward-mode and no double-backward derivative, mixes samples, is random, takes
-            another path for a sample alone than for all at once, or takes a parameter from elsewhere than the module
-            that holds it.
+        ArgumentError: A name is unknown or a shape differs from the model's (a head has grown since).
+        ModelError: The model has neither a forward-mode nor a double-backward derivative, mixes samples, is random,
+            takes a different path for a single sample, or uses a parameter other than through the module that holds it.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -103,16 +102,16 @@ def jvp_prediction(
 def push(
     f: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor], model: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Directional derivative of `f` by forward mode, or by two backward passes where an operator has no forward mode.
+    """Directional derivative of `f` by forward mode, or by two backward passes if an operator has no forward mode.
 
     Returns:
         `f` and its derivative, of one shape.
     """
     name = type(model).__name__
-    if exchanges_memory(model) or written(model):  # forward mode loses what is written without a gradient
+    if exchanges_memory(model) or written(model):  # forward mode ignores writes without a gradient
         return _double_backward(f, at, tangent, name)
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch's own, when it first loads forward mode
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")  # from torch, on first loading forward mode
         try:
             found = torch.func.jvp(f, (at,), (tangent,))
             return found[0].detach(), found[1].detach()
@@ -149,7 +148,7 @@ def _double_backward(
 
 
 def _names(model: nn.Module, inner: nn.Module) -> dict[str, str]:
-    """Return every name of a parameter or buffer, also of tied ones and behind wrappers → the one it goes by."""
+    """Return every name of a parameter or buffer, including tied ones and those of wrappers → its canonical name."""
     names: dict[str, str] = {}
     for kind in ("named_parameters", "named_buffers"):
         own = {id(t): k for k, t in getattr(inner, kind)()}
@@ -159,7 +158,7 @@ def _names(model: nn.Module, inner: nn.Module) -> dict[str, str]:
 
 
 def _told(given: object) -> str:
-    """Return what an argument is, for messages: its class, or those of a mapping's values."""
+    """Return an argument's class, or those of a mapping's values, for messages."""
     if not isinstance(given, Mapping):
         return type(given).__name__
     return "a mapping to " + ", ".join(sorted({type(v).__name__ for v in given.values()}))
@@ -168,11 +167,11 @@ def _told(given: object) -> str:
 def _fitting(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], names: Mapping[str, str], what: str
 ) -> dict[str, Tensor]:
-    """Return the tensors under the names they go by.
+    """Return the tensors under their canonical names.
 
     Raises:
-        ArgumentError: They are no tensors by name, a name is unknown, a shape is not the model's, or a tied weight is
-            given two values.
+        ArgumentError: They are not tensors by name, a name is unknown, a shape differs from the model's, or a tied
+            weight is given two values.
     """
     found: dict[str, Tensor] = {}
     seen: dict[str, str] = {}

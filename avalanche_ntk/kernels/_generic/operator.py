@@ -26,7 +26,7 @@ class NTKOperator:
     """A symmetric positive semidefinite operator, made by `ntk_operator`.
 
     One product costs a forward, a backward and a forward-mode pass over the batch for `full` and `sum_logits`, and one
-    of each for every output kept for `trace`. Memory is that of one training step.
+    of each per output for `trace`. Memory is that of one training step.
 
     Attributes:
         shape: `(N·C, N·C)` for `full` (entry n·C + c is output c of sample n), `(N, N)` otherwise.
@@ -105,8 +105,8 @@ class NTKOperator:
         """The k largest eigenvalues, largest first, by Lanczos iteration (ARPACK).
 
         Args:
-            k: How many, below the operator's size.
-            tol: Relative accuracy; 0 for that of the machine.
+            k: Number of eigenvalues, below the operator's size.
+            tol: Relative accuracy; 0 for machine precision.
             seed: Seed of the start vector.
 
         Returns:
@@ -178,11 +178,10 @@ def ntk_operator(
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> NTKOperator:
-    """The empirical NTK of the model as it is now, as an operator with products `Θ v = J (Jᵀ v)`.
+    """The empirical NTK of the present model, as an operator with products `Θ v = J (Jᵀ v)`.
 
     Args:
-        model: The model; its parameters and buffers are copied, so that the operator does not change when training
-            goes on.
+        model: The model; its parameters and buffers are copied, so further training does not change the operator.
         x: N inputs, see `empirical_ntk`.
         task_labels: See `empirical_ntk`.
         reduction: `full`, `trace` or `sum_logits`.
@@ -197,7 +196,7 @@ def ntk_operator(
 
     Raises:
         unknown_name: The reduction is none of these (an `ArgumentError`).
-        ModelError: Outputs of one sample depend on other samples, or on chance.
+        ModelError: Outputs of one sample depend on other samples or are random.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)

@@ -1,6 +1,6 @@
-"""The oracle: one sample and one output at a time, by `torch.autograd.grad`. Slow, and right by inspection.
+"""The reference implementation: one sample and one output at a time, by `torch.autograd.grad`. Slow and simple.
 
-Every faster path of this package is tested against it.
+All faster methods are tested against it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def reference_jacobian(
     output_selector: Callable[[Any], Tensor] | None = None,
     dtype: torch.dtype | None = torch.float64,
 ) -> Tensor:
-    """Jacobian `J[n, c] = ∂f_c(x_n)/∂θ`, shape `(N, C, P)`, each row from a forward pass of its sample alone.
+    """Jacobian `J[n, c] = ∂f_c(x_n)/∂θ`, shape `(N, C, P)`, with a separate forward pass for each sample.
 
     Args:
-        model: The model; evaluated in eval mode and left as it was.
+        model: The model; evaluated in eval mode and left unchanged.
         x: Tensor, tuple or dict of tensors, samples in dimension 0.
-        task_labels: Passed to the model as its next positional argument when not None.
+        task_labels: Passed to the model as its next positional argument if not None.
         params: Names of parameters to cover (wildcards allowed); None for every trainable one.
         layers: Names of modules to cover (wildcards allowed).
         outputs: Indices of the outputs kept.
@@ -61,7 +61,7 @@ def jacobian_and_outputs(
     dtype: torch.dtype | None,
     preconditioner: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, list[int]]:
-    """Return `reference_jacobian` (times the root of a preconditioner), and the indices of its outputs."""
+    """Return `reference_jacobian` (times the square root of a preconditioner), and the indices of its outputs."""
     batch = Batch.of(x, task_labels)
     with measuring(model, batch):
         subject = Subject.of(model, params, layers, dtype, output_selector)
@@ -112,7 +112,7 @@ def reference_ntk(
 ) -> Tensor:
     """Empirical NTK from explicit Jacobians: `Θ[n,m,c,d] = <J[n,c], J[m,d]>` and its reductions.
 
-    Arguments are those of `empirical_ntk`; the working precision is float64 unless told otherwise.
+    Arguments are those of `empirical_ntk`; the working precision is float64 by default.
 
     Returns:
         `(N, M, C, C)` for `full`, `(N, M)` for `trace` (Σ_c Θ[n,m,c,c]), `sum_logits` (Σ_{c,d} Θ[n,m,c,d]) and

@@ -1,4 +1,4 @@
-"""Is the kernel at hand right?"""
+"""Spot checks of kernel entries against the reference implementation."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ def spot_check(
     n_projections: int | None = None,
     projection_seed: int = 0,
 ) -> float:
-    """Compare random entries of a kernel with the oracle, in float64 unless told otherwise.
+    """Compare random entries of a kernel with the reference implementation, in float64 by default.
 
-    The error of an entry is `|K[n,m] − Θ[n,m]| / sqrt(Θ[n,n]·Θ[m,m])`: relative to the largest value that the entry
-    could have (Cauchy–Schwarz), so that entries near zero do not blow it up. For `full`, the norm over output pairs is
-    used.
+    The error of an entry is `|K[n,m] − Θ[n,m]| / sqrt(Θ[n,n]·Θ[m,m])`: relative to the largest value the entry could
+    have (Cauchy–Schwarz), so that entries near zero do not inflate it. For `full`, the norm over output pairs is used.
 
     Args:
-        model: The model, as it was when the kernel was computed.
+        model: The model, in the state in which the kernel was computed.
         x: Its inputs.
         kernel: `(N, M)` or `(N, M, C, C)`.
         n_entries: How many (n, m) pairs to compare.
         x2: The second inputs of a cross-kernel.
-        seed: Seed of the choice of entries.
+        seed: Seed for choosing the entries.
         generator: A generator to use instead of `seed`.
         reduction: Reduction of the kernel.
         task_labels: See `empirical_ntk`.
@@ -54,8 +53,8 @@ def spot_check(
         layers: See `empirical_ntk`.
         outputs: See `empirical_ntk`.
         output_selector: See `empirical_ntk`.
-        dtype: Precision of the oracle; None for the model's own. One as coarse as the kernel's has an error of its own
-            as large: what is found is then the difference of the two.
+        dtype: Precision of the reference; None for the model's own. A reference as coarse as the kernel has an equally
+            large error, and the result is then the difference of the two.
         n_projections: Of a projected kernel, see `empirical_ntk`.
         projection_seed: Of a projected kernel, `seed` of `empirical_ntk`.
 
@@ -63,14 +62,14 @@ def spot_check(
         The largest error found; 0.0 where both are zero.
 
     Raises:
-        ArgumentError: `n_entries` is not positive, or the kernel is no tensor or its shape does not fit the inputs.
+        ArgumentError: `n_entries` is not positive, or the kernel is not a tensor or does not fit the inputs.
         unknown_name: The reduction is none of these (an `ArgumentError`).
     """
     if reduction not in REDUCTIONS:
         raise unknown_name("reduction", reduction, REDUCTIONS)
     if not isinstance(kernel, Tensor):
         raise ArgumentError(
-            f"kernel must be a tensor, found {type(kernel).__name__}. Give what `empirical_ntk` returned."
+            f"kernel must be a tensor, found {type(kernel).__name__}. Give the result of `empirical_ntk`."
         )
     b1, b2 = Batch.of(x, task_labels), None if x2 is None else Batch.of(x2, labels_of_second(task_labels, task_labels2))
     n, m = len(b1), len(b1 if b2 is None else b2)
@@ -115,9 +114,9 @@ def spot_check(
 
 
 def spot_check_in_double(model: nn.Module, x: Any, kernel: Tensor, **arguments: Any) -> tuple[float, str]:
-    """Compare with the float64 oracle, and with that of the model's own precision where the model refuses float64.
+    """Compare with the reference in float64, or in the model's own precision if the model refuses float64.
 
-    A forward pass that casts its inputs (`x = x.float()`) has a kernel in its own precision and none in another one.
+    A forward pass that casts its inputs (`x = x.float()`) works in its own precision only.
 
     Args:
         model: See `spot_check`.
@@ -126,10 +125,10 @@ def spot_check_in_double(model: nn.Module, x: Any, kernel: Tensor, **arguments: 
         arguments: The other arguments of `spot_check`.
 
     Returns:
-        The largest error found, and the precision of the oracle, such as "float64".
+        The largest error found, and the precision of the reference, such as "float64".
 
     Raises:
-        Exception: What `spot_check` raises in the model's own precision too.
+        Exception: The error of `spot_check`, if it is also raised in the model's own precision.
     """
     try:
         return spot_check(model, x, kernel, **arguments), "float64"

@@ -1,1 +1,1 @@
-"""Private: what keeps a kernel right and the model untouched."""
+"""Private: checks of kernels, and protection of the model's state."""

@@ -1,7 +1,7 @@
-"""What modules hold beside parameters and buffers: lists, dicts (of hooks too), generators, plain tensors.
+"""Module attributes beside parameters and buffers: lists, dicts (including hooks), generators, plain tensors.
 
-A forward pass may write into any of them; a measurement puts them back as they were, in place, because others may hold
-the same object.
+A forward pass may write into any of them. A measurement restores them in place, because other objects may refer to
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LARGEST = 2**22  # numbers in a plain tensor that is still copied; larger ones are data rather than state
+LARGEST = 2**22  # largest plain tensor that is copied, in numbers; larger ones are data rather than state
 _CONTAINERS = (dict, list, set, deque)
 ATOMS = frozenset({bool, int, float, str, type(None)})
 _ELSEWHERE = frozenset({"_parameters", "_buffers", "_modules"})
@@ -30,10 +30,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def noted(modules: Iterable[nn.Module]) -> list[Callable[[], object]]:
-    """Note what the attributes of modules hold, also in containers of containers.
+    """Record the attributes of modules, including nested containers.
 
     Returns:
-        Functions that put each of them back as it is now.
+        Functions that restore each of them to its present state.
     """
     modules = list(modules)
     elsewhere = {id(t) for m in modules for table in (m._parameters, m._buffers) for t in table.values()}
@@ -41,7 +41,7 @@ def noted(modules: Iterable[nn.Module]) -> list[Callable[[], object]]:
 
 
 def noted_from(values: Iterable[Any], elsewhere: Iterable[int] = ()) -> list[Callable[[], object]]:
-    """Note what some objects hold, see `noted`; what is put back elsewhere is told by its `id`."""
+    """Record the content of objects, see `noted`; `elsewhere` has the ids of objects that are restored elsewhere."""
     seen = set(elsewhere)
     empty: list[Any] = []  # nearly all: every module has ten dicts of hooks
     undo: list[Callable[[], object]] = [lambda: _empty_again(empty)]
@@ -113,11 +113,11 @@ def _tensor(t: Tensor) -> Callable[[], object] | None:
 
 
 def copied(t: Tensor, compare: bool = True) -> Callable[[], object]:
-    """Return what writes a tensor's numbers back as they are now, where they are others then.
+    """Return a function that restores a tensor's present values if they have changed.
 
     Args:
         t: The tensor.
-        compare: Whether bits are compared in any case; else only where torch counted a write.
+        compare: Whether to compare bits always; otherwise only if torch counted a write.
     """
     before = t.detach().clone()
     writes = None if compare or t.is_inference() else t._version

@@ -1,10 +1,10 @@
-"""Hooks on modules: those that only look are silent in a measurement, those that change the function are part of it.
+"""Hooks on modules: a measurement skips hooks that only observe, and keeps those that change the function.
 
-A forward hook (or pre-hook) *only looks* where it returns None, writes into none of the tensors that it is given, and
-changes no parameter, buffer or tensor attribute of its module. Whether it does is seen once for each hook, in a forward
-pass of two samples; what the hook holds itself (counters, lists, what its closure names) is put back afterwards. The
-outputs of a second pass without such hooks have to be the same. Hooks of torch itself (weight norm, pruning) are part
-of the function. Backward hooks never are: they change gradients.
+A forward hook (or pre-hook) *only observes* if it returns None, writes into none of its arguments, and changes no
+parameter, buffer or tensor attribute of its module. This is tested once per hook in a forward pass of two samples; the
+hook's own state (counters, lists, closure variables) is restored afterwards. A second pass without these hooks must
+give the same outputs. Torch's own hooks (weight norm, pruning) are part of the function. Backward hooks never are: they
+change gradients.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _FORWARD = ("_forward_pre_hooks", "_forward_hooks")
 _BACKWARD = ("_backward_pre_hooks", "_backward_hooks")
 
 _MODE: ContextVar[str] = ContextVar("hooks", default="auto")
-# Of each model, by the number that torch gives a hook when it is registered: whether it only looks
+# By model and by torch's id of a hook: whether it only observes
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[int, bool]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def hooks_as(mode: str | None) -> Generator[None, None, None]:
-    """Let measurements inside treat hooks so: "auto" as above, "keep" for all of them run; None leaves it as it is.
+    """Set the treatment of hooks in measurements: "auto" as above, "keep" to run all; None for no change.
 
     Raises:
-        unknown_name: It is neither (an `ArgumentError`).
+        unknown_name: The mode is unknown (an `ArgumentError`).
     """
     if mode is None:
         yield
@@ -56,11 +56,11 @@ def hooks_as(mode: str | None) -> Generator[None, None, None]:
 
 @contextmanager
 def quiet_hooks(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
-    """Keep hooks that only look from being called.
+    """Disable hooks that only observe.
 
     Args:
-        model: The model, in a state that is going to be put back.
-        batch: Some of what it is going to be run on.
+        model: The model, in a state that will be restored.
+        batch: Samples of the inputs.
     """
     tables = list(_tables(model, (*_FORWARD, *_BACKWARD)))
     if _MODE.get() == "keep" or not tables:
@@ -79,7 +79,7 @@ def quiet_hooks(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
 
 
 def _tables(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[nn.Module, str, dict[int, Any]]]:
-    """Give the modules that have hooks of these kinds, with the hooks by number."""
+    """Yield the modules that have hooks of these kinds, with the hooks by id."""
     for m in model.modules():
         for name in names:
             table = m.__dict__.get(name)
@@ -99,7 +99,7 @@ def _of_torch(hook: Any) -> bool:
 def _with(
     tables: Iterable[tuple[nn.Module, str, dict[int, Any]]], change: Callable[[int, Any], Any]
 ) -> Generator[None, None, None]:
-    """Put other hooks in the place of modules' own, those that `change` makes of them; None for none."""
+    """Replace modules' hooks by those that `change` returns; None removes a hook."""
     with ExitStack() as undo:
         for m, name, table in tables:
             undo.callback(m.__dict__.__setitem__, name, table)
@@ -110,14 +110,14 @@ def _with(
 
 @dataclass
 class _Watched:
-    """A hook, and whether it was seen to do more than look."""
+    """A hook, and whether it was found to do more than observe."""
 
     hook: Any
     called: bool = False
     changes: bool = False
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Call the hook, and compare the tensors at hand before and after."""
+        """Call the hook, and compare its tensors before and after."""
         before = _versions(module, args)
         result = self.hook(module, *args, **kwargs)
         self.called = True
@@ -126,7 +126,7 @@ class _Watched:
 
 
 def _versions(module: nn.Module, args: Any) -> list[tuple[Any, ...]]:
-    """Return which tensors a module holds and a hook is given, and how often each was written into."""
+    """Return the tensors of a module and of a hook's arguments, with their version counters."""
     held = [(k, t) for table in (vars(module), module._parameters, module._buffers) for k, t in table.items()]
     given = [(str(i), t) for i, t in enumerate(_flat(args))]
     return [(k, id(t), 0 if t.is_inference() else t._version) for k, t in (*held, *given) if isinstance(t, Tensor)]
@@ -143,10 +143,10 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _only_look(model: nn.Module, batch: Batch, foreign: set[int]) -> tuple[dict[int, bool], bool]:
-    """Run a model on two samples, with hooks and without those that seem to look only.
+    """Run a model on two samples, with hooks and without those that seem to only observe.
 
     Returns:
-        Number of a hook → whether it only looks; and whether both passes went through, so that this is to be kept.
+        Id of a hook → whether it only observes; and whether both passes succeeded, so that the result can be kept.
     """
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     few = batch.take(slice(0, 2)).cast(own)
@@ -179,7 +179,7 @@ def _run(model: nn.Module, few: Batch) -> list[Tensor]:
 
 
 def _parts(hook: Any) -> Iterator[Any]:
-    """Give what a hook holds by itself: what its closure names, the object whose method it is, bound arguments."""
+    """Yield a hook's own state: closure variables, the object of a bound method, bound arguments."""
     yield from (cell.cell_contents for cell in _cells(hook))
     if isinstance(hook, partial):
         yield from (*hook.args, *hook.keywords.values(), *_parts(hook.func))

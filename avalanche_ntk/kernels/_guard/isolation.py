@@ -1,8 +1,8 @@
-"""Leave no trace: everything a measurement touches is put back, also when it fails.
+"""Isolation: a measurement restores all state that it touches, also when it fails.
 
-A measurement runs forward and backward passes through the user's live model, in the middle of a training run. What it
-may see or move on the way (random number generators, train/eval flags, buffers, gradients, numerical modes) is
-recorded on entry and restored on exit.
+A measurement runs forward and backward passes through the user's live model, in the middle of a training run. State
+that it may change (random number generators, train/eval flags, buffers, gradients, numerical modes) is recorded on
+entry and restored on exit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from avalanche_ntk.kernels._guard.hooks import quiet_hooks
 from avalanche_ntk.kernels._guard.written import is_watched, watch, written
 from avalanche_ntk.randomness import accelerator_states, preserved_rng_state
 
-# Modes of torch belong to the process: two threads that measure at once would restore each other's
+# Torch's modes belong to the process: two threads measuring at once would restore each other's
 _ONE_AT_A_TIME = threading.RLock()
 _MEASURED: list[nn.Module] = []  # models in the state of a measurement, of the thread that has the lock
 
@@ -42,11 +42,10 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
     """Put the model in eval mode; restore attributes, buffers, `requires_grad` and `.grad` exactly on exit.
 
     Flags are set one by one and not by `model.eval()`: some modules override `train()` with side effects. A buffer is
-    written back only where the measurement changed it, so that version counters of untouched buffers do not move; so
-    are parameters that a forward pass is known to write into (`written.py`). Attributes that a forward pass sets
-    (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, activations put aside) are those of before again,
-    with what they hold (`attributes.py`). What it makes when it is called first (a buffer, a parameter, a layer) is
-    left to be made by training.
+    written back only if the measurement changed it, so that version counters of other buffers do not change; the same
+    holds for parameters that a forward pass is known to write into (`written.py`). Attributes that a forward pass sets
+    (counters, `weight` of the hooks in `torch.nn.utils.weight_norm`, stored activations) are restored with their
+    content (`attributes.py`). Objects that the first call creates (a buffer, a parameter, a layer) are removed again.
     """
     modules = list(model.modules())
     params = list(model.parameters())
@@ -55,9 +54,9 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
     known = {id(t) for t in written(unwrap(model))}
     kept = known | {id(b) for b in buffers}
     tables = [t for m in modules for t in (vars(m), m._parameters, m._buffers, m._modules) if isinstance(t, dict)]
-    with ExitStack() as undo:  # the last first, and the others too where one fails
+    with ExitStack() as undo:  # in reverse order, and all of them even if one fails
         undo.callback(_gradients_back, [(p, p.requires_grad, p.grad) for p in params])
-        for t in dense:  # no forward pass writes into a sparse matrix
+        for t in dense:  # forward passes do not write into sparse matrices
             if id(t) in kept:
                 undo.callback(copied(t, compare=id(t) in known))
         undo.callback(_memory_back, [(t, t.data) for t in dense])
@@ -70,7 +69,7 @@ def preserve_modules(model: nn.Module) -> Generator[None, None, None]:
 
 
 def _flags_back(flags: list[tuple[nn.Module, bool]]) -> None:
-    for m, flag in flags:  # also of compiled modules, which keep theirs elsewhere
+    for m, flag in flags:  # including compiled modules, which keep their flags elsewhere
         m.training = flag
 
 
@@ -87,7 +86,7 @@ def _put_back(undo: list[Callable[[], object]]) -> None:
 
 
 def _memory_back(memory: list[tuple[Tensor, Tensor]]) -> None:
-    """Give tensors the memory that they had, which a forward pass may exchange (`weight.data = …`) or resize."""
+    """Restore tensors' memory, which a forward pass may replace (`weight.data = …`) or resize."""
     for t, data in memory:
         if t.data_ptr() != data.data_ptr() or t.shape != data.shape:
             t.data = data
@@ -105,7 +104,7 @@ def _gradients_back(gradients: list[tuple[nn.Parameter, bool, Tensor | None]]) -
 def exact_arithmetic() -> Generator[None, None, None]:
     """Gradients on, autocast off, and full float32 precision in products (no TF32, no bfloat16) on every backend.
 
-    Autocast is off also where the model itself turns it on in its forward pass.
+    Autocast stays off even if the model turns it on in its forward pass.
     """
     default, threads = torch.get_default_dtype(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -131,7 +130,7 @@ def exact_arithmetic() -> Generator[None, None, None]:
 
 
 def _enter_disabled(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a way to enter autocast regions that leaves every one of them without effect."""
+    """Return a replacement for entering autocast regions that disables them."""
 
     def disabled(region: Any) -> Any:
         enabled, region._enabled = region._enabled, False
@@ -145,9 +144,9 @@ def _enter_disabled(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 @contextmanager
 def fresh_parametrizations() -> Generator[None, None, None]:
-    """Compute parametrised weights anew: what `parametrize.cached()` holds may have been made without gradients.
+    """Recompute parametrised weights: values in `parametrize.cached()` may have been made without gradients.
 
-    Nor does it come to hold weights in the precision of the measurement.
+    The cache does not keep weights in the precision of the measurement either.
     """
     held, depth = parametrize._cache, parametrize._cache_enabled
     parametrize._cache, parametrize._cache_enabled = {}, 0
@@ -159,7 +158,7 @@ def fresh_parametrizations() -> Generator[None, None, None]:
 
 @contextmanager
 def eager(model: nn.Module) -> Generator[None, None, None]:
-    """Run compiled models and submodules by their original Python code: a compiled graph hides who uses a parameter."""
+    """Run the original Python code of compiled models and submodules: a compiled graph hides the uses of parameters."""
     compiled = any(
         getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in model.modules()
     )
@@ -172,7 +171,7 @@ def eager(model: nn.Module) -> Generator[None, None, None]:
 
 @contextmanager
 def plain_calls() -> Generator[None, None, None]:
-    """Run what hides parameters from autograd's graph as ordinary calls: reentrant checkpoints, fused attention layers.
+    """Replace constructs that hide parameters from autograd's graph: reentrant checkpoints, fused attention layers.
 
     A reentrant checkpoint keeps its block out of the graph, and `torch.autograd.grad` refuses it; run as a plain call,
     the block computes the same numbers. The fused transformer layer has no derivative at all.
@@ -197,7 +196,7 @@ def _call(function: Any, _preserve: bool, *args: Any) -> Any:
 
 @contextmanager
 def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
-    """Everything above: what happens inside leaves the model, the generators and the numerical modes as they were.
+    """All of the above: leave the model, the random generators and the numerical modes unchanged.
 
     Inside of another one of the same model nothing is to be done: the state is that of a measurement, and the outer one
     puts everything back.
@@ -207,7 +206,7 @@ def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
         batch: Some of what it is going to be run on.
 
     Raises:
-        ArgumentError: The model is no module, or a transform of `torch.func` is under way.
+        ArgumentError: The model is not a module, or a `torch.func` transform is active.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
@@ -216,8 +215,8 @@ def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
         )
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise ArgumentError(
-            "a measurement was asked for inside a torch.func transform (vmap, grad, jvp, …): expected ordinary tensors,"
-            " of which a kernel can be read. Measure outside of the transform."
+            "a measurement was started inside a torch.func transform (vmap, grad, jvp, …): expected ordinary tensors. "
+            "Measure outside of the transform."
         )
     inner = unwrap(model)
     with _ONE_AT_A_TIME:
@@ -243,7 +242,7 @@ def measuring(model: nn.Module, batch: Batch) -> Generator[None, None, None]:
 
 
 def rng_fingerprint() -> tuple[Any, ...]:
-    """A value that changes when any generator on the host (or an accelerator in use) was drawn from."""
+    """Return a value that changes if any generator on the host or an accelerator in use was drawn from."""
     npy = np.random.get_state(legacy=False)
     parts: list[Any] = [torch.get_rng_state().numpy().tobytes(), random.getstate()]
     parts.append((str(npy["state"]["pos"]), npy["state"]["key"].tobytes()) if "key" in npy["state"] else repr(npy))

@@ -1,4 +1,4 @@
-"""What is remembered of models between measurements: their plans, and the batches that were looked at in full."""
+"""Per-model memory between measurements: plans, and batches that were checked in full."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._structure.passes import Pass
 from avalanche_ntk.kernels._structure.plan import Plan
 
-_PATTERNS, _VARIANTS, _BATCHES = 32, 8, 32  # how many of each are remembered for a model
+_PATTERNS, _VARIANTS, _BATCHES = 32, 8, 32  # numbers remembered per model
 
-# Forgotten with their model
+# Dropped together with the model
 _PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Plan]]] = weakref.WeakKeyDictionary()
 _SEEN: weakref.WeakKeyDictionary[nn.Module, deque[list[_Given]]] = weakref.WeakKeyDictionary()
 _UNPROVEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def plan_of(subject: Subject, batch: Batch, at: Pass) -> Plan | None:
-    """Return the plan that is known for a graph like that of a pass."""
+    """Return the known plan for the graph of a pass."""
     known = _PLANS.get(subject.model, {}).get(_key(subject, batch, at), ())
     return next((p for p in known if p.serves(at.graph, at.n)), None)
 
 
 def keep(subject: Subject, batch: Batch, at: Pass, plan: Plan) -> None:
-    """Remember a plan, unless it was not proved everywhere."""
+    """Remember a plan if it was fully proved."""
     if plan.unproven:
         _UNPROVEN.add(subject.model)
         return
@@ -49,14 +49,14 @@ def forget(model: nn.Module) -> None:
 
 
 def may_have_plan(subject: Subject, batch: Batch) -> bool:
-    """Return whether a plan for such inputs is known, or one was made in vain."""
+    """Return whether a plan for such inputs is known, or making one has failed."""
     shapes, leaves = batch.shapes(), tuple(subject.leaves)
     known = _PLANS.get(subject.model, {})
     return subject.model in _UNPROVEN or any(key[1] == shapes and key[4] == leaves for key in known)
 
 
 def latest_needs(subject: Subject, batch: Batch) -> Any:
-    """Return what a measurement held by the plan made last for such inputs; None where there is none."""
+    """Return the memory needs of the latest plan for such inputs; None if there is none."""
     shapes, leaves = batch.shapes(), tuple(subject.leaves)
     found = [
         p
@@ -72,12 +72,12 @@ def _key(subject: Subject, batch: Batch, at: Pass) -> Any:
 
 
 def is_new(model: nn.Module, batch: Batch) -> bool:
-    """Return whether a batch is none of the last ones that were looked at in full."""
+    """Return whether a batch is not among the last ones checked in full."""
     return not any(_same(seen, batch) for seen in _SEEN.get(model, ()))
 
 
 def note(model: nn.Module, batch: Batch) -> None:
-    """Note that a batch was looked at in full."""
+    """Record that a batch was checked in full."""
     if is_new(model, batch):
         _SEEN.setdefault(model, deque(maxlen=_BATCHES)).append([_Given.of(value) for value in batch.given])
 
@@ -88,7 +88,7 @@ def _same(seen: list[_Given], batch: Batch) -> bool:
 
 @dataclass(frozen=True)
 class _Given:
-    """What a caller gave: a tensor as it was then (another may get its memory later), or the value itself."""
+    """An argument of a caller: a weak reference to a tensor with its version, or the value itself."""
 
     value: Any
     writes: int = 0

@@ -1,4 +1,4 @@
-"""The plan of a pass: a known one for such a graph, or a new one, read on a few samples and proved there."""
+"""The plan of a pass: a known one for its graph, or a new one, made and proved on a few samples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FLOW = "the path through the model depends on the values of the samples"
 
 
 def inspect(subject: Subject, batch: Batch, at: Pass, plan: Plan, budget: int | None, look: Look) -> Plan:
-    """Look whether a plan holds for a pass, and whether its samples are independent.
+    """Check that a plan holds for a pass and that its samples are independent.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
@@ -41,13 +41,13 @@ def inspect(subject: Subject, batch: Batch, at: Pass, plan: Plan, budget: int | 
         at: Their pass.
         plan: Its plan.
         budget: Bytes for what is held at a time.
-        look: What is compared.
+        look: The comparisons to make.
 
     Returns:
-        The plan, or a copy in which what does not hold here goes other ways.
+        The plan, or a copy in which parameters that fail the check use other methods.
 
     Raises:
-        ModelError: Outputs of one sample depend on other samples, or on chance.
+        ModelError: Outputs of one sample depend on other samples or are random.
     """
     precision = at.graph.coarsest()
     if look:
@@ -70,17 +70,17 @@ def inspect(subject: Subject, batch: Batch, at: Pass, plan: Plan, budget: int | 
 
 
 def new_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None) -> Plan:
-    """Read and prove a graph on `LARGE` samples from all over the batch (repeated where it has fewer).
+    """Make and prove a plan on `LARGE` samples from all over the batch (repeated if it has fewer).
 
-    Where no signal arrives somewhere (below a head, a gate or a low-rank update that starts at zero), this is done once
-    more on a copy of the parameters that is slightly moved: what uses a parameter does not depend on its values.
+    If a node receives no signal (below a head, a gate or a low-rank update that starts at zero), this is repeated with
+    slightly perturbed parameters: the uses of a parameter do not depend on its values.
 
     Returns:
-        The plan, remembered where it was proved.
+        The plan; it is remembered if proved.
 
     Raises:
-        ModelError: Outputs of one sample depend on other samples, or on chance.
-        NTKError: The model cannot be measured for another reason.
+        ModelError: Outputs of one sample depend on other samples or are random.
+        NTKError: The model cannot be measured for other reasons.
         Exception: Memory is used up.
     """
     n = len(batch)
@@ -100,7 +100,7 @@ def new_plan(subject: Subject, batch: Batch, at: Pass, budget: int | None) -> Pl
 
 
 def _plan_nearby(subject: Subject, batch: Batch, at: Pass, budget: int | None, index: list[int]) -> Plan | None:
-    """Return a plan made on a copy of the parameters that is slightly moved, where it can be and fits."""
+    """Return a plan made with slightly perturbed parameters, if possible and valid."""
     try:
         with subject.nearby() as moved:
             plan = _plan_on(moved, batch, forward(moved, batch.take(index)), budget, list(range(len(index))), index)
@@ -110,10 +110,10 @@ def _plan_nearby(subject: Subject, batch: Batch, at: Pass, budget: int | None, i
 
 
 def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | None:
-    """Make the plan of a model that has none for such inputs from a few samples, while no large pass is held.
+    """Make a missing plan for such inputs from a few samples, while no large pass is in memory.
 
     Returns:
-        The outputs of the samples it was made on, for `forget_if_other`; None where nothing was made.
+        The outputs of these samples, for `forget_if_other`; None if no plan was made.
     """
     if known.may_have_plan(subject, batch):
         return None
@@ -125,13 +125,13 @@ def plan_ahead(subject: Subject, batch: Batch, budget: int | None) -> Tensor | N
         out = at.out.detach()
         del at
         release()
-    except ModelError:  # found again, with the whole batch's words, where it is no matter of these few
+    except ModelError:  # if it is not due to these few samples, it is raised again for the whole batch
         return None
     return out
 
 
 def forget_if_other(subject: Subject, ahead: Tensor, at: Pass) -> None:
-    """Forget the plan made ahead where its samples have other outputs in the whole batch."""
+    """Forget the plan made ahead if its samples have other outputs in the whole batch."""
     if not agree(at.out[: len(ahead)], ahead, at.graph.coarsest()):
         known.forget(subject.model)
 
@@ -139,21 +139,21 @@ def forget_if_other(subject: Subject, ahead: Tensor, at: Pass) -> None:
 def _plan_on(
     subject: Subject, batch: Batch, at: Pass, budget: int | None, index: list[int], among: list[int] | None = None
 ) -> Plan:
-    """Read and prove a graph on some samples.
+    """Make and prove a plan on some samples.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
         batch: N samples.
         at: A pass of them, or of those `among` them.
         budget: Bytes for what is held at a time.
-        index: Places in the pass of those that it is read on.
-        among: Places in the batch of the samples of the pass; None for all of them.
+        index: Positions in the pass of the samples to use.
+        among: Positions in the batch of the samples of the pass; None for all.
 
     Returns:
         The plan.
 
     Raises:
-        ModelError: Outputs of one sample depend on other samples, or on chance.
+        ModelError: Outputs of one sample depend on other samples or are random.
     """
     batch = batch if among is None else batch.take(among)
     few = batch.take(index)
@@ -170,13 +170,13 @@ def _plan_on(
     pattern = Pattern.of(small.graph, small.n, large.graph, large.n)
     like = large.graph.signature == small.graph.signature
     if not (like and large.graph.signature == at.graph.signature and pattern.fits(at.graph, at.n)):
-        # copies of one sample have another graph: it is their number that makes the difference
+        # copies of one sample have another graph too: the number of samples causes the difference
         return Plan(way=Way.TWICE) if like and len(batch) == 1 else _one_by_one(subject)
     plan = read(subject, small, large)
     plan.pattern, plan.rounding = pattern, rounding
-    del small, alone  # what a pass computes from parameters alone (a parametrised weight) may be large
+    del small, alone  # tensors computed from parameters only (a parametrised weight) may be large
     plan.needs = needs(subject, plan, large, prove(subject, plan, few, large, budget))
-    # once more for another number of samples, where what was taken for tokens or samples may turn out otherwise
+    # again for another number of samples, which can distinguish tokens from samples
     more = forward(subject, batch.take([i % len(batch) for i in range(OTHER)]))
     plan.moving = plan.moving or not prove_layouts(plan.copy(), more, budget)
     return plan

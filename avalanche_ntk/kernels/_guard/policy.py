@@ -1,21 +1,21 @@
-"""What is compared in a measurement: everything for a new plan or a new batch, then less."""
+"""Policy of comparisons in a measurement: all for a new plan or a new batch, fewer later."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
-CADENCE = 50  # measurements by one plan between two looks at samples alone
+CADENCE = 50  # measurements with one plan between two checks of single samples
 
 
 class Checks(str, Enum):
-    """How often it is asked whether a plan still holds and samples are independent.
+    """How often to check that a plan still holds and samples are independent.
 
-    * `AUTO`: a new plan is proved, and all samples of a new plan or a new batch are run in other company; afterwards
-      three samples are run by themselves in every 50th measurement, and a plan whose pattern is unchanged is trusted
-      between them. `NTKPlugin` asks for a look at every boundary too.
-    * `ALWAYS`: three samples are run by themselves in every measurement, others each time.
-    * `NEVER`: a new plan is proved, and that is all.
+    * `AUTO`: a new plan is proved, and all samples of a new plan or a new batch are rerun in other batches. Later,
+      three samples are run separately in every 50th measurement, and in between a plan with an unchanged pattern is
+      trusted. `NTKPlugin` also checks at every boundary.
+    * `ALWAYS`: three samples are run separately in every measurement, different ones each time.
+    * `NEVER`: a new plan is proved, nothing else.
     """
 
     AUTO = "auto"
@@ -25,11 +25,11 @@ class Checks(str, Enum):
 
 @dataclass(frozen=True)
 class Look:
-    """What is compared in one measurement.
+    """The comparisons of one measurement.
 
     Attributes:
-        all: All samples are run in other company, and the places of all samples are proved.
-        some: Three samples are run by themselves, and the places of all samples are proved.
+        all: All samples are rerun in other batches, and the layouts of all samples are proved.
+        some: Three samples are run separately, and the layouts of all samples are proved.
     """
 
     all: bool = False
@@ -40,7 +40,7 @@ class Look:
 
     @property
     def told(self) -> str:
-        """What the report says of it."""
+        """Its description in reports."""
         return TOLD[2] if self.all else TOLD[1] if self.some else TOLD[0]
 
 
@@ -48,7 +48,7 @@ TOLD = ("trusted", "some samples", "all samples")
 
 
 def look(checks: Checks, new: bool, uses: int) -> Look:
-    """Return what is compared, for a plan that is new or a batch that is, and a plan used so often before."""
+    """Return the comparisons, given whether the plan or batch is new and how often the plan was used."""
     if checks is Checks.NEVER:
         return Look()
     if new:

@@ -1,4 +1,4 @@
-"""A plan is believed only where it was compared with autograd: kernels with gradients, places with signals."""
+"""Proof of a plan by comparison with autograd: kernels with gradients, layouts with signals."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from avalanche_ntk.kernels._structure.graph import Edge
 from avalanche_ntk.kernels._structure.passes import Pass, forward, random_numbers
 from avalanche_ntk.kernels._structure.plan import Plan
 
-BASE = 64  # samples whose weights are told apart in one backward pass
-PROOFS = 3  # random mixes of samples that a new plan is proved on
+BASE = 64  # samples that one backward pass can distinguish by their weights
+PROOFS = 3  # random combinations of samples that prove a new plan
 
 
 def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None) -> dict[str, list[Size]]:
     """Compare every parameter's kernel with ordinary gradients; demote what disagrees.
 
-    Of the same pass: in another one, rounding may switch a unit whose input is nearly zero, and with it the gradient.
-    That a sample has the same output alone is asked elsewhere (`samples.py`). For random combinations v of outputs and
-    random mixes u of samples, let `G = ∇θ Σ_n u_n v·f(x_n)`. Then `Σ_{n,m} u_n u'_m vᵀΘ[n,m]v' = <G, G'>`: any entry
-    of Θ that is wrong shows in it. Each G is compared with itself and with the first one, so that only two have to be
-    held at a time; a kernel whose output pairs are exchanged agrees with itself, but not with another mix.
+    Both use the same pass: in another one, rounding may switch a unit whose input is nearly zero, and with it the
+    gradient. `samples.py` checks that a sample alone has the same output. For random combinations v of outputs and u of
+    samples, let `G = ∇θ Σ_n u_n v·f(x_n)`. Then `Σ_{n,m} u_n u'_m vᵀΘ[n,m]v' = <G, G'>`: so any wrong entry of Θ is
+    detected. Each G is compared with itself and with the first one, so only two are held at a time; a kernel with
+    exchanged output pairs agrees for one combination with itself, but not with another.
 
     Returns:
-        Sizes of the pieces that each parameter's kernel is contracted from.
+        Sizes of each parameter's pieces.
     """
     names = [n for n in subject.leaves if n not in plan.generic]
     if not names:
@@ -40,7 +40,7 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
     coarse = at.graph.coarsest() != torch.float64
     tol = 1e-3 if coarse else 1e-9
     errors: dict[str, str] = {}
-    # gradients of both combinations, as the rule has them, as they are carried to the parameter, and their sum
+    # gradients of both combinations: from the rule, propagated to the parameter, and their sum
     each = 8 * largest_explicit(subject, plan, at) * at.out.element_size()
     if budget is not None and budget < at.n * each:
         few = few.take(slice(0, max(2, budget // each)))
@@ -63,7 +63,7 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
                 squares[name].append(_inner(g, g))
                 products[name].append(_inner(f, g))
     whole = max(max(w) for w in squares.values())
-    # a gradient that vanishes exactly (a bias before a norm) leaves only rounding, which has no relative accuracy
+    # a gradient that is exactly zero (a bias before a norm) leaves only rounding errors, without relative accuracy
     noise = (1e-9 if coarse else 1e-18) * whole
     for name in names:
         if name in errors:
@@ -71,10 +71,10 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
             continue
         kernel, trace = got.get(name), traces.get(name)
         wrong = ""
-        if kernel is not None and trace is not None:  # sums over outputs go other ways than pairs of them
+        if kernel is not None and trace is not None:  # sums over outputs use other code than output pairs
             total = kernel.diagonal(dim1=2, dim2=3).sum(-1)
             if not float((trace - total).norm()) <= tol * float(total.norm()) + noise and bool(trace.isfinite().all()):
-                wrong = "the sum over outputs is another"
+                wrong = "the sum over outputs differs"
         for i, (k, v) in enumerate(pairs):
             for j, right in ((i, squares[name][i]), (0, products[name][i])):
                 u, w = pairs[j]
@@ -88,14 +88,14 @@ def prove(subject: Subject, plan: Plan, few: Batch, at: Pass, budget: int | None
 
 
 def _inner(f: Tensor | None, g: Tensor | None) -> float:
-    """Return the inner product of two gradients, None being zero; that of large ones is summed in several parts."""
+    """Return the inner product of two gradients (None is zero); large ones are summed in several parts."""
     if f is None or g is None:
         return 0.0
     return sum(float(a @ b) for a, b in zip(f.reshape(-1).split(2**16), g.reshape(-1).split(2**16), strict=True))
 
 
 def _small_groups(subject: Subject, names: list[str], room: int) -> list[list[str]]:
-    """Split parameters so that the gradients of each group take at most `room` bytes, where single ones allow.
+    """Split parameters into groups whose gradients take at most `room` bytes, if single ones allow.
 
     Returns:
         The groups.
@@ -113,10 +113,10 @@ def _small_groups(subject: Subject, names: list[str], room: int) -> list[list[st
 
 
 def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> bool:
-    """Check every layout on the whole batch, digit by digit of the sample's number; demote what does not hold.
+    """Check every layout on the whole batch, digit by digit of the sample's index; demote parameters that fail.
 
     Returns:
-        True when all hold.
+        True if all hold.
     """
     edges = plan.edges()
     if not edges or at.n == 1:
@@ -131,7 +131,7 @@ def prove_layouts(plan: Plan, at: Pass, budget: int | None) -> bool:
     cotangents = weights[:, :, None] * at.mix(1)
     where = {u.edge: u.layout for h in plan.handles for u in h.uses}
     bad: set[Edge] = set()
-    # the signals of an edge, and what is made to compare them, are held at a time
+    # the signals of one edge and the tensors for comparison are held at a time
     exact = at.graph.coarsest() if at.out.dtype == torch.float64 else at.out.dtype
     room = float("inf") if budget is None else budget / (16 * at.out.element_size() * len(weights))
     for arrived in signals.stream(at.out, at.graph, signals.segments([at.graph], edges, room), cotangents, False):

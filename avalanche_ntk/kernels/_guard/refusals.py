@@ -1,4 +1,4 @@
-"""Errors for models that have no per-sample kernel, with the module that is to blame where it can be told."""
+"""Errors for models without a per-sample kernel; they name the responsible module if it can be found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avalanche_ntk.kernels._function.batch import Batch
 from avalanche_ntk.kernels._function.subject import Subject
 from avalanche_ntk.kernels._guard.isolation import rng_fingerprint
 
-FEW = 3  # of the samples at hand, beside all of them
+FEW = 3  # number of samples compared with the whole batch
 
 
 def stochastic(subject: Subject, batch: Batch) -> ModelError:
@@ -46,9 +46,9 @@ def stochastic(subject: Subject, batch: Batch) -> ModelError:
 
 
 def mixing(subject: Subject, few: Batch, precision: torch.dtype) -> ModelError:
-    """Return the error for outputs that change with the batch that a sample is given in.
+    """Return the error for outputs that depend on the rest of the batch.
 
-    It is by chance, or by the other samples; the error names the module if it can.
+    The cause is randomness or mixing of samples; the error names the module if it can be found.
     """
     once, again = subject.outputs(few), subject.outputs(few)
     if not agree(once, again, precision):
@@ -80,7 +80,7 @@ def _remedy(model: nn.Module) -> str:
 
 
 def width_of_the_batch(subject: Subject, out: Tensor, other: Tensor) -> ModelError:
-    """Return the error for outputs whose number depends on how many samples are given."""
+    """Return the error for a number of outputs that depends on the number of samples."""
     return ModelError(
         f"the output of {type(subject.model).__name__} has shape {tuple(out.shape)} for {out.shape[0]} samples and"
         f" {tuple(other.shape)} for {other.shape[0]}: expected as many outputs for each number of samples. Remove what"
@@ -103,12 +103,12 @@ def by_batch_statistics(model: nn.Module) -> ModelError | None:
 
 
 def _first_coupled_module(subject: Subject, few: Batch, precision: torch.dtype) -> tuple[str, str] | None:
-    """Compare every module's output for some samples given by themselves and given among others.
+    """Compare every module's output for some samples, run separately and within the batch.
 
-    The first samples are looked at, then the last: what runs over the samples as over time changes those alone.
+    The first samples are compared, then the last: a module that treats samples as time steps changes only the last.
 
     Returns:
-        `(name, class)` of the innermost first module that differs.
+        `(name, class)` of the first and innermost module that differs.
     """
     for some in (slice(0, FEW), slice(-FEW, None)):
         try:
@@ -124,14 +124,14 @@ def _first_coupled_module(subject: Subject, few: Batch, precision: torch.dtype) 
 
 
 def _outputs_of_modules(subject: Subject, batch: Batch, some: slice) -> tuple[dict[str, Tensor], list[str]]:
-    """Return some samples' part of what each module gives at its first call, and the modules in the order of calls."""
+    """Return some samples' outputs of each module at its first call, and the modules in the order of calls."""
     found: dict[str, Tensor] = {}
     hooks = []
     try:
         for name, m in subject.model.named_modules():
 
             def keep(_m: nn.Module, _i: Any, o: Any, name: str = name) -> None:
-                o = o[0] if isinstance(o, tuple) and o else o  # a recurrent layer gives its state too
+                o = o[0] if isinstance(o, tuple) and o else o  # a recurrent layer also returns its state
                 if isinstance(o, Tensor) and o.dim() and name not in found:
                     found[name] = o.detach()[some].clone()
 

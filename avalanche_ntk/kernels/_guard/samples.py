@@ -1,4 +1,4 @@
-"""Does each output depend on its own sample only, in a batch as alone?"""
+"""Checks that each output depends on its own sample only."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from avalanche_ntk.kernels._function.subject import Subject, swapped
 from avalanche_ntk.kernels._guard import refusals
 from avalanche_ntk.kernels._structure.passes import Pass, forward, plain_operators
 
-# Samples that are run by themselves; coprime, so that no dimension grows by accident
+# Samples that are run separately; coprime, so that no dimension grows by coincidence
 SMALL, LARGE, OTHER = 3, 5, 8
 
-Parts = Sequence[tuple[list[int], Tensor]]  # places of samples in the batch, and their outputs when run by themselves
+Parts = Sequence[tuple[list[int], Tensor]]  # positions of samples in the batch, and their outputs when run separately
 
 
 class Rounding:
-    """How far outputs of a model were seen to differ by rounding alone, `(C,)`; None as long as it was not asked."""
+    """Measured rounding differences of a model's outputs, `(C,)`; None if not measured yet."""
 
     def __init__(self) -> None:
         self.seen: Tensor | None = None
@@ -36,22 +36,22 @@ def same_outputs(
     parts: Parts,
     rounding: Rounding | None = None,
 ) -> bool:
-    """Tell whether samples have, run by themselves, the outputs that they have in the batch, but for rounding.
+    """Return whether samples run separately have the same outputs as in the batch, up to rounding.
 
-    Each output is compared with how much it differs between samples, so that neither a masked logit nor an offset
-    covers the others. Rounding may be large beside that (`α (f − f₀)` with a large α, as lazy training has it): what
-    differs is compared again in float64, and the difference that was rounding is remembered.
+    Differences are relative to each output's spread over samples, so that neither a masked logit nor an offset hides
+    the others. Rounding may be large relative to that (`α (f − f₀)` with a large α, as in lazy training): outputs that
+    differ are compared again in float64, and the rounding difference is remembered.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
         batch: N samples.
         out: Their outputs.
-        precision: Of the least exact numbers that they are made from.
-        parts: Samples that ran by themselves.
-        rounding: What was seen before, and is written to.
+        precision: The coarsest precision in their computation.
+        parts: Samples that were run separately.
+        rounding: Known rounding differences; it is updated.
 
     Returns:
-        True when all agree.
+        True if all agree.
 
     Raises:
         ModelError: The width of the output depends on the number of samples.
@@ -66,7 +66,7 @@ def same_outputs(
     allowed = tolerance * (out.amax(0) - out.amin(0))
     if rounding is not None and rounding.seen is not None and rounding.seen.shape == allowed.shape:
         allowed = torch.maximum(allowed, 4 * rounding.seen)
-    if bool((gap <= allowed).all()):  # false for what is not finite
+    if bool((gap <= allowed).all()):  # false for non-finite values
         return True
     if _close(here, alone, torch.maximum(tolerance * _spread(out), allowed.nan_to_num(0.0, 0.0, 0.0))):
         return True
@@ -78,7 +78,7 @@ def same_outputs(
             again = torch.cat([finer.outputs(batch.take(index)) for index, _ in parts])
     except ModelError:  # it cannot be run in float64
         return agree(here, alone, precision)
-    digits = 1e-8 * whole.abs().amax(0).nan_to_num(0.0, 0.0, 0.0)  # of samples that are all alike
+    digits = 1e-8 * whole.abs().amax(0).nan_to_num(0.0, 0.0, 0.0)  # for samples that are all equal
     if not _close(whole[[i for index, _ in parts for i in index]], again, 1e-6 * _spread(whole) + digits):
         return False
     if rounding is not None:
@@ -108,19 +108,19 @@ def differing(
     offset: int = 0,
     rounding: Rounding | None = None,
 ) -> Batch | None:
-    """Run some samples by themselves, and look for other outputs than in the batch.
+    """Run some samples separately, and compare their outputs with those in the batch.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
         batch: N samples.
         out: Their outputs.
-        precision: Of the least exact numbers that they are made from.
-        every: Run all samples, every other one at a time, so that each is in other company: as much as a pass.
-        offset: Which samples are run otherwise: one that changes the others (by a maximum) shows where it is left out.
+        precision: The coarsest precision in their computation.
+        every: Whether to run all samples, in two halves of every other sample; this costs as much as a pass.
+        offset: Selects the samples to run otherwise; omitting a sample shows whether it affects others (by a maximum).
         rounding: See `same_outputs`.
 
     Returns:
-        Samples whose outputs differ, with others beside them; None where there is none.
+        Samples whose outputs differ, with others beside them; None if all agree.
     """
     n = len(batch)
     places = [sorted({(i + offset) % n for i in (n // 4, n // 2, n - 1)})] if n > SMALL else [[n - 1], [0]][-n:]
@@ -134,7 +134,7 @@ def differing(
 
 
 def _by_themselves(subject: Subject, batch: Batch, index: list[int]) -> tuple[list[int], Tensor]:
-    """Return places and outputs of some samples.
+    """Return positions and outputs of some samples.
 
     Raises:
         ModelError: The model cannot be called with few samples.
@@ -144,7 +144,7 @@ def _by_themselves(subject: Subject, batch: Batch, index: list[int]) -> tuple[li
             return index, subject.outputs(batch.take(index))
         except ModelError as exc:
             norm = refusals.by_batch_statistics(subject.model)
-            if norm is not None:  # it asks for two samples
+            if norm is not None:  # it needs two samples
                 raise norm from exc
             if len(index) > 1:
                 raise
@@ -159,7 +159,7 @@ def outputs_alone(subject: Subject, batch: Batch, out: Tensor, precision: torch.
 
 
 def first_alone(subject: Subject, few: Batch) -> Pass | None:
-    """Return the pass of the first sample by itself; None where the model cannot be called so."""
+    """Return the pass of the first sample alone; None if the model cannot be called with one sample."""
     try:
         return forward(subject, few.take(slice(0, 1)))
     except ModelError:
@@ -167,15 +167,15 @@ def first_alone(subject: Subject, few: Batch) -> Pass | None:
 
 
 def refuse_mixing(subject: Subject, batch: Batch, one_by_one: bool) -> None:
-    """Refuse what no graph is read of, where some samples have other outputs by themselves than in the batch.
+    """Check, for models whose graph is not read, that samples run separately have the same outputs as in the batch.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
         batch: N samples.
-        one_by_one: They are going to run so; a model that can be called in no other way is not refused for it.
+        one_by_one: Whether samples will run one by one; a model that can only be called so is then accepted.
 
     Raises:
-        ModelError: Outputs depend on other samples, or on chance.
+        ModelError: Outputs depend on other samples or are random.
     """
     try:
         with plain_operators(subject.model):
@@ -191,7 +191,7 @@ def refuse_mixing(subject: Subject, batch: Batch, one_by_one: bool) -> None:
 
 
 def require_alone(subject: Subject, batch: Batch, out: Tensor, every: bool) -> None:
-    """Refuse outputs of samples at once that are others than those of samples by themselves.
+    """Refuse batch outputs that differ from those of samples run separately.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
@@ -200,7 +200,7 @@ def require_alone(subject: Subject, batch: Batch, out: Tensor, every: bool) -> N
         every: See `differing`.
 
     Raises:
-        ModelError: They are, for some that were looked at.
+        ModelError: Some of the compared samples differ.
     """
     kinds = {p.dtype for p in subject.model.parameters() if p.is_floating_point()}
     precision = torch.float64 if kinds == {torch.float64} else torch.float32
@@ -211,16 +211,16 @@ def require_alone(subject: Subject, batch: Batch, out: Tensor, every: bool) -> N
 
 
 def require_separate(subject: Subject, batch: Batch) -> None:
-    """Refuse a model of which derivatives by torch.func of all samples at once would be wrong.
+    """Refuse a model for which `torch.func` derivatives of all samples at once would be wrong.
 
-    Copies stand in for all parameters, as in those derivatives.
+    All parameters are replaced by copies, as in those derivatives.
 
     Args:
         subject: The model; call inside `subject.standing_in()`.
         batch: N samples.
 
     Raises:
-        ModelError: Outputs depend on other samples, or on chance; or copies do not reach the forward pass.
+        ModelError: Outputs depend on other samples or are random, or the forward pass does not use the copies.
     """
     own = dict(subject.model.named_parameters())
     copies = {k: t.detach().requires_grad_(k in subject.leaves) for k, t in own.items()}

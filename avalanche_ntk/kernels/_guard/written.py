@@ -1,8 +1,7 @@
-"""Which parameters and buffers a forward pass writes into (an embedding's `max_norm`, a constraint kept by clamping).
+"""Parameters and buffers that a forward pass writes into (an embedding's `max_norm`, a constraint by clamping).
 
-They have to be copied before a measurement and put back after it. All others need no copy, which for a large model
-would cost as much memory as its weights: so a model is run once where it was not seen in this state before, with copies
-of everything, and compared.
+They must be copied before a measurement and restored after it. Copying all others would cost as much memory as the
+weights. So a model in a new state is run once with copies of everything, and compared.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from avalanche_ntk.kernels._guard.attributes import ATOMS, same_bits
 
 @dataclass(frozen=True)
 class _Known:
-    """What was seen of a model in some state: tensors written into, and whether memory is exchanged."""
+    """Results for a model in one state: tensors written into, and whether memory is replaced."""
 
     state: int
     written: tuple[weakref.ref[Tensor], ...]
@@ -32,7 +31,7 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary
 
 
 def _state(model: nn.Module) -> int:
-    """Return a number that changes with modules and with their switches, on which it may depend what is written."""
+    """Return a number that changes with modules and their settings, on which the written tensors may depend."""
     return hash(
         tuple(
             (id(m), *((k, v) for k, v in vars(m).items() if v.__class__ in ATOMS and k != "training"))
@@ -42,7 +41,7 @@ def _state(model: nn.Module) -> int:
 
 
 def is_watched(model: nn.Module) -> bool:
-    """Return whether a model was watched as it is now."""
+    """Return whether a model was watched in its present state."""
     known = _KNOWN.get(model)
     return known is not None and known.state == _state(model)
 
@@ -54,18 +53,18 @@ def written(model: nn.Module) -> list[Tensor]:
 
 
 def exchanges_memory(model: nn.Module) -> bool:
-    """Return whether a forward pass gives tensors other memory (`weight.data = …`, as constraints in EEG networks do).
+    """Return whether a forward pass replaces tensors' memory (`weight.data = …`, as constraints in EEG networks do).
 
-    Under a transform of `torch.func`, torch does not survive that.
+    Under a `torch.func` transform, torch crashes in this case.
     """
     known = _KNOWN.get(model)
     return known is not None and known.exchanges
 
 
 def watch(model: nn.Module, batch: Batch) -> None:
-    """Run a model on two samples, note what it writes into, and put that back.
+    """Run a model on two samples, record what it writes into, and restore it.
 
-    Where the pass fails, nothing is noted: the pass that is measured says what is wrong.
+    If the pass fails, nothing is recorded; the measurement's own pass raises the error.
     """
     params = list(model.parameters())
     if any(is_lazy(p) for p in params):
@@ -82,7 +81,7 @@ def watch(model: nn.Module, batch: Batch) -> None:
     finally:
         changed = []
         exchanged = False
-        for t, memory, before, version in held:  # `memory` stays the one of before where it was exchanged
+        for t, memory, before, version in held:  # `memory` is the original even if it was replaced
             moved = t.data_ptr() != memory.data_ptr() or t.shape != memory.shape
             touched = not same_bits(memory, before)
             if touched:

@@ -1,7 +1,7 @@
 """The autograd graph of one forward pass, read as a structure: which node consumes which parameter.
 
-Nodes are numbered in a topological order that depends on the graph's shape only, so that what was learnt about a node
-in one forward pass can be used in the next one.
+Nodes are numbered in a topological order that depends on the graph's shape only, so that knowledge about a node from
+one forward pass can be used in the next.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Edge = tuple[int, int]  # (number of the node, which of its outputs)
 
 
 class NotKept(Exception):
-    """A node does not keep what was asked for."""
+    """A node does not save the requested value."""
 
 
 def kept(node: Node, *names: str) -> Any:
-    """Return what a node keeps for its backward pass under the first of these names that it has.
+    """Return the value that a node saves for its backward pass, under the first of these names that it has.
 
     Raises:
-        NotKept: It has none of them, or an empty one: another device does not fill what its own backward does without.
+        NotKept: It has none of them, or an empty one: a device may leave out values that its backward does not need.
     """
     for name in names:
         try:
@@ -92,11 +92,11 @@ class Graph:
         return Graph(order, names, edges, owner, hash((names, edges, tuple(owner.items()))))
 
     def empty(self) -> Graph:
-        """Return a graph of no nodes, which keeps no activation alive."""
+        """Return a graph without nodes, which keeps no activations alive."""
         return Graph([], (), (), {}, self.signature)
 
     def shape(self, edge: Edge) -> tuple[int, ...]:
-        """Shape of the tensor that runs along an edge, a parameter or probe input included.
+        """Shape of the tensor of an edge, including parameters and probe inputs.
 
         Returns:
             The shape, as a tuple.
@@ -105,21 +105,21 @@ class Graph:
         return tuple(node.variable.shape if edge[0] in self.owner else node._input_metadata[edge[1]].shape)
 
     def dtype(self, edge: Edge) -> torch.dtype:
-        """Return the type of the numbers of the tensor that runs along an edge."""
+        """Return the dtype of the tensor of an edge."""
         node = self.nodes[edge[0]]
         kind: torch.dtype = node.variable.dtype if edge[0] in self.owner else node._input_metadata[edge[1]].dtype
         return kind
 
     def coarsest(self) -> torch.dtype:
-        """Return the least exact real type of numbers in the graph, float32 for whatever is not float64."""
+        """Return the coarsest real dtype in the graph: float64, or float32 for any other."""
         kinds = {self.dtype((i, k)) for i, node in enumerate(self.nodes) for k in range(len(node._input_metadata))}
         return torch.float32 if kinds - {torch.float64, torch.complex128} else torch.float64
 
     def candidates(self) -> list[bool]:
-        """For each node, whether every tensor it is known to depend on is a parameter (constants excepted).
+        """For each node, whether all tensors that it depends on are parameters (except constants).
 
         Returns:
-            One flag a node, in the graph's order.
+            One flag per node, in the graph's order.
         """
         flags = [False] * len(self.nodes)
         for i in range(len(self.nodes) - 1, -1, -1):

@@ -1,9 +1,9 @@
-"""Which entries of a flattened activation belong to which sample: found out, never assumed.
+"""Layouts: which entries of a flattened activation belong to which sample, as measured.
 
-A tensor that carries N samples has one dimension of size `a·N·b`: sample-major `(N·b)`, token-major `(a·N)` as torch's
-attention makes it, or both. Shapes at two batch sizes show which dimension grows; the order within it is read off two
+A tensor that carries N samples has one dimension of size `a·N·b`: sample-major `(N·b)`, token-major `(a·N)` as in
+torch's attention, or both. Shapes at two batch sizes show which dimension grows. The order within it is found from two
 backward passes whose cotangents differ by a known weight for every sample: the ratio of the two signals *is* the
-sample's weight. An entry that depends on two samples shows no such ratio.
+sample's weight. An entry that depends on two samples has no such ratio.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Layout:
     after: int = 1
 
     def fits(self, shape: tuple[int, ...], n: int) -> bool:
-        """Tell whether a tensor of this shape can hold n samples in this order.
+        """Return whether a tensor of this shape can hold n samples in this order.
 
         Returns:
-            True when it can.
+            True if it can.
         """
         return len(shape) > self.dim and shape[self.dim] == self.before * n * self.after
 
     def samples_first(self, g: Tensor, n: int) -> Tensor:
-        """View `(R, *shape)` as `(R, N, *shape)` where the sample dimension has become `before·after`.
+        """View `(R, *shape)` as `(R, N, *shape)`, with the sample dimension replaced by `before·after`.
 
         Returns:
-            A view where strides allow, otherwise a copy.
+            A view if strides allow, otherwise a copy.
         """
         d = self.dim + 1
         split = g.reshape(*g.shape[:d], self.before, n, self.after, *g.shape[d + 1 :])
@@ -45,10 +45,10 @@ class Layout:
 
 
 def candidates(small: tuple[int, ...], large: tuple[int, ...], n_small: int, n_large: int) -> list[Layout] | None:
-    """Layouts that explain a tensor's shapes at two batch sizes.
+    """Layouts consistent with a tensor's shapes at two batch sizes.
 
     Returns:
-        None where the shape does not depend on the batch size, else the possible layouts (maybe none).
+        None if the shape does not depend on the batch size, otherwise the possible layouts (possibly none).
     """
     if small == large:
         return None
@@ -78,14 +78,14 @@ def sample_of(
         plain: Signals of a cotangent that is the same for every sample.
         weighted: Signals of the same cotangent times `weights[n]`.
         weights: `(N,)` well separated positive numbers, ascending.
-        dim: Dimension in which the samples are.
-        precision: Of the numbers that the signals are made of, where a ratio has to be a weight but for rounding; by
-            default within 2 %.
-        sizes: How large signals are at each place of `dim` and altogether, where these are some of them only.
+        dim: Dimension of the samples.
+        precision: Precision of the signals, if ratios must equal weights up to rounding; by default within 2 %.
+        sizes: Magnitude of the signals at each position of `dim` and in total, if only some signals are given.
 
     Returns:
-        `(index, clear)`: the sample of each entry, -1 where the ratio is no sample's weight; and which entries are
-        large enough to tell, among those at the same place of `dim`: samples may differ much in size.
+        `(index, clear)`: the sample of each entry, -1 if the ratio is no sample's weight; and which entries are large
+        enough for a decision, relative to those at the same position of `dim`, since samples may differ much in
+        magnitude.
     """
     if not plain.numel():
         return torch.zeros_like(plain, dtype=torch.long), torch.zeros_like(plain, dtype=torch.bool)
@@ -97,7 +97,7 @@ def sample_of(
     real = (ratio.real if ratio.is_complex() else ratio).contiguous()
     index = torch.searchsorted(((weights[1:] + weights[:-1]) / 2).to(real), real)
     tolerance: Tensor | float = 0.02
-    if precision is not None:  # what is small beside the rest of its sample has less relative accuracy
+    if precision is not None:  # entries that are small relative to their sample have less relative accuracy
         eps = max(torch.finfo(precision).eps, 1e-10)
         tolerance = (200 * eps * near / torch.where(clear, size, near)).clamp(1e3 * eps, 0.02)
     known = (ratio - weights[index]).abs() < tolerance * weights[index]
@@ -105,16 +105,16 @@ def sample_of(
 
 
 def consistent(layout: Layout, index: Tensor, clear: Tensor, label: Tensor) -> bool:
-    """Tell whether every clear entry belongs to the sample that the layout says.
+    """Return whether every clear entry belongs to the layout's sample.
 
     Args:
-        layout: Where the samples are.
-        index: What each entry was found to belong to.
-        clear: Which entries tell.
-        label: `(N,)` what the entries of each sample should belong to.
+        layout: The layout.
+        index: The measured sample of each entry.
+        clear: Which entries are clear.
+        label: `(N,)` expected index of each sample's entries.
 
     Returns:
-        True when all agree.
+        True if all agree.
     """
     expected = label.repeat_interleave(layout.after).repeat(layout.before)
     expected = expected.reshape([-1 if d == layout.dim else 1 for d in range(index.dim())])
@@ -124,18 +124,18 @@ def consistent(layout: Layout, index: Tensor, clear: Tensor, label: Tensor) -> b
 def holds(
     layout: Layout, plain: Tensor, weighted: Tensor, weights: Tensor, label: Tensor, precision: torch.dtype
 ) -> bool:
-    """Tell whether the signals of a batch stand where a layout says, some of them at a time.
+    """Return whether the signals of a batch agree with a layout, processed in parts.
 
     Args:
-        layout: Where the samples are.
+        layout: The layout.
         plain: See `sample_of`.
         weighted: See `sample_of`.
         weights: See `sample_of`.
-        label: `(N,)` which weight each sample has.
+        label: `(N,)` index of each sample's weight.
         precision: See `sample_of`.
 
     Returns:
-        True when all agree.
+        True if all agree.
     """
     if not plain.numel():
         return True

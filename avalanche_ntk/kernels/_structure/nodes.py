@@ -1,7 +1,7 @@
-"""One entry for each kind of autograd node: all that this package knows of an operator.
+"""Registry of autograd nodes: one entry per kind of operator.
 
-Operators with a rule stand beside it (`_contract/rules/`), the others here. An operator without an entry is computed
-exactly too: by its own backward, and with its samples' places looked up in every measurement.
+Operators with a rule are registered beside it (`_contract/rules/`), others here. An operator without an entry is
+computed exactly too: by its own backward, with its layout checked in every measurement.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ Rule = Callable[[Any], Any]  # from a `Site` to a `Piece`, see `_contract/rules/
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What is known of one kind of node.
+    """Properties of one kind of node.
 
     Attributes:
-        rule: Per-sample gradients from its signal; None where its own backward has to give them.
+        rule: Per-sample gradients from its signal; None if its own backward has to compute them.
         factored: Whether the rule gives factors (outer products, rows of a table) and not explicit gradients.
-        keeps: Whether samples stay in their places, whatever they hold.
-        sums: Inputs and their dimensions that it sums over; where samples stand there, it may move them by values (the
-            one-hot products with which a mixture of experts dispatches tokens).
-        table: Input that has to be made of parameters alone, else samples are looked up in samples.
+        keeps: Whether samples keep their positions, independent of their values.
+        sums: Inputs and their dimensions that it sums over; if these hold samples, it may move samples by values (like
+            the one-hot products of a mixture of experts).
+        table: Input that must depend on parameters only; otherwise samples are looked up in samples.
         vectorised: Whether its backward takes several cotangents at once.
-        loops: Whether it takes as long for them at once as one by one where launches cost nothing.
-        chain: What it does to a tensor made of parameters alone: `view` rearranges entries, `scale` multiplies all
-            alike, `split` cuts it into parts, `sum` adds others, `product` multiplies by a matrix.
+        loops: Whether several at once take as long as one by one if launches are free.
+        chain: Its effect on a tensor made of parameters only: `view` rearranges entries, `scale` multiplies all by one
+            factor, `split` cuts it into parts, `sum` adds others, `product` multiplies by a matrix.
     """
 
     rule: Rule | None = None
@@ -43,21 +43,21 @@ class NodeSpec:
 
 
 NODES: dict[str, NodeSpec] = {}
-_CUSTOM = NodeSpec(vectorised=False)  # a Python function, whatever its name is
+_CUSTOM = NodeSpec(vectorised=False)  # a Python function of any name
 # Libraries whose backward passes have no batching rule
 _BACKENDS = ("Mkldnn", "Cudnn", "Miopen", "Thnn", "FlashAttention", "EfficientAttention", "CudnnAttention")
 _UNNUMBERED = ("torch::autograd::CopySlices", "torch::autograd::CopyBackwards")
 
 
 def enter(names: str, **fields: Any) -> None:
-    """Enter operators, by their names without `Backward` and its number, in words."""
+    """Register operators, by a text of names without `Backward` and its number."""
     for name in names.split():
         assert name not in NODES, name
         NODES[name] = NodeSpec(**({"vectorised": not any(b in name for b in _BACKENDS)} | fields))
 
 
 def node(names: str, **fields: Any) -> Callable[[Rule], Rule]:
-    """Enter operators with the rule that is decorated.
+    """Register operators with the decorated rule.
 
     Returns:
         The decorator.
@@ -71,7 +71,7 @@ def node(names: str, **fields: Any) -> Callable[[Rule], Rule]:
 
 
 def spec_of(name: str) -> NodeSpec:
-    """Return the entry of a node by `node.name()`, such as `AddmmBackward0`, or what holds for unknown ones."""
+    """Return the entry of a node by `node.name()`, such as `AddmmBackward0`, or the default for unknown ones."""
     if name in _UNNUMBERED:
         return NodeSpec(keeps=True)
     bare = name.rstrip("0123456789")
@@ -101,7 +101,7 @@ enter(
     keeps=True,
 )
 enter("Neg", keeps=True, chain="scale")
-# Shapes; what has the same entries in another order is a view where it stands before a weight's use
+# Shapes; operators that only reorder entries count as views in a weight's chain
 enter(
     "Alias Clone Contiguous Flip Movedim Permute ReshapeAlias Squeeze T ToCopy Transpose Unsqueeze UnsafeView"
     " View ViewAs",

@@ -1,4 +1,4 @@
-"""One forward pass and its graph, in the state in which parameters' uses can be read off it."""
+"""One forward pass and its graph, run so that the graph shows the uses of parameters."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Pass:
     n: int
 
     def mix(self, seed: int) -> Tensor:
-        """Return a random combination of outputs, `(C,)`, by a generator of its own."""
+        """Return a random combination of outputs, `(C,)`, from a separate generator."""
         return random_numbers(self.out.shape[1], seed).to(self.out)
 
 
 def random_numbers(n: int, seed: int) -> Tensor:
-    """Return normally distributed numbers, `(n,)`, on the processor whatever torch's default device is."""
+    """Return normally distributed numbers, `(n,)`, on the CPU, whatever torch's default device is."""
     return torch.randn(n, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
 
 
@@ -53,7 +53,7 @@ def forward(subject: Subject, batch: Batch) -> Pass:
             if LESS_EXACT.isdisjoint(at.graph.names):
                 return at
             del at
-        except ModelError:  # the model has changed since it was asked
+        except ModelError:  # the model has changed since the check
             pass
         never_again(subject, batch)
     return _forward(subject, batch, torch.preserve_format)
@@ -70,10 +70,10 @@ def _forward(subject: Subject, batch: Batch, order: torch.memory_format) -> Pass
 
 
 def require_reached(subject: Subject, graph: Graph) -> None:
-    """Refuse a forward pass that takes a parameter from elsewhere than the module that holds it.
+    """Refuse a forward pass that uses a parameter other than through the module that holds it.
 
     Raises:
-        ModelError: It does, so that what stands in for the parameter is passed by.
+        ModelError: It does, so the parameter's substitute is not used.
     """
     present = {id(p) for m in subject.model.modules() for p in m._parameters.values()}
     known = {id(t): n for table in (subject.originals, subject.substitutes, subject.leaves) for n, t in table.items()}
@@ -81,9 +81,9 @@ def require_reached(subject: Subject, graph: Graph) -> None:
         tensor = id(graph.nodes[i].variable)
         if tensor in known and tensor not in present:
             raise ModelError(
-                f"the forward pass uses parameter {known[tensor]!r} from elsewhere than the module that holds it (a"
-                " list, another attribute): expected it to be taken from its module, where another tensor stands in"
-                " for it (it has a hook, another precision is asked for, or derivatives by torch.func are). Hold such"
+                f"the forward pass uses parameter {known[tensor]!r} other than through the module that holds it (a "
+                "list, another attribute): expected it to be taken from its module, where another tensor replaces it "
+                "(because of a hook, another precision, or derivatives by torch.func). Hold such"
                 " lists as nn.ParameterList."
             )
 
@@ -103,7 +103,7 @@ def _is_real_or_complex(t: Tensor) -> bool:
 
 @contextmanager
 def plain_operators(model: nn.Module) -> Generator[None, None, None]:
-    """Run recurrent layers as the elementary products they are made of: fused kernels hide who uses a weight."""
+    """Run recurrent layers as elementary products: fused kernels hide the uses of weights."""
     if not any(isinstance(m, nn.RNNBase) for m in model.modules()):
         yield
         return

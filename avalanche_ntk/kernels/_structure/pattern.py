@@ -1,8 +1,8 @@
-"""What a plan relies on beyond the names and edges of a graph: shapes, and the whole numbers that nodes keep.
+"""Numbers that a plan relies on beyond the graph's names and edges: shapes, and integers saved by nodes.
 
-A model is Python code: an attribute of it changes between two calls, and the same operators run over another dimension
-(`w.transpose(self.d, 1)`) or give other shapes. A plan is used again only where all of these are as they were, each
-number being constant or growing evenly with the number of samples.
+A model is Python code: if an attribute changes between two calls, the same operators may use another dimension
+(`w.transpose(self.d, 1)`) or give other shapes. A plan is reused only if all these numbers are unchanged, where each is
+constant or linear in the number of samples.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Pattern:
     """Numbers of a graph as functions of the number of samples N.
 
     Attributes:
-        constant: What does not depend on N, by its position among a graph's numbers.
-        growing: `base + slope·N`, by its position.
-        count: How many there are.
+        constant: Numbers independent of N, by position among a graph's numbers.
+        growing: Numbers `base + slope·N`, by position.
+        count: Number of entries.
     """
 
     constant: dict[int, Numbers]
@@ -32,7 +32,7 @@ class Pattern:
 
     @staticmethod
     def of(small: Graph, n_small: int, large: Graph, n_large: int) -> Pattern:
-        """Read the numbers of two passes; what is neither constant nor grows evenly is left open."""
+        """Derive the pattern from two passes; numbers that are neither constant nor linear are left open."""
         constant: dict[int, Numbers] = {}
         growing: dict[int, tuple[tuple[int, int], ...]] = {}
         low, high = numbers(small), numbers(large)
@@ -47,10 +47,10 @@ class Pattern:
         return Pattern(constant, growing, len(high))
 
     def fits(self, graph: Graph, n: int) -> bool:
-        """Tell whether a graph of n samples has these numbers.
+        """Return whether a graph of n samples has these numbers.
 
         Returns:
-            True when all agree.
+            True if all agree.
         """
         found = numbers(graph)
         return (
@@ -61,14 +61,14 @@ class Pattern:
 
 
 def _line(u: int, v: int, n: int, m: int) -> tuple[int, int] | None:
-    """Return `(base, slope)` of the line through two numbers, or None where it is none that batches follow."""
+    """Return `(base, slope)` of the line through two numbers, or None if it is not plausible for batches."""
     slope, rest = divmod(v - u, m - n)
     base = u - slope * n
     return None if rest or base < 0 else (base, slope)
 
 
 def numbers(graph: Graph) -> list[Numbers]:
-    """Return the shapes of every node's outputs, and the whole numbers that it keeps for its backward pass."""
+    """Return the shapes of every node's outputs, and the integers that it saves for its backward pass."""
     found: list[Numbers] = []
     for node in graph.nodes:
         found.extend(tuple(m.shape) for m in node._input_metadata)
@@ -77,12 +77,12 @@ def numbers(graph: Graph) -> list[Numbers]:
 
 
 def whole_numbers(node: Node) -> list[Numbers]:
-    """Return the whole numbers that a node keeps for its backward pass, in a fixed order; None for whatever else."""
+    """Return the integers that a node saves for its backward pass, in a fixed order; None for other values."""
     return [_whole(getattr(node, name)) for name in _kept(node)]
 
 
 def _kept(node: Node) -> tuple[str, ...]:
-    """Names of what a kind of node keeps besides tensors (those have a `_raw_saved_…` too) and sizes of its inputs."""
+    """Names of the saved values of a kind of node, except tensors (which also have `_raw_saved_…`) and input sizes."""
     kind = type(node)
     names = _KEPT.get(kind)
     if names is None:
@@ -93,7 +93,7 @@ def _kept(node: Node) -> tuple[str, ...]:
 
 
 def _whole(value: Any) -> Numbers:
-    """Return whole numbers as a tuple, None for whatever else it is."""
+    """Return integers as a tuple, None for other values."""
     if isinstance(value, int):
         return (int(value),)
     if isinstance(value, tuple | list) and all(isinstance(v, int) for v in value):

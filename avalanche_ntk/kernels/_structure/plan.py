@@ -1,9 +1,9 @@
-"""What is known about a graph after looking at it once: uses of every parameter, layouts, and which way each goes.
+"""A plan: the uses of every parameter in a graph, their layouts, and the method for each parameter.
 
-A plan is made from a handful of samples, run at two batch sizes, and *proved* there: for random combinations of outputs
-and samples, the kernel of every parameter that the engine computes from it is compared with one made from ordinary
-`torch.autograd.grad` of one sample at a time. A parameter that disagrees is sent to the generic path. Plans hold
-numbers of nodes, never nodes, so that they serve every later forward pass of the same pattern.
+A plan is made from a few samples, run at two batch sizes, and *proved* on them: for random combinations of outputs and
+samples, every parameter's kernel is compared with one from ordinary `torch.autograd.grad`. A parameter that disagrees
+uses the generic method. Plans hold indices of nodes, not nodes, so they can be used for every later forward pass of the
+same pattern.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Use:
     """One node that consumes a parameter (or something made of parameters only).
 
     Attributes:
-        node: Its number.
+        node: Its index.
         slot: Which of its inputs.
-        edge: Where its output's signal is read.
-        layout: Samples in that output.
+        edge: Edge at which its output's signal is read.
+        layout: Layout of the samples in that output.
     """
 
     node: int
@@ -38,15 +38,15 @@ class Use:
 
 @dataclass(frozen=True)
 class Handle:
-    """A tensor made of parameters only, at the border to the samples.
+    """A tensor made of parameters only, consumed together with samples.
 
     Attributes:
-        edge: The edge that carries it; the parameter itself when that is an accumulation node.
-        uses: Who consumes it.
-        kind: Equal for two handles made from the parameter in the same way.
-        plain: Whether it has the parameter's entries, rearranged (and perhaps scaled, see `scaled`).
-        scaled: Whether a scale has to be looked up.
-        part: (number of a split node, which part) when it is one part of a parameter cut into pieces.
+        edge: Its edge; the parameter itself if the node is an accumulation node.
+        uses: The nodes that consume it.
+        kind: Equal for handles made from the parameter in the same way.
+        plain: Whether it holds the parameter's entries, rearranged (and possibly scaled, see `scaled`).
+        scaled: Whether a scale factor has to be determined.
+        part: (index of a split node, index of the part) if it is a part of a split parameter.
     """
 
     edge: Edge
@@ -58,12 +58,11 @@ class Handle:
 
 
 class Way(Enum):
-    """How the parameters of a plan are measured.
+    """Method for the parameters of a plan.
 
-    * `GRAPH`: as the graph was read; some parameters may go through explicit Jacobians for a reason of their own.
-    * `LOOP`: one sample at a time, since its graph alone is another than in a batch (values decide it).
-    * `TWICE`: nothing is planned for a sample alone, which takes another path than several do (as in torch's
-      attention): it is to be given twice.
+    * `GRAPH`: by the graph; some parameters may use explicit Jacobians for individual reasons.
+    * `LOOP`: one sample at a time, since its graph alone differs from that in a batch (it depends on values).
+    * `TWICE`: a sample alone takes another path than several samples (as in torch's attention), so it is given twice.
     """
 
     GRAPH = "graph"
@@ -73,21 +72,21 @@ class Way(Enum):
 
 @dataclass
 class Plan:
-    """Way of every parameter.
+    """The method for every parameter.
 
     Attributes:
-        handles: Borders between parameters and samples.
-        native: Parameter → groups of handles whose pieces are contracted as they are (groups add up).
-        pulled: Parameter → handles whose explicit gradients are carried to the parameter by its own chain.
-        generic: Parameter → why it goes through explicit Jacobians.
-        way: How they are measured.
-        moving: Whether samples may be moved by values, so that layouts are proved anew in every measurement.
-        vectorised: Whether signals of all outputs go in one pass.
-        unproven: Why the plan is not kept (no signal arrived somewhere, so nothing is proved there); empty where it is.
-        uses: How often it was used.
-        needs: What a measurement by it holds, see `_contract.schedule.Needs`.
-        rounding: How far outputs of samples alone were seen to differ by rounding.
-        pattern: What the graph has to be like for this plan to be used again; None where nothing was read off it.
+        handles: Tensors at the border between parameters and samples.
+        native: Parameter → groups of handles whose pieces are contracted directly (groups are summed).
+        pulled: Parameter → handles whose explicit gradients are propagated to the parameter by its chain.
+        generic: Parameter → reason for using explicit Jacobians.
+        way: The method.
+        moving: Whether samples may be moved by values, so that layouts are proved in every measurement.
+        vectorised: Whether signals of all outputs are computed in one pass.
+        unproven: Why the plan is not kept (a node without a signal proves nothing); empty if it is kept.
+        uses: Number of times it was used.
+        needs: Memory needs of a measurement, see `_contract.schedule.Needs`.
+        rounding: Measured rounding differences of outputs of single samples.
+        pattern: Pattern that a graph must have to use this plan; None if the graph was not read.
     """
 
     handles: list[Handle] = field(default_factory=list)
@@ -108,11 +107,11 @@ class Plan:
         return (n == 1 or self.way is not Way.TWICE) and (self.pattern is None or self.pattern.fits(graph, n))
 
     def copy(self) -> Plan:
-        """Return a plan whose ways can be changed without changing this one."""
+        """Return a copy whose methods can be changed independently."""
         return replace(self, native=dict(self.native), pulled=dict(self.pulled), generic=dict(self.generic))
 
     def edges(self) -> list[Edge]:
-        """Return the edges whose signals are needed, without repetition, in the graph's order."""
+        """Return the edges whose signals are needed, without repetitions, in the graph's order."""
         needed = {h for groups in self.native.values() for g in groups for h in g}
         needed |= {h for hs in self.pulled.values() for h in hs}
         return sorted({u.edge for h in needed for u in self.handles[h].uses})
@@ -125,14 +124,15 @@ class Plan:
         ]
 
     def matched(self, other: Plan) -> tuple[Plan, Plan]:
-        """The plans for a kernel between two batches: both take the same way for every parameter.
+        """The plans for a kernel between two batches: both use the same method for every parameter.
 
-        Each batch keeps its own layouts, and its own shapes of what is made from parameters: sequences of other
-        lengths have others. Gradients are compared as the graph has them only where both sides made them alike from
-        the parameter, else with respect to the parameter itself; what either sends to the generic path goes there.
+        Each batch keeps its own layouts and its own shapes of tensors made from parameters, which depend on the
+        sequence length. Gradients are contracted directly only if both sides derive the tensor from the parameter in
+        the same way, otherwise with respect to the parameter itself. A parameter that is generic in either is generic
+        in both.
 
         Returns:
-            Both plans; the same one twice for the same plan.
+            Both plans; twice the same object if they are equal.
         """
         if other is self:
             return self, self
@@ -152,36 +152,36 @@ class Plan:
         return left, right
 
     def _uses(self, name: str) -> list[tuple[Edge, list[tuple[int, int, Edge]]]]:
-        """Return who uses a parameter where, without the layouts."""
+        """Return the uses of a parameter, without the layouts."""
         handles = [self.handles[h] for h in self.handles_of(name)]
         return [(h.edge, [(u.node, u.slot, u.edge) for u in h.uses]) for h in handles]
 
     def _kinds(self, name: str) -> list[list[str]] | None:
-        """Return how the tensors of each group are made from a parameter; None where it is not contracted as it is."""
+        """Return how the tensors of each group are made from a parameter; None if it is not contracted directly."""
         groups = self.native.get(name)
         return None if groups is None else [[self.handles[h].kind for h in g] for g in groups]
 
     def handles_of(self, name: str) -> list[int]:
-        """Return the handles whose signals a parameter's kernel is made of."""
+        """Return the handles whose signals are needed for a parameter's kernel."""
         return sorted(self.pulled.get(name) or [h for g in self.native.get(name, []) for h in g])
 
     def pull(self, name: str) -> None:
-        """Let a parameter's gradients be carried to the parameter itself before they are contracted."""
+        """Propagate a parameter's gradients to the parameter itself before the contraction."""
         self.pulled[name] = self.handles_of(name)
         self.native.pop(name, None)
 
     def demote(self, name: str, reason: str) -> None:
-        """Send a parameter to the generic path."""
+        """Use the generic method for a parameter."""
         self.native.pop(name, None)
         self.pulled.pop(name, None)
         self.generic[name] = reason
 
 
 def pure_nodes(small: Graph, large: Graph) -> list[bool]:
-    """Nodes that depend on parameters only: they lead to nothing else, and no shape of theirs grows with the batch.
+    """Nodes that depend on parameters only, and whose shapes do not grow with the batch.
 
     Returns:
-        One flag a node.
+        One flag per node.
     """
     flags = large.candidates()
     for i in range(len(flags) - 1, -1, -1):
@@ -193,7 +193,7 @@ def pure_nodes(small: Graph, large: Graph) -> list[bool]:
 
 
 def chain(graph: Graph, edge: Edge) -> tuple[str, bool, bool, tuple[int, int] | None, set[str]]:
-    """How a parameter-only tensor is made.
+    """Describe how a tensor is made from parameters.
 
     Returns:
         `(kind, plain, scaled, part, parameters)`, see `Handle`.
@@ -216,7 +216,7 @@ def chain(graph: Graph, edge: Edge) -> tuple[str, bool, bool, tuple[int, int] | 
             plain = False  # entries are used several times (a gain times a constant of a larger shape), or left out
         elif what == "scale":
             scaled = True
-            kind[-1] += f"@{i}"  # two scales may differ: never merged
+            kind[-1] += f"@{i}"  # scales may differ, so they are never merged
         elif what != "view":
             plain = False
         i, nr = children[0]

@@ -1,8 +1,8 @@
-"""Which graphs may move samples by their values: what was seen of one batch then proves nothing for the next.
+"""Detection of graphs that may move samples by their values, so that one batch proves nothing for the next.
 
-Layouts are read off a few samples. They hold for every batch where each operator keeps samples in their places. An
-index, a custom function, or a product that sums over the samples (the dispatch of a mixture of experts) may move them
-by values.
+Layouts are measured on a few samples. They hold for every batch if all operators keep samples in their positions. An
+index, a custom function, or a product that sums over samples (the dispatch of a mixture of experts) may move them by
+values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from avalanche_ntk.kernels._structure.nodes import spec_of
 
 
 def moves_by_values(small: Graph, large: Graph, pure: list[bool]) -> bool:
-    """Tell whether some operator may move samples according to what they hold.
+    """Return whether some operator may move samples according to their values.
 
     Args:
         small: The graph of a few samples.
@@ -20,7 +20,7 @@ def moves_by_values(small: Graph, large: Graph, pure: list[bool]) -> bool:
         pure: Which nodes depend on parameters only.
 
     Returns:
-        True where a node is none that is known to keep them in place.
+        True if a node is not known to keep them in place.
     """
 
     def grows(edge: Edge | None, dim: int) -> bool:

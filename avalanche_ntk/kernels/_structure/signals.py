@@ -1,9 +1,9 @@
 """Backpropagated signals at chosen edges of the graph, in bounded memory.
 
 Only signals are computed, never a weight gradient: `torch.autograd.grad` with respect to `GradientEdge`s. All outputs
-go through one vectorised backward pass where the graph allows it. Where the signals of all edges together are too
-large, the graph is cut at its bottlenecks (edges through which everything flows) and the backward pass is resumed from
-the signal at the cut, so that no part of it runs twice.
+go through one vectorised backward pass if the graph allows it. If the signals of all edges together are too large, the
+graph is cut at its bottlenecks (edges through which everything flows), and the backward pass resumes from the signal at
+the cut, so that no part runs twice.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from avalanche_ntk.kernels._structure.nodes import spec_of
 
 
 def vectorises(graph: Graph, profile: Profile) -> bool:
-    """Tell whether one vectorised backward pass is expected to work, and to pay on a device.
+    """Return whether one vectorised backward pass is expected to work and to be faster on a device.
 
     Returns:
-        True when no node is known to be better off in a loop.
+        True if no node is known to be faster in a loop.
     """
     names = (name for name in graph.names if not name.endswith("AccumulateGrad"))
     specs = [spec_of(name) for name in names]
@@ -46,16 +46,16 @@ def pull(
         batched: One vectorised pass, or a loop over R.
 
     Returns:
-        `(R, *shape)` for each input, None where nothing arrives.
+        `(R, *shape)` for each input, None if nothing arrives.
 
     Raises:
-        RuntimeError: Memory is used up.
+        RuntimeError: Memory has run out.
     """
     r = cotangents[0].shape[0]
     if r > 1 and batched:
         try:
             return _vectorised(outputs, inputs, cotangents)
-        except RuntimeError as exc:  # an operator that refuses several cotangents at once (a sparse matrix)
+        except RuntimeError as exc:  # an operator that does not support several cotangents at once (a sparse matrix)
             if exhausted(exc):
                 raise
     found: list[Tensor | None] = [None] * len(inputs)
@@ -99,8 +99,8 @@ class Segment:
     """A part of the backward pass between two bottlenecks.
 
     Attributes:
-        steps: Edges whose signals are wanted, those of one step together.
-        end: Edge where the next segment starts; None for the last. The first starts from the output.
+        steps: Edges whose signals to compute, grouped by step.
+        end: Edge at which the next segment starts; None for the last. The first starts from the output.
     """
 
     steps: tuple[tuple[Edge, ...], ...]
@@ -131,12 +131,12 @@ def bottlenecks(graph: Graph, wanted: set[Edge]) -> list[Edge]:
 
 
 def segments(graphs: Sequence[Graph], wanted: Sequence[Edge], room: float) -> list[Segment]:
-    """Cut the backward pass so that the signals of each part take at most `room` numbers, where bottlenecks allow.
+    """Cut the backward pass into segments whose signals take at most `room` numbers, if bottlenecks allow.
 
     Args:
-        graphs: Of the batches that go through the same parts at the same time, alike but for the number of samples.
+        graphs: Graphs of the batches processed in parallel, equal except for the number of samples.
         wanted: Edges whose signals are wanted.
-        room: Numbers that the signals of one output may take, for the largest batch.
+        room: Limit for the signals of one output, in numbers, for the largest batch.
 
     Returns:
         The parts in order; one part when everything fits.
@@ -164,7 +164,7 @@ def segments(graphs: Sequence[Graph], wanted: Sequence[Edge], room: float) -> li
 
 
 def _steps(edges: Sequence[Edge], size: dict[Edge, int], room: float) -> tuple[tuple[Edge, ...], ...]:
-    """Edges in steps whose signals take at most `room` numbers, where one signal alone does not take more."""
+    """Group edges into steps whose signals take at most `room` numbers, if single signals allow."""
     steps: list[list[Edge]] = [[]]
     load = 0
     for e in edges:
@@ -185,11 +185,11 @@ def stream(
         out: `(N, C)` output.
         graph: Its graph.
         parts: From `segments`.
-        cotangents: `(R, C)`, or `(R, N, C)` where samples have different ones.
+        cotangents: `(R, C)`, or `(R, N, C)` if they differ between samples.
         batched: See `pull`.
 
     Yields:
-        Edge → `(R, *shape)`, or None where nothing arrives; as often for every batch that goes through these parts.
+        Edge → `(R, *shape)`, or None if nothing arrives; the same number of times for every batch with these parts.
     """
     r = cotangents.shape[0]
     source: Any = out

@@ -1,4 +1,4 @@
-"""Who uses which parameter, and where the samples are in what they give: a plan, read off two passes."""
+"""Make a plan from two passes: the uses of every parameter, and the layouts of their outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = (1.0, 1.5, 2.2, 3.3, 5.0)  # of the samples of the larger pass
 
 
 def read(subject: Subject, small: Pass, large: Pass) -> Plan:
-    """Find the uses of every chosen parameter and where their samples are.
+    """Find the uses of every chosen parameter and their layouts.
 
     Returns:
         An unproved plan.
@@ -60,7 +60,7 @@ def read(subject: Subject, small: Pass, large: Pass) -> Plan:
             edge = (i, next(iter(out_edges[i])))
             where = layouts.get(edge)
             if where is None:
-                broken |= dict.fromkeys(below, f"the samples cannot be told apart at {g.names[i]}")
+                broken |= dict.fromkeys(below, f"the samples cannot be distinguished at {g.names[i]}")
                 continue
             made.append(Use(i, slot, edge, where))
         index[e] = len(plan.handles)
@@ -69,13 +69,13 @@ def read(subject: Subject, small: Pass, large: Pass) -> Plan:
         mine = [h for e, h in index.items() if name in known[e][4]]
         if name in broken:
             plan.generic[name] = broken[name]
-        elif mine:  # otherwise the output does not depend on it
+        elif mine:  # else: the output does not depend on it
             _way(plan, name, mine)
     return plan
 
 
 def _way(plan: Plan, name: str, mine: list[int]) -> None:
-    """Choose how a parameter with these handles is contracted."""
+    """Choose the method for a parameter with these handles."""
     hs = [plan.handles[h] for h in mine]
     if not all(h.plain for h in hs):
         plan.pulled[name] = mine
@@ -104,14 +104,14 @@ def _signals(at: Pass, edges: list[Edge], weights: Tensor) -> list[Tensor | None
 
 
 def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, lay.Layout], list[int]]:
-    """Read the samples' places off shapes and weighted signals.
+    """Determine layouts from shapes and weighted signals.
 
-    Where several readings fit (signals at the first of 11 tokens alone), the first one is taken, which has the samples
-    outermost; every new batch shows whether it holds there.
+    If several layouts fit (signals at the first of 11 tokens only), the first one is taken, with samples outermost;
+    every new batch checks it.
 
     Returns:
-        A layout for every edge where it could be told, and the nodes where no signal arrives (below a head or a gate
-        that starts at zero): they show no order, and prove nothing.
+        A layout for every edge for which it could be determined, and the nodes without a signal (below a head or a gate
+        that starts at zero), which prove nothing.
     """
     if not sites:
         return {}, []
@@ -126,7 +126,7 @@ def _layouts(small: Pass, large: Pass, sites: list[Edge]) -> tuple[dict[Edge, la
         options = lay.candidates(small.graph.shape(e), large.graph.shape(e), small.n, large.n)
         if not options:
             continue
-        if p is None or w is None or not p.numel():  # the output does not depend on it: any reading gives zero
+        if p is None or w is None or not p.numel():  # the output does not depend on it: any layout gives zero
             found[e] = options[0]
             continue
         index, clear = lay.sample_of(p, w, weights, options[0].dim)

@@ -1,4 +1,4 @@
-"""Avalanche benchmarks for studying what a change of task does to the kernel: controlled shifts of labelled data."""
+"""Avalanche benchmarks with controlled shifts of labelled data, for studying the kernel at task changes."""
 
 from avalanche_ntk.lab.benchmarks.data import LabelledData, load_data
 from avalanche_ntk.lab.benchmarks.digits import split_digits
@@ -14,7 +14,7 @@ from avalanche_ntk.lab.benchmarks.shifts import (
 from avalanche_ntk.lab.benchmarks.streams import Description
 from avalanche_ntk.lab.benchmarks.transformed import label_permuted, permuted, rotated
 
-# What an experiment may name.
+# Names allowed in experiments.
 SHIFTS = {
     "blurred": blurred,
     "class_frequency": class_frequency_shift,

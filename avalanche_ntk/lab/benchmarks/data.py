@@ -1,6 +1,6 @@
 """Labelled samples with a training and a test part: generated, or from tensors, scikit-learn, torchvision or files.
 
-Labels are 0 … C−1 in the order of the classes' names; pixels are float32 in [0, 1] unless they are standardised, tokens
+Labels are 0 … C−1 in the order of the classes' names. Pixels are float32 in [0, 1] unless standardised; tokens are
 int64.
 """
 
@@ -26,14 +26,14 @@ from avalanche_ntk.lab.benchmarks.sequences import markov_sequences
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
-    """A training and a test set with integer labels: what every shift is made from.
+    """A training and a test set with integer labels, the input of every shift.
 
     Attributes:
         train: Map-style dataset of `(input, label)`.
         test: The same for the test stream.
-        train_labels: The labels of `train`, shape `(n,)`; 0 … C−1, each of them present.
+        train_labels: The labels of `train`, shape `(n,)`; 0 … C−1, all present.
         test_labels: The labels of `test`.
-        name: How the data are called in descriptions.
+        name: Name of the data in descriptions.
         class_names: The classes' names by label.
 
     Raises:
@@ -98,25 +98,26 @@ class LabelledData:
         name: str = "tensors",
         class_names: Sequence[str] = (),
     ) -> LabelledData:
-        """Make data of tensors; without a test part, `test_share` of each class becomes it.
+        """Make data from tensors; without a test part, `test_share` of each class is used for it.
 
         Args:
-            x: Inputs, first dimension n; bytes are divided by 255 when they are read.
+            x: Inputs, first dimension n; bytes are divided by 255 when read.
             y: n integer labels, 0 … C−1.
             x_test: Test inputs, or None.
             y_test: Their labels, or None.
-            test_share: Share of each class that goes to the test part when none is given.
+            test_share: Share of each class for the test part, if none is given.
             seed: Seed of that split.
-            name: How the data are called in descriptions.
+            name: Name of the data in descriptions.
             class_names: The classes' names by label.
 
         Returns:
             The data.
 
         Raises:
-            ArgumentError: A test part is half given, sizes do not fit, or the labels are not 0 … C−1.
+            ArgumentError: Only inputs or only labels of a test part are given, sizes do not fit, or the labels are not
+                0 … C−1.
         """
-        y = torch.as_tensor(y, device="cpu")  # data lie there whatever device is torch's default
+        y = torch.as_tensor(y, device="cpu")  # data are on the CPU, whatever torch's default device
         if (x_test is None) != (y_test is None):
             lacking = "x_test" if x_test is None else "y_test"
             raise ArgumentError(
@@ -161,7 +162,7 @@ def split_by_class(y: Tensor, test_share: float, seed: int) -> Tensor:
         seed: Seed of the choice.
 
     Returns:
-        True where a sample is for testing, shape `(n,)`.
+        True for test samples, shape `(n,)`.
 
     Raises:
         ArgumentError: The share is out of range, or leaves a class without training or test samples.
@@ -198,24 +199,24 @@ def load_data(
     """Load labelled data by name or path.
 
     Args:
-        source: `"digits"` (scikit-learn's 8×8 digits, nothing is downloaded); `"markov"` (`markov_sequences`, token
-            sequences that are generated); the name of a classification dataset of `torchvision.datasets`, such as
-            `"CIFAR10"`; a folder of images or a zip of one, `train/CLASS/…` and
-            `test/CLASS/…`, or `CLASS/…` (then `test_share` of each class is for testing); or data already loaded.
+        source: `"digits"` (scikit-learn's 8×8 digits, without a download); `"markov"` (`markov_sequences`, generated
+            token sequences); the name of a classification dataset of `torchvision.datasets`, such as `"CIFAR10"`; a
+            folder of images or a zip of one, `train/CLASS/…` and `test/CLASS/…`, or `CLASS/…` (then `test_share` of
+            each class is for testing); or data already loaded.
         data_root: Folder of torchvision's datasets.
         download: Whether torchvision may download what `data_root` lacks.
-        image_size: Side to which images from files are resized (shorter side, then centre crop); None keeps them, and
-            all must then have the same size.
-        test_share: Share of each class for testing, where the source has no test part.
-        seed: Seed of that split, or of what is generated.
-        standardise: Whether each channel has mean 0 and standard deviation 1 over the training part's pixels.
+        image_size: Side to which images from files are resized (shorter side, then centre crop); None keeps them, which
+            requires equal sizes.
+        test_share: Share of each class for testing, if the source has no test part.
+        seed: Seed of that split, or of generated data.
+        standardise: Whether to standardise each channel to mean 0 and standard deviation 1 over the training pixels.
         **arguments: Further arguments of torchvision's dataset, such as EMNIST's `split`, or of `markov_sequences`.
 
     Returns:
         The data.
 
     Raises:
-        ArgumentError: The source is unknown, is not there, or cannot be read safely; or tokens shall be standardised.
+        ArgumentError: The source is unknown, missing, or cannot be read safely; or tokens are to be standardised.
     """
     data = _loaded(source, data_root, download, image_size, test_share, seed, arguments)
     return standardised(data) if standardise else data
@@ -228,7 +229,7 @@ def standardised(data: LabelledData) -> LabelledData:
         data: Inputs of shape `(channels, …)` in floating point.
 
     Returns:
-        The same samples, each `(x − mean)/std` by channel when it is read; a channel that is constant is centred only.
+        The same samples, read as `(x − mean)/std` by channel; a constant channel is only centred.
 
     Raises:
         ArgumentError: The inputs are integers, such as tokens.
@@ -260,7 +261,7 @@ def standardised(data: LabelledData) -> LabelledData:
 
 
 class _Standardised(Dataset[Any]):
-    """Inputs of a dataset, shifted and scaled by channel."""
+    """A dataset with inputs shifted and scaled by channel."""
 
     def __init__(self, inner: Any, mean: Tensor, std: Tensor) -> None:
         self.inner, self.mean, self.std = inner, mean, std
@@ -303,7 +304,7 @@ def _loaded(
 
 
 def _digits(test_share: float, seed: int) -> LabelledData:
-    # scikit-learn takes a second to import, and users of other data need not wait for it.
+    # scikit-learn takes a second to import, so import it only when needed.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -362,8 +363,8 @@ def _torchvision(
     if "root" in parameters:
         if data_root is None:
             raise ArgumentError(
-                f"torchvision's {name} is read from a folder, found data_root=None. Give data_root (--data-root), the"
-                " folder that holds it or shall hold it."
+                f"torchvision's {name} is read from a folder, found data_root=None. Give data_root (--data-root), the "
+                "folder that holds it or will hold it."
             )
         root = {"root": str(data_root)}
     arguments = {**root, "transform": _to_tensor(image_size), **further}
@@ -414,7 +415,7 @@ def _to_tensor(image_size: int | None) -> Callable[[Any], Tensor]:
 
 
 def _labels_of(dataset: Any, name: str) -> Tensor:
-    """Labels of every sample, from the attribute where datasets of torchvision keep them, or sample by sample."""
+    """Labels of all samples, from the attribute used by torchvision's datasets, or sample by sample."""
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):

@@ -1,4 +1,4 @@
-"""Split-Digits: the benchmark that needs no download."""
+"""Split-Digits, a benchmark without a download."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIGITS_CLASSES = 10
 
 
 def split_digits(n_experiences: int = 5, *, seed: int = 0, test_share: float = 0.25, task_labels: bool = False) -> Any:
-    """Return Split-Digits: scikit-learn's 8×8 handwritten digits, cut into tasks of equally many classes.
+    """Return Split-Digits: scikit-learn's 8×8 handwritten digits, split into tasks with equally many classes.
 
     The data (1,797 images of 10 classes; Alpaydin & Kaynak 1998) ships with scikit-learn: nothing is downloaded. Pixels
     are scaled to [0, 1] and images have shape `(1, 8, 8)`. Train and test sets are split class by class.
@@ -23,8 +23,8 @@ def split_digits(n_experiences: int = 5, *, seed: int = 0, test_share: float = 0
     Args:
         n_experiences: Number of tasks; a divisor of 10.
         seed: Seed of the split and of the order of the classes.
-        test_share: Share of each class that goes to the test stream, between 0 and 1 (both excluded).
-        task_labels: Whether each experience has a task label of its own (task-incremental); otherwise all have 0.
+        test_share: Share of each class for the test stream, between 0 and 1 (both excluded).
+        task_labels: Whether each experience has its own task label (task-incremental); otherwise all have 0.
 
     Returns:
         An Avalanche benchmark with `train_stream` and `test_stream`.
@@ -40,7 +40,7 @@ def split_digits(n_experiences: int = 5, *, seed: int = 0, test_share: float = 0
         )
     if not 0 < test_share < 1:
         raise ArgumentError(f"test_share must lie between 0 and 1; found {test_share}. Use 0.25, for example.")
-    # scikit-learn takes a second to import, and users of other data need not wait for it.
+    # scikit-learn takes a second to import, so import it only when needed.
     from sklearn.datasets import load_digits
 
     digits = load_digits()

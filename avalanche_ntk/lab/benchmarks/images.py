@@ -1,7 +1,7 @@
-"""Images from a folder or from a zip of one, decoded into memory as bytes.
+"""Images from a folder or a zip file, decoded into memory as bytes.
 
-A zip is never unpacked: its entries are read one at a time, after their names and sizes were checked, so that no entry
-can write outside a folder or fill the memory.
+A zip is not unpacked: its entries are read one at a time, after checking their names and sizes, so that no entry can
+write outside a folder or exhaust memory.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def read_folder(path: Path, image_size: int | None = None) -> tuple[Parts, list[
 
     Args:
         path: The folder.
-        image_size: Side to resize to, or None to keep the images, which must then have one size.
+        image_size: Side to resize to, or None to keep the images, which must then have equal sizes.
 
     Returns:
-        Images `(n, channels, H, W)` as bytes and labels `(n,)` of "train" (and "test" where there is one), and the
-        names of the classes by label.
+        Images `(n, channels, H, W)` as bytes and labels `(n,)` for "train" (and "test" if present), and the class names
+        by label.
 
     Raises:
-        ArgumentError: The layout is another one, or an image cannot be read or is too large.
+        ArgumentError: The layout differs, or an image cannot be read or is too large.
     """
     files = sorted(p for p in path.rglob("*") if p.is_file())
     entries = {p.relative_to(path).as_posix(): p for p in files}
@@ -46,7 +46,7 @@ def read_folder(path: Path, image_size: int | None = None) -> tuple[Parts, list[
 
 
 def read_zip(path: Path, image_size: int | None = None) -> tuple[Parts, list[str]]:
-    """Read a zip of such a folder, which may also lie one folder deeper.
+    """Read a zip of such a folder, possibly nested in one folder.
 
     Args:
         path: The zip.
@@ -56,15 +56,15 @@ def read_zip(path: Path, image_size: int | None = None) -> tuple[Parts, list[str
         As `read_folder`.
 
     Raises:
-        ArgumentError: The file is not a zip, an entry is not safe to read, the layout is another one, or an image
-            cannot be read or is too large.
+        ArgumentError: The file is not a zip, an entry is not safe to read, the layout differs, or an image cannot be
+            read or is too large.
     """
     try:
         archive = zipfile.ZipFile(path)
     except FileNotFoundError as exc:
         raise ArgumentError(f"no zip at {path}: expected a file. Check the path.") from exc
     except (zipfile.BadZipFile, OSError) as exc:
-        raise ArgumentError(f"{path} cannot be read as a zip ({exc}). Check that it was copied whole.") from exc
+        raise ArgumentError(f"{path} cannot be read as a zip ({exc}). Check that it was copied completely.") from exc
     with archive:
         infos = [i for i in archive.infolist() if not i.is_dir()]
         _check_entries(path, infos)
@@ -75,7 +75,7 @@ def read_zip(path: Path, image_size: int | None = None) -> tuple[Parts, list[str
                 return archive.read(entries[name])
             except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, ValueError) as exc:
                 raise ArgumentError(
-                    f"entry {name!r} of {path} cannot be read ({exc}). Check that the zip was copied whole."
+                    f"entry {name!r} of {path} cannot be read ({exc}). Check that the zip was copied completely."
                 ) from exc
 
         return _read(str(path), list(entries), load, image_size)
@@ -95,13 +95,13 @@ def _check_entries(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
         elif info.flag_bits & 1:
             problem = "is encrypted"
         elif name in seen:
-            problem = "is there twice"
+            problem = "occurs twice"
         elif info.file_size > MAX_FILE_BYTES:
             problem = f"unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES}"
         if problem:
             raise ArgumentError(
                 f"entry {name!r} of {path} {problem}: expected plain image files below CLASS/, train/CLASS/ or"
-                " test/CLASS/. Do not use this zip, or pack it anew."
+                " test/CLASS/. Do not use this zip, or pack it again."
             )
         seen.add(name)
         total += info.file_size
@@ -122,10 +122,10 @@ def _bounded(file: Path, name: str) -> bytes:
 
 
 def _layout(where: str, names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """Split → class → names of the files, sorted."""
+    """Split → class → sorted file names."""
     images = [n for n in names if n.lower().endswith(SUFFIXES) and not _hidden(n)]
     split = {n: PurePosixPath(n).parts for n in images}
-    # A zip of a folder usually holds the folder itself.
+    # A zip of a folder usually contains the folder itself.
     tops = {parts[0] for parts in split.values()}
     if len(tops) == 1 and not tops & {"train", "test"} and all(len(parts) > 2 for parts in split.values()):
         split = {n: parts[1:] for n, parts in split.items()}
@@ -141,7 +141,7 @@ def _layout(where: str, names: Sequence[str]) -> dict[str, dict[str, list[str]]]
         example = f", for example {sorted(split)[0]!r}" if split else ""
         raise ArgumentError(
             f"{where} holds {len(images)} images{example}: expected train/CLASS/IMAGE and test/CLASS/IMAGE, or"
-            f" CLASS/IMAGE, with images ending in {', '.join(SUFFIXES)}. Arrange the files so."
+            f" CLASS/IMAGE, with images ending in {', '.join(SUFFIXES)}. Arrange the files like this."
         )
     return found
 
@@ -186,7 +186,7 @@ def _read(
     channels = max(pixels.shape[2] for images, _ in decoded.values() for pixels in images)
     parts: Parts = {}
     for which, (images, labels) in decoded.items():
-        # Grey images among coloured ones have three equal channels.
+        # Grey images among colour images get three equal channels.
         same = [p if p.shape[2] == channels else np.repeat(p, channels, axis=2) for p in images]
         parts[which] = (
             torch.from_numpy(np.stack(same)).permute(0, 3, 1, 2).contiguous(),
@@ -200,7 +200,7 @@ def _decode(name: str, data: bytes, image_size: int | None) -> Any:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            # The header is read here and nothing else: a small file can claim a huge picture.
+            # Read only the header first: a small file can claim a huge image.
             if image.width * image.height * 3 > MAX_FILE_BYTES:
                 raise ArgumentError(
                     f"image {name!r} has {image.width}×{image.height} pixels, more than {MAX_FILE_BYTES // 3}:"
@@ -224,7 +224,7 @@ def _decode(name: str, data: bytes, image_size: int | None) -> Any:
 
 
 def _resized(picture: Any, side: int) -> Any:
-    """Shorter side to `side`, then the square in the middle."""
+    """Resize the shorter side to `side`, then crop the central square."""
     factor = side / min(picture.size)
     width, height = (max(side, round(n * factor)) for n in picture.size)
     picture = picture.resize((width, height))

@@ -1,4 +1,4 @@
-"""Boundaries that are not sharp: mixtures of two tasks between them."""
+"""Gradual boundaries: mixtures of two tasks between them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def blurred(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Any:
-    """Class-incremental tasks with gradual boundaries: between two tasks A and B come `steps` mixtures of both.
+    """Class-incremental tasks with gradual boundaries: `steps` mixtures of A and B between two tasks A and B.
 
     Mixture j of `steps` holds `1 − j/(steps+1)` of A and `j/(steps+1)` of B; all experiences have the same size, no
     sample is in two of them, and all have task label 0. Its limit `steps=0` is `class_incremental`.
 
     Args:
-        data: Data, or what `load_data` takes.
+        data: Data, or a source for `load_data`.
         classes_per_task: k.
         steps: Mixtures at each boundary.
-        n_tasks: Number of pure tasks; as in `class_incremental`.
-        per_class: Training samples of each class in a pure task; the most that is possible when None.
+        n_tasks: Number of pure tasks, as in `class_incremental`.
+        per_class: Training samples of each class in a pure task; None for the maximum.
         seed: Seed of the classes and samples.
 
     Returns:
         An Avalanche benchmark of `n_tasks + (n_tasks − 1) · steps` experiences.
 
     Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
+        ArgumentError: There are too few classes or samples; the message gives numbers that work.
     """
     data = load_data(data)
     if steps < 0:
@@ -46,7 +46,7 @@ def blurred(
     pure = class_incremental(data, classes_per_task, n_tasks=n_tasks, seed=seed).description.facts["classes"]
     pool = Pool(data, seed)
     fewest = pool.fewest()
-    # A class with a task before and one after it is in two boundaries.
+    # A class with a task before and after it takes part in two boundaries.
     most = next((n for n in range(fewest, 0, -1) if _blurred_need(n, steps, len(pure)) <= fewest), 0)
     if not most or (per_class is not None and not 1 <= per_class <= most):
         remedy = f"Use per_class={most} or less, or fewer steps" if most else f"Use steps={fewest - 1} or less"
@@ -84,7 +84,7 @@ def blurred(
 
 
 def _mixture(n: int, steps: int) -> list[int]:
-    """Of n samples, how many are of the new task in each mixture."""
+    """Number of samples of the new task in each mixture of n samples."""
     return [round(n * j / (steps + 1)) for j in range(1, steps + 1)]
 
 

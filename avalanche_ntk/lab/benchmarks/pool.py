@@ -1,4 +1,4 @@
-"""What the shifts draw from: samples by class in an order that one seed decides, and checks of what is asked for."""
+"""The pool of samples for shifts: samples by class in an order drawn from the seed, and checks of requested numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Data = LabelledData | str | Path
 
 
 class Pool:
-    """Samples by class in an order drawn from the seed, and the classes in an order of their own."""
+    """Samples by class, and the classes, in random orders drawn from the seed."""
 
     def __init__(self, data: LabelledData, seed: int) -> None:
         self.data, self.seed = data, checked_seed(seed)
@@ -30,7 +30,7 @@ class Pool:
 
     def part(self, samples: Mapping[int, tuple[int, int]]) -> Part:
         """Training samples `start … stop` of each class."""
-        # In the data's own order, so that a loader that does not shuffle gets no class after the other.
+        # In the data's own order, so that an unshuffled loader does not get the classes one after another.
         return Part(self.data.train, sorted((i, c) for c, (a, b) in samples.items() for i in self.train[c][a:b]))
 
     def test_part(self, classes: Sequence[int]) -> Part:
@@ -45,10 +45,10 @@ def _by_class(labels: Tensor, n_classes: int, generator: np.random.Generator) ->
 
 
 def number_of_classes(data: LabelledData, wanted: int | None, least: int = 1) -> int:
-    """Return the classes of a task; all there are when None are asked for.
+    """Return the number of classes of a task; all classes if `wanted` is None.
 
     Raises:
-        ArgumentError: The data have fewer, or it is less than the least.
+        ArgumentError: It is below `least` or above the number of classes.
     """
     n = data.n_classes if wanted is None else wanted
     if not least <= n <= data.n_classes:
@@ -60,10 +60,10 @@ def number_of_classes(data: LabelledData, wanted: int | None, least: int = 1) ->
 
 
 def samples_per_class(pool: Pool, wanted: int | None, draws: int, classes: Sequence[int] | None = None) -> int:
-    """Return the samples of a class in one task when each class is drawn from `draws` times; all there are when None.
+    """Return the samples per class in one task if each class is drawn from `draws` times; None for the maximum.
 
     Raises:
-        ArgumentError: There are not as many as are asked for.
+        ArgumentError: There are too few samples.
     """
     fewest = pool.fewest(classes)
     most = fewest // draws
@@ -83,7 +83,7 @@ def require_tasks(n_tasks: int) -> None:
     """Refuse fewer than two tasks.
 
     Raises:
-        ArgumentError: There are fewer.
+        ArgumentError: There are fewer than two.
     """
     if n_tasks < 2:
         raise ArgumentError(f"a shift needs at least two tasks, found n_tasks={n_tasks}. Use n_tasks=2 or more.")

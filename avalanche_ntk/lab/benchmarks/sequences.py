@@ -1,4 +1,4 @@
-"""Sequences of tokens that are generated: classes are Markov chains which differ in the order of their tokens alone."""
+"""Generated token sequences: classes are Markov chains that differ only in the order of tokens."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from avalanche_ntk.errors import ArgumentError, checked_seed
 def markov_chains(n_classes: int = 10, *, vocabulary: int = 16, noise: float = 0.1, seed: int = 0) -> np.ndarray:
     """Return the transition matrices of the classes, `P_c = (1 − ε) Π_c + ε 11ᵀ/V`, with Π_c a random permutation.
 
-    Each matrix is doubly stochastic, so that a chain which starts uniformly has uniform tokens at each position in
-    every class: no single token tells anything of the class, and a model must read their order. Given a token, two
+    Each matrix is doubly stochastic, so a chain that starts uniformly has uniform tokens at every position in every
+    class: a single token carries no information on the class, and a model must use their order. Given a token, two
     classes whose permutations differ there have next tokens at a total variation distance of `1 − ε`.
 
     Args:
         n_classes: Number of classes C.
         vocabulary: Number of different tokens V.
-        noise: ε in [0, 1): how often the next token is drawn uniformly.
-        seed: Seed of the permutations; those of the first classes do not depend on how many follow.
+        noise: ε in [0, 1), the probability of drawing the next token uniformly.
+        seed: Seed of the permutations; those of the first classes do not depend on the number of classes.
 
     Returns:
         Probabilities of token j after token i in class c, shape `(C, V, V)`, float64; no two classes are the same.
@@ -37,10 +37,10 @@ def markov_chains(n_classes: int = 10, *, vocabulary: int = 16, noise: float = 0
         raise ArgumentError(f"noise must lie in [0, 1), found {noise}. Use 0.1, for example.")
     most = 1
     for factor in range(2, vocabulary + 1):
-        most = min(most * factor, n_classes)  # V! itself soon is larger than any number of classes
+        most = min(most * factor, n_classes)  # stop early: V! soon exceeds any number of classes
     if most < n_classes:
         raise ArgumentError(
-            f"each class has a permutation of the {vocabulary} tokens of its own and there are {most}; found"
+            f"each class has its own permutation of the {vocabulary} tokens and there are {most}; found"
             f" n_classes={n_classes}. Use n_classes={most} or less, or a larger vocabulary."
         )
     generator = np.random.default_rng([checked_seed(seed), 0])
@@ -63,10 +63,10 @@ def markov_sequences(
     noise: float = 0.1,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw sequences from the chains of `markov_chains`, as `LabelledData.from_tensors` takes them.
+    """Draw sequences from the chains of `markov_chains`, as arguments of `LabelledData.from_tensors`.
 
-    `load_data("markov", seed=…, …)` returns them as labelled data, from which every shift can be made; a model reads
-    them with `build_model("rnn", input_shape=(length,), vocabulary=…, …)`.
+    `load_data("markov", seed=…, …)` returns them as labelled data for any shift; a model for them is
+    `build_model("rnn", input_shape=(length,), vocabulary=…, …)`.
 
     Args:
         n_classes: Number of classes C.
@@ -74,8 +74,8 @@ def markov_sequences(
         test_per_class: Test sequences of each class.
         length: Tokens in a sequence T.
         vocabulary: Number of different tokens V.
-        noise: ε, how often a token is drawn uniformly and not from its class's permutation.
-        seed: Seed of chains and sequences; a class's training sequences are the same whatever the number of classes.
+        noise: ε, the probability of drawing a token uniformly instead of from the class's permutation.
+        seed: Seed of chains and sequences; a class's training sequences do not depend on the number of classes.
 
     Returns:
         Training tokens `(C · per_class, T)` and labels, test tokens `(C · test_per_class, T)` and labels; int64.
@@ -110,7 +110,7 @@ def _at_least(name: str, value: int, least: int) -> None:
 def _draw(chain: np.ndarray, n: int, length: int, generator: np.random.Generator) -> np.ndarray:
     """Draw n sequences `(n, length)` of a chain that starts uniformly."""
     cumulative = chain.cumsum(axis=1)
-    cumulative[:, -1] = 1.0  # rounding must leave no gap above
+    cumulative[:, -1] = 1.0  # avoid a gap by rounding
     tokens = np.empty((n, length), dtype=np.int64)
     tokens[:, 0] = generator.integers(len(chain), size=n)
     for t in range(1, length):

@@ -1,13 +1,13 @@
-"""Controlled changes of task: each function makes an Avalanche benchmark in which one thing changes, by one argument.
+"""Controlled task shifts: each function makes an Avalanche benchmark with one change, set by one argument.
 
-Rules that all of them keep, so that runs can be compared:
+Common rules, for comparable runs:
 
-- everything is drawn from one seed; a class's samples are drawn in the same order whatever the other arguments are, so
-  that a sweep over one argument changes nothing else, and the first task is the same for each value;
-- all experiences of a benchmark have the same number of training samples, and their classes equally many of them
+- everything is drawn from one seed; a class's samples are drawn in an order independent of other arguments, so a sweep
+  over one argument changes nothing else, and the first task is the same for each value;
+- all experiences of a benchmark have the same number of training samples, and equally many of each class
   (`class_frequency_shift` changes the latter on purpose);
-- labels are the data's own, so that a model needs one head of `benchmark.n_classes` outputs;
-- `benchmark.description` says in words and as a dict what changes.
+- labels are the data's own, so a model needs one head of `benchmark.n_classes` outputs;
+- `benchmark.description` describes the change in words and as a dict.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def reachable_similarities(classes_per_task: int, n_classes: int | None = None) 
 
     Args:
         classes_per_task: k.
-        n_classes: Classes that there are; similarities that need more are left out. None for any number.
+        n_classes: Number of available classes; similarities that need more are left out. None for no limit.
 
     Returns:
         The similarities, ascending.
@@ -54,26 +54,26 @@ def class_overlap_shift(
 ) -> Any:
     """Two tasks of k classes whose class sets have the Jaccard similarity `|D0 ∩ D1| / |D0 ∪ D1|`: a semantic shift.
 
-    Sharing m of k classes gives `m / (2k − m)`. As the similarity falls, shared classes are replaced one by one, in an
-    order that the seed fixes; the first task stays the same.
+    Sharing m of k classes gives `m / (2k − m)`. With decreasing similarity, shared classes are replaced one by one, in
+    an order set by the seed; the first task is always the same.
 
     Args:
-        data: Data, or what `load_data` takes.
+        data: Data, or a source for `load_data`.
         similarity: The Jaccard similarity, one of `reachable_similarities(classes_per_task)` to within 0.005.
         classes_per_task: k.
-        fresh: Whether shared classes have new samples in the second task. With False they keep theirs, and the
-            similarity is also that of the two sets of samples.
-        per_class: Training samples of each class in one task; by default the most that `fresh` allows, for every
-            similarity alike.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        fresh: Whether shared classes have new samples in the second task. If False they keep theirs, and the similarity
+            is also that of the two sample sets.
+        per_class: Training samples of each class in one task; by default the most that `fresh` allows, the same for
+            every similarity.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
         seed: Seed of the classes and samples.
 
     Returns:
         An Avalanche benchmark of two experiences.
 
     Raises:
-        ArgumentError: The similarity cannot be had with tasks of equal size, or classes or samples are lacking; the
-            message gives numbers that work.
+        ArgumentError: The similarity is impossible with tasks of equal size, or there are too few classes or samples;
+            the message gives numbers that work.
 
     Source: "Reactivation: Empirical NTK Dynamics Under Task Shifts" (arXiv 2507.16039).
     """
@@ -144,24 +144,24 @@ def no_shift(
     task_labels: bool = False,
     seed: int = 0,
 ) -> Any:
-    """Tasks of the same classes: the control without which a spike at a boundary means nothing.
+    """Tasks of the same classes: the control for interpreting a spike at a boundary.
 
     Its first task is that of `class_overlap_shift` with the same data, seed, `classes_per_task` and `per_class`.
 
     Args:
-        data: Data, or what `load_data` takes.
+        data: Data, or a source for `load_data`.
         fresh: True draws new samples of the classes for each task; False repeats the same samples.
         n_tasks: Number of tasks.
-        classes_per_task: Classes of each task; all when None.
-        per_class: Training samples of each class in one task; the most that `fresh` allows when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        classes_per_task: Classes of each task; None for all.
+        per_class: Training samples of each class in one task; None for the most that `fresh` allows.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
         seed: Seed of the classes and samples.
 
     Returns:
         An Avalanche benchmark of `n_tasks` experiences.
 
     Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
+        ArgumentError: There are too few classes or samples; the message gives numbers that work.
     """
     data = load_data(data)
     require_tasks(n_tasks)
@@ -195,26 +195,27 @@ def class_frequency_shift(
 ) -> Any:
     """Two tasks of the same classes whose frequencies move from D0 to `D_α = (1 − α) D0 + α D1`.
 
-    By default D0's frequencies fall geometrically from the first class to the last, by the factor `imbalance`
-    altogether, and D1 is D0 with the classes in reverse. No sample is in both tasks. The test streams hold equally many
-    samples of each class, so that only the training distribution moves.
+    By default D0's frequencies decrease geometrically from the first class to the last, by a total factor of
+    `imbalance`, and D1 is D0 with the classes in reverse. No sample is in both tasks. The test streams have equally
+    many samples of each class, so only the training distribution changes.
 
     Args:
-        data: Data, or what `load_data` takes.
+        data: Data, or a source for `load_data`.
         alpha: α in [0, 1]; 0 is no shift.
-        classes_per_task: Classes of both tasks; all when None.
+        classes_per_task: Classes of both tasks; None for all.
         imbalance: Frequency of D0's most frequent class over that of its rarest.
-        frequencies: D0's and D1's frequencies of the classes, in the order of `description.facts["classes"]`, instead.
-        size: Training samples of one task; the most that is possible for every α when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        frequencies: Instead of `imbalance`: class frequencies of D0 and D1, in the order of
+            `description.facts["classes"]`.
+        size: Training samples of one task; None for the most that is possible for every α.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
         seed: Seed of the classes and samples.
 
     Returns:
         An Avalanche benchmark of two experiences.
 
     Raises:
-        ArgumentError: α is out of range, frequencies are not positive, or classes or samples are lacking; the message
-            gives numbers that work.
+        ArgumentError: α is out of range, frequencies are not positive, or there are too few classes or samples; the
+            message gives numbers that work.
 
     Source: "Reactivation: Empirical NTK Dynamics Under Task Shifts" (arXiv 2507.16039).
     """
@@ -292,9 +293,9 @@ def _profiles(
 
 
 def _counts(frequencies: np.ndarray, size: int) -> np.ndarray:
-    """`size` samples in these proportions: rounded down, the rest to the largest remainders (Hamilton's method)."""
+    """Numbers of samples in these proportions with sum `size`, by largest remainders (Hamilton's method)."""
     exact = frequencies * size
-    # Products such as 0.29 · 100 fall short of an integer by rounding.
+    # Products such as 0.29 · 100 may be just below an integer by rounding.
     counts = np.floor(exact + 1e-9).astype(int)
     order = np.argsort(-(exact - counts), kind="stable")
     counts[order[: size - counts.sum()]] += 1
@@ -302,8 +303,8 @@ def _counts(frequencies: np.ndarray, size: int) -> np.ndarray:
 
 
 def _largest_size(d0: np.ndarray, d1: np.ndarray, available: np.ndarray) -> int:
-    """Most samples a task can have so that both fit into what there is, whatever α."""
-    # D_α is linear in α, so that its largest frequencies are at the ends; rounding may add one sample to each task.
+    """Largest task size such that both tasks fit the available samples for every α."""
+    # D_α is linear in α, so its largest frequencies are at the ends; rounding may add one sample per task.
     need = d0 + np.maximum(d0, d1)
     return max(0, int(np.floor((available - 2) / need).min()))
 
@@ -317,21 +318,21 @@ def class_incremental(
     task_labels: bool = False,
     seed: int = 0,
 ) -> Any:
-    """Tasks of k classes each, no class in two of them.
+    """Tasks of k classes each, without common classes.
 
     Args:
-        data: Data, or what `load_data` takes.
+        data: Data, or a source for `load_data`.
         classes_per_task: k.
-        n_tasks: Number of tasks; as many as there are classes for when None, and then k must divide their number.
-        per_class: Training samples of each class; as many as the smallest class has when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        n_tasks: Number of tasks; None for as many as possible, and then k must divide the number of classes.
+        per_class: Training samples of each class; None for as many as the smallest class has.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
         seed: Seed of the classes and samples.
 
     Returns:
         An Avalanche benchmark.
 
     Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
+        ArgumentError: There are too few classes or samples; the message gives numbers that work.
 
     Source: van de Ven & Tolias 2019 (class-incremental; with task labels, task-incremental).
     """

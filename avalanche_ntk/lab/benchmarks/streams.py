@@ -1,4 +1,4 @@
-"""From chosen samples to a standard Avalanche benchmark with train and test streams."""
+"""Construction of a standard Avalanche benchmark from chosen samples."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from avalanche_ntk.lab.benchmarks.data import LabelledData
 
 @dataclass(frozen=True)
 class Description:
-    """What changes between the tasks of a benchmark.
+    """Description of the change between tasks.
 
     Attributes:
         kind: The name of the shift.
         sentence: The change in words.
-        facts: The change in numbers; plain values that JSON can hold.
+        facts: The change in numbers; JSON-compatible values.
     """
 
     kind: str
@@ -41,11 +41,11 @@ class Description:
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of one experience: positions in a dataset, each with its label, and what is done to the inputs.
+    """Samples of one experience: positions in a dataset with labels, and a transform of the inputs.
 
     Attributes:
-        source: The dataset that they are read from.
-        samples: Position and label of each.
+        source: The dataset.
+        samples: Position and label of each sample.
         transform: Applied to each input, or None.
     """
 
@@ -54,7 +54,7 @@ class Part:
     transform: Callable[[Tensor], Tensor] | None = None
 
     def changed(self, transform: Callable[[Tensor], Tensor] | None, labels: Mapping[int, int] | None) -> Part:
-        """Return the part with inputs transformed and labels renamed."""
+        """Return a copy with inputs transformed and labels renamed."""
         samples = self.samples if labels is None else [(i, labels[y]) for i, y in self.samples]
         return replace(self, samples=samples, transform=transform)
 
@@ -74,7 +74,7 @@ class _PartDataset(Dataset[Any]):
 
 
 class Experience(DatasetExperience):
-    """Avalanche's experience of one dataset, which can be exchanged: BiC and others take samples out of it."""
+    """An experience with a replaceable dataset: BiC and other strategies remove samples from it."""
 
     @property
     def dataset(self) -> Any:
@@ -96,16 +96,16 @@ def benchmark_of(
     facts: dict[str, Any],
     task_labels: bool = False,
 ) -> Any:
-    """Make the benchmark; besides Avalanche's own attributes it has `description`, `n_classes` and `n_experiences`.
+    """Make a benchmark that also has the attributes `description`, `n_classes` and `n_experiences`.
 
     Args:
-        data: Where the samples come from.
+        data: Source of the samples.
         train: The experiences of the training stream.
         test: The experiences of the test stream.
         kind: The name of the shift.
         sentence: The change in words.
         facts: The change in numbers.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
 
     Returns:
         An Avalanche `CLScenario`.
@@ -125,13 +125,13 @@ def benchmark_of(
         stream.benchmark = benchmark
         for experience in stream:
             experience.benchmark = benchmark
-            # Plain sorted lists, as Avalanche's own class-incremental benchmarks have them.
+            # Plain sorted lists, as in Avalanche's own class-incremental benchmarks.
             for name in ("classes_in_this_experience", "previous_classes", "classes_seen_so_far", "future_classes"):
                 setattr(experience, name, sorted(getattr(experience, name)))
     benchmark.n_classes = data.n_classes
     benchmark.n_experiences = len(train)
     benchmark.n_classes_per_exp = [len(e.classes_in_this_experience) for e in benchmark.train_stream]
-    # iCaRL reads the order in which classes come.
+    # iCaRL reads the order of classes.
     benchmark.classes_order = list(dict.fromkeys(y for part in train for _, y in part.samples))
     benchmark.description = Description(kind, sentence, {"data": data.name, "n_classes": data.n_classes, **facts})
     return benchmark

@@ -18,10 +18,10 @@ from avalanche_ntk.lab.benchmarks.streams import benchmark_of
 
 
 class Permute:
-    """Puts the positions of an input in another order, in every channel the same.
+    """Permutes the positions of an input, in the same way for every channel.
 
     Args:
-        order: The order, a permutation of the positions H·W (or of the features of a vector).
+        order: A permutation of the positions H·W (or of the features of a vector).
     """
 
     def __init__(self, order: Tensor) -> None:
@@ -34,7 +34,7 @@ class Permute:
 
 
 class Rotate:
-    """Turns an image counter-clockwise; corners that come into view are 0.
+    """Rotates an image counter-clockwise; new corners are 0.
 
     Args:
         degrees: The angle.
@@ -44,7 +44,7 @@ class Rotate:
         self.degrees = degrees
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the rotated image; multiples of 90° move pixels and interpolate nothing."""
+        """Return the rotated image; multiples of 90° move pixels without interpolation."""
         quarters, rest = divmod(self.degrees, 90)
         x = torch.rot90(x, int(quarters) % 4, dims=(-2, -1)) if quarters % 4 else x
         if not rest:
@@ -64,22 +64,22 @@ def permuted(
     task_labels: bool = False,
     seed: int = 0,
 ) -> Any:
-    """Tasks with the same classes whose pixels are in another order each; the first task's are as they were.
+    """Tasks with the same classes and different permutations of the pixels; the first task's are not permuted.
 
     Args:
-        data: Data, or what `load_data` takes.
+        data: Data, or a source for `load_data`.
         n_tasks: Number of tasks.
-        classes_per_task: Classes of each task; all when None.
+        classes_per_task: Classes of each task; None for all.
         fresh: Whether each task has new samples; the original benchmark repeats them.
-        per_class: Training samples of each class in one task; the most that `fresh` allows when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        per_class: Training samples of each class in one task; None for the most that `fresh` allows.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
         seed: Seed of classes, samples and orders.
 
     Returns:
         An Avalanche benchmark of `n_tasks` experiences.
 
     Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
+        ArgumentError: There are too few classes or samples; the message gives numbers that work.
 
     Source: Goodfellow et al. 2013 (permuted MNIST).
     """
@@ -113,23 +113,23 @@ def rotated(
     task_labels: bool = False,
     seed: int = 0,
 ) -> Any:
-    """Tasks with the same classes whose images are turned by another angle each.
+    """Tasks with the same classes and images rotated by a different angle each.
 
     Args:
-        data: Images, or what `load_data` takes.
+        data: Images, or a source for `load_data`.
         degrees: The angle of each task, counter-clockwise.
-        classes_per_task: Classes of each task; all when None.
+        classes_per_task: Classes of each task; None for all.
         fresh: Whether each task has new samples; the original benchmark repeats them.
-        per_class: Training samples of each class in one task; the most that `fresh` allows when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        per_class: Training samples of each class in one task; None for the most that `fresh` allows.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
         seed: Seed of classes and samples.
 
     Returns:
         An Avalanche benchmark with one experience for each angle.
 
     Raises:
-        ArgumentError: The data are not square images, or classes or samples are lacking; the message gives numbers that
-            work.
+        ArgumentError: The data are not square images, or there are too few classes or samples; the message gives
+            numbers that work.
 
     Source: Lopez-Paz & Ranzato 2017 (MNIST rotations).
     """
@@ -138,7 +138,7 @@ def rotated(
     shape = data.input_shape
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ArgumentError(
-            f"only square images can be turned, found inputs of shape {shape}. Give images (channels, side, side), or"
+            f"only square images can be rotated, found inputs of shape {shape}. Give images (channels, side, side), or"
             " use permuted."
         )
     angles = [float(d) for d in degrees]
@@ -166,22 +166,22 @@ def label_permuted(
     task_labels: bool = False,
     seed: int = 0,
 ) -> Any:
-    """Tasks with the same inputs whose labels change places: at each boundary, every class gets another label.
+    """Tasks with the same inputs and permuted labels: at each boundary, every class gets another label.
 
     Args:
-        data: Data, or what `load_data` takes.
+        data: Data, or a source for `load_data`.
         n_tasks: Number of tasks.
-        classes_per_task: Classes of each task, at least 2; all when None.
+        classes_per_task: Classes of each task, at least 2; None for all.
         fresh: Whether each task has new samples.
-        per_class: Training samples of each class in one task; the most that `fresh` allows when None.
-        task_labels: Whether each experience has a task label of its own; otherwise all have 0.
+        per_class: Training samples of each class in one task; None for the most that `fresh` allows.
+        task_labels: Whether each experience has its own task label; otherwise all have 0.
         seed: Seed of classes, samples and labels.
 
     Returns:
         An Avalanche benchmark of `n_tasks` experiences.
 
     Raises:
-        ArgumentError: Classes or samples are lacking; the message gives numbers that work.
+        ArgumentError: There are too few classes or samples; the message gives numbers that work.
     """
     data = load_data(data)
     require_tasks(n_tasks)
@@ -190,7 +190,7 @@ def label_permuted(
     generator = np.random.default_rng([seed, 4])
     maps = [{c: c for c in classes}]
     for _ in range(n_tasks - 1):
-        # A cycle through all classes in random order leaves no label in its place (Sattolo 1986).
+        # A cycle through all classes in random order changes every label (Sattolo 1986).
         cycle = generator.permutation(classes).tolist()
         onward = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
         maps.append({c: onward[label] for c, label in maps[-1].items()})

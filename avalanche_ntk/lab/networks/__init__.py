@@ -1,1 +1,1 @@
-"""The networks of `avalanche_ntk.lab.models`, a module for each kind."""
+"""The networks of `avalanche_ntk.lab.models`, one module per kind."""

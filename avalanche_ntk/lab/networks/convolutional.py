@@ -22,15 +22,14 @@ class CNN(nn.Module):
         n_classes: Number of outputs C.
         width: Channels of each convolution.
         depth: Number of convolutions.
-        pools: How many of the first convolutions are followed by 2×2 average pooling; images must survive that many
-            halvings.
+        pools: Number of convolutions, from the first, followed by 2×2 average pooling; it limits the least image size.
         flatten: Whether the head reads every position, which needs `image_size`.
         image_size: Height and width of the images.
         parametrisation: "standard" or "ntk".
         activation: A key of `ACTIVATIONS`.
 
     Raises:
-        ArgumentError: A name is unknown or a number is out of range, or `flatten` is without `image_size`.
+        ArgumentError: A name is unknown, a number is out of range, or `flatten` is given without `image_size`.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class CNN(nn.Module):
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
-    # One group: statistics of the sample alone, whatever the width.
+    # One group: per-sample statistics, independent of the width.
     "group": partial(nn.GroupNorm, 1),
     "none": lambda channels: nn.Identity(),
 }
@@ -102,7 +101,7 @@ class _BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 with the CIFAR stem: a 3×3 convolution of stride 1 in place of the 7×7 one, and no max-pooling.
+    """ResNet-18 with the CIFAR stem: a 3×3 convolution of stride 1 instead of the 7×7 one, and no max-pooling.
 
     Its four stages have `width`, 2, 4 and 8 times `width` channels. Parameters have torchvision's names.
 

@@ -17,26 +17,25 @@ class RNN(nn.Module):
     Images are read row by row: `(N, channels, H, W)` is a sequence of H steps of `channels · W` numbers. Tokens are
     integers `(N, T)`, each looked up in a table of `vocabulary` rows of `width` numbers drawn from N(0, 1).
 
-    With `cell="rnn"` a step is `h ← φ(W x + U h + b)`. With `cell="lstm"` gates i, f, o are logistic and
-    `c ← f ∘ c + i ∘ φ(·)`, `h ← o ∘ φ(c)`. With `cell="gru"` gates r, z are logistic and `h ← (1 − z) ∘ n + z ∘ h`,
-    `n = φ(W x + b + r ∘ U h)`. Rows of the weights are in torch's order, i, f, g, o and r, z, n; there is one bias
-    where torch has two.
+    With `cell="rnn"` a step is `h ← φ(W x + U h + b)`. With `cell="lstm"` gates i, f, o are logistic and `c ← f ∘ c + i
+    ∘ φ(·)`, `h ← o ∘ φ(c)`. With `cell="gru"` gates r, z are logistic and `h ← (1 − z) ∘ n + z ∘ h`, `n = φ(W x + b + r
+    ∘ U h)`. Rows of the weights are in torch's order, i, f, g, o and r, z, n; there is one bias instead of torch's two.
 
     Args:
-        in_features: Numbers in one step; None for tokens.
+        in_features: Size of one step; None for tokens.
         n_classes: Number of outputs C.
         width: Units of each layer.
         depth: Number of layers.
-        vocabulary: Number of different tokens, for inputs that are tokens.
+        vocabulary: Number of different tokens, for token inputs.
         cell: "rnn", "gru" or "lstm".
         parametrisation: "standard" (torch's uniform ±1/√width) or "ntk".
         activation: φ, a key of `ACTIVATIONS`.
 
     Raises:
-        ArgumentError: A name is unknown, a number is out of range, or it is not said what a step is.
+        ArgumentError: A name is unknown, a number is out of range, or neither `in_features` nor `vocabulary` is given.
 
-    Source: Elman 1990; Cho et al. 2014 for the GRU, with r behind U as torch has it; Hochreiter & Schmidhuber 1997 with
-    the forget gate of Gers et al. 2000.
+    Source: Elman 1990; Cho et al. 2014 for the GRU, with r applied after U as in torch; Hochreiter & Schmidhuber 1997
+        with the forget gate of Gers et al. 2000.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ class _EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """A small vision transformer with layer norm first, learned positions, and the mean of the tokens before the head.
+    """A small vision transformer with pre-layer-norm, learned positions, and mean pooling of the tokens.
 
     Args:
         in_channels: Channels of the images.
@@ -52,7 +52,7 @@ class ViT(nn.Module):
         patch_size: Side of a patch; divides `image_size`.
         width: Numbers in a token; a multiple of `heads`.
         depth: Encoder blocks.
-        heads: Attention heads; a sweep over widths keeps their number and widens each.
+        heads: Number of attention heads; a sweep over widths keeps it and widens each head.
         mlp_ratio: Hidden units of a block's MLP, as a multiple of `width`.
         parametrisation: "standard" or "ntk".
         activation: A key of `ACTIVATIONS`.

@@ -1,4 +1,4 @@
-"""How data becomes JSON and is read back: strict, bounded, with the floats that are not finite by their names."""
+"""Strict, bounded JSON encoding and decoding, with names for non-finite floats."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def encode(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a value as strict JSON can hold it.
+    """Convert a value to types of strict JSON.
 
     Args:
-        value: Strings, numbers, booleans, None, lists and mappings, numpy's too.
-        where: What it is called in messages.
-        depth: How deep it lies in what is being encoded.
+        value: Strings, numbers, booleans, None, lists and mappings, including numpy's.
+        where: Its name in messages.
+        depth: Its nesting depth.
 
     Returns:
-        The same of Python's own types; a float that is not finite is an object that names it.
+        The value in Python's own types; a non-finite float becomes an object that names it.
 
     Raises:
-        ArgumentError: It holds something else, is nested too deeply, or uses the key "nonfinite" itself.
+        ArgumentError: It holds other types, is nested too deeply, or uses the key "nonfinite".
     """
     if depth > _MAX_DEPTH:
         raise ArgumentError(f"{where[:80]}: expected at most {_MAX_DEPTH} levels of nesting, found more (or a loop).")
@@ -62,7 +62,7 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def dump(value: Any, indent: int | None = None) -> bytes:
-    """Return the JSON of what `encode` returned, ended by a newline; on one line when `indent` is None."""
+    """Return an encoded value as JSON with a final newline; on one line if `indent` is None."""
     return json.dumps(value, allow_nan=False, indent=indent).encode("ascii") + b"\n"
 
 
@@ -80,7 +80,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _bounded_int(text: str) -> int:
-    # The length first: converting a million digits takes quadratic time.
+    # Check the length first: converting a million digits takes quadratic time.
     if len(text) > 20 or abs(int(text)) >= 1 << 64:
         raise Invalid(f"expected integers below 2**64, found one of {len(text)} digits")
     return int(text)
@@ -94,7 +94,7 @@ def _finite_float(text: str) -> float:
 
 
 def decode(content: bytes | str) -> Any:
-    """Read JSON back, as a writer has just made it.
+    """Decode JSON just made by `dump`.
 
     Args:
         content: The JSON.
@@ -103,7 +103,7 @@ def decode(content: bytes | str) -> Any:
         The value, with the floats that are not finite restored.
 
     Raises:
-        Invalid: It holds what `encode` does not make.
+        Invalid: It holds values that `encode` does not make.
         ValueError: It is not JSON.
         RecursionError: It is nested too deeply.
     """
@@ -117,16 +117,16 @@ def decode(content: bytes | str) -> Any:
 
 
 def parse(content: bytes) -> Any:
-    """Read JSON from a file that may hold anything.
+    """Decode JSON from an untrusted file.
 
     Args:
-        content: What the file has.
+        content: The file's content.
 
     Returns:
         The value, with the floats that are not finite restored.
 
     Raises:
-        Invalid: It is no JSON of ours.
+        Invalid: It is not JSON as `dump` writes it.
     """
     try:
         return decode(content.decode("utf-8"))

@@ -1,4 +1,4 @@
-"""`run.json`: what a run says about itself, made, read and changed as a whole."""
+"""`run.json`: the run's description, written and read as a whole."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _LIBRARIES = ("avalanche-ntk", "avalanche-lib", "torch", "torchvision", "numpy",
 
 
 def make(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a new run says about itself.
+    """Return the description of a new run.
 
     Args:
-        meta: What the caller stores about it.
+        meta: The caller's part of it.
 
     Returns:
         The content of `run.json`.
@@ -43,7 +43,7 @@ def make(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def change(run: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run says about itself with some keys of its `meta` changed.
+    """Return a run's description with some keys of its `meta` changed.
 
     Args:
         run: The content of `run.json`.
@@ -66,7 +66,7 @@ def write(folder: Path, run: Mapping[str, Any]) -> None:
         run: The content.
 
     Raises:
-        RunFolderError: It could not be written; it is then as it was.
+        RunFolderError: It could not be written; the file is then unchanged.
     """
     with writing(folder, files.RUN):
         files.replace(folder / files.RUN, dump(run, indent=1))
@@ -79,24 +79,25 @@ def read(folder: Path) -> dict[str, Any]:
         folder: The run folder.
 
     Returns:
-        Its content as written: the floats of `meta` that are not finite are not restored.
+        Its content as written: non-finite floats of `meta` are not restored.
 
     Raises:
-        RunFolderError: It is no run folder, is damaged, or was written by a newer version.
+        RunFolderError: It is not a run folder, is damaged, or was written by a newer version.
     """
     if not os.path.lexists(folder):
         raise RunFolderError(f"there is no run folder {folder}: nothing exists at that path. Check it.")
     if not folder.is_dir():
-        raise RunFolderError(f"{folder} is no run folder: expected a folder with {files.RUN} in it, found a file.")
+        raise RunFolderError(f"{folder} is not a run folder: expected a folder with {files.RUN} in it, found a file.")
     if not os.path.lexists(folder / files.RUN):
         raise RunFolderError(
-            f"{folder} is no run folder: expected {files.RUN} in it, found {listing(files.entries(folder))}. Give the "
+            f"{folder} is not a run folder: expected {files.RUN} in it, found {listing(files.entries(folder))}. Give "
+            "the "
             "folder that RunFolder.create made."
         )
     with reading(folder, files.RUN):
         content = files.read_bytes(folder / files.RUN, MAX_RUN_JSON_BYTES)
         check_run(parse(content))
-    # As written, so that `meta` is decoded at each look, and no caller changes what another sees.
+    # Not decoded here: each access decodes `meta` afresh, so callers cannot change each other's copy.
     written: dict[str, Any] = json.loads(content.decode("utf-8"))
     return written
 

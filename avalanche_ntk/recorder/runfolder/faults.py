@@ -1,4 +1,4 @@
-"""What is wrong with a run folder, and how it is told."""
+"""Faults of a run folder, and their messages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from avalanche_ntk.errors import RunFolderError
 
 
 class Invalid(Exception):
-    """What is wrong with a piece of data; the caller says where."""
+    """A fault in data; the caller adds its location."""
 
 
 def short(value: object) -> str:
-    """Return a value for a message, cut off where it is long."""
+    """Return a value for a message, truncated if long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def listing(names: Collection[str]) -> str:
-    """Return the first few names for a message, and how many more there are."""
+    """Return the first few names for a message, and the number of others."""
     shown = sorted(names)
     if not shown:
         return "nothing"
@@ -29,7 +29,7 @@ def listing(names: Collection[str]) -> str:
 
 @contextmanager
 def writing(folder: Path, what: str) -> Generator[None, None, None]:
-    """Tell what could not be written when the system refuses it inside this context.
+    """Turn an OSError inside this context into an error that names what could not be written.
 
     Args:
         folder: The run folder.
@@ -39,20 +39,20 @@ def writing(folder: Path, what: str) -> Generator[None, None, None]:
         Nothing.
 
     Raises:
-        RunFolderError: In the place of an OSError.
+        RunFolderError: Instead of an OSError.
     """
     try:
         yield
     except OSError as error:
         raise RunFolderError(
             f"run folder {folder}: could not write {what}: {error.strerror or error}. What was recorded before "
-            "is intact. Make room or allow writing there, then write again or go on with RunFolder.resume."
+            "is intact. Make room or allow writing there, then write again or continue with RunFolder.resume."
         ) from error
 
 
 @contextmanager
 def reading(folder: Path, what: str) -> Generator[None, None, None]:
-    """Tell what could not be read when it is refused inside this context, by the system or for what it is.
+    """Turn an OSError or `Invalid` inside this context into an error that names what could not be read.
 
     Args:
         folder: The run folder.
@@ -62,7 +62,7 @@ def reading(folder: Path, what: str) -> Generator[None, None, None]:
         Nothing.
 
     Raises:
-        RunFolderError: In the place of an OSError or `Invalid`.
+        RunFolderError: Instead of an OSError or `Invalid`.
     """
     try:
         yield

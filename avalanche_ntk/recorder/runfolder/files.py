@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and how they are opened, written, replaced and removed."""
+"""The files of a run folder: names, and functions to open, write, replace and remove them."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ KERNEL_PATH = re.compile(f"kernels/(?P<probe>{PROBE_FOLDER.pattern})/{_KERNEL_NA
 KERNEL_FILE = re.compile(_KERNEL_NAME + r"(\.tmp)?", re.ASCII)
 REWOUND = re.compile(r"measurements\.rewound(?P<number>[0-9]{3,9})\.jsonl(\.tmp)?", re.ASCII)
 
-# Without O_NOFOLLOW a link planted in a folder from elsewhere would have us write where it points; without O_NONBLOCK a
-# pipe in the place of a file would make us wait for ever. Windows has neither and needs O_BINARY.
+# O_NOFOLLOW refuses symbolic links in a foreign folder, which could point anywhere; O_NONBLOCK avoids waiting forever
+# on a pipe. Windows has neither and needs O_BINARY.
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """Open a file, never through a link, and never anything but a plain file.
+    """Open a regular file, not through a link.
 
     Args:
         path: The file.
-        flags: Those of `os.open`.
+        flags: Flags of `os.open`.
 
     Returns:
         The descriptor.
 
     Raises:
-        OSError: The system refuses, or it is something else.
+        OSError: The system refuses, or it is not a regular file.
     """
     fd = os.open(path, flags | _SAFE, 0o666)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(0, "it is no plain file")
+        raise OSError(0, "it is not a regular file")
     return fd
 
 
@@ -73,21 +73,21 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def write_all(fd: int, content: bytes) -> None:
-    """Write all of `content`, in as many calls as the system needs."""
+    """Write all of `content`, in several calls if needed."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(fd, rest) :]
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is there either as before or complete, also after a loss of power.
+    """Replace a file atomically, also in case of a power failure.
 
     Args:
         path: The file.
-        content: All that it is to hold.
+        content: The new content.
 
     Raises:
-        OSError: It cannot be written; it is then as before.
+        OSError: It cannot be written; the file is then unchanged.
     """
     temporary = path.with_name(path.name + TMP)
     unlink(temporary)
@@ -107,9 +107,9 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Wait until the names in a folder are on the disk; OSError when they cannot be."""
+    """Flush a folder's entries to the disk; OSError if that fails."""
     if os.name != "posix":
-        return  # Windows has no such thing and needs none.
+        return  # Windows has no such call and needs none.
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -122,17 +122,17 @@ def sync_directory(path: Path) -> None:
 
 
 def is_directory(path: Path) -> bool:
-    """Return whether what is there is a folder itself, not a link to one; OSError when nothing is there."""
+    """Return whether a path is a folder and not a link to one; OSError if nothing is there."""
     return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
 def no_directory(path: Path) -> str:
-    """Return what is wrong with something that stands in a folder's place."""
-    return f"{path.name} is no folder, or a symbolic link, which is not followed"
+    """Return the message for a path that should be a folder."""
+    return f"{path.name} is not a folder, or is a symbolic link, which is not followed"
 
 
 def make_directory(path: Path) -> None:
-    """Make a folder where none is; OSError when it cannot be made or something else is there."""
+    """Create a folder if there is none; OSError if that fails or something else is there."""
     if os.path.lexists(path):
         if not is_directory(path):
             raise OSError(0, no_directory(path))
@@ -142,18 +142,18 @@ def make_directory(path: Path) -> None:
 
 
 def unlink(path: Path) -> None:
-    """Remove a file if it is there; OSError when it stays."""
+    """Remove a file if it exists; OSError if that fails."""
     path.unlink(missing_ok=True)
 
 
 def remove_if_empty(path: Path) -> None:
-    """Remove a folder that holds nothing; OSError when it stays."""
+    """Remove an empty folder; OSError if that fails."""
     if not any(path.iterdir()):
         path.rmdir()
 
 
 def entries(folder: Path) -> set[str]:
-    """Return the names of all that a run folder holds; RunFolderError when they cannot be read."""
+    """Return the names of all entries of a run folder; RunFolderError if they cannot be read."""
     try:
         return set(os.listdir(folder))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`RunFolder`: made, read, gone on with, written and closed."""
+"""`RunFolder`: create, read, resume, write and close a run on disk."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _open_writers: weakref.WeakSet[RunFolder] = weakref.WeakSet()
 
 
 class RunFolder:
-    """A run on disk. Made by `RunFolder.create`, `RunFolder.open` (to read) or `RunFolder.resume` (to go on writing).
+    """A run on disk, made by `RunFolder.create`, opened by `RunFolder.open` (to read) or `RunFolder.resume` (to write).
 
-    A writer holds the folder's lock from its making until `close`. After `close`, or when it has been pickled,
-    deep-copied or inherited by a forked child, it holds nothing, and takes the lock again at the next write. A pickled
-    writer remembers how many records there were, so that `rewind` can go back to them.
+    A writer holds the folder's lock until `close`. A writer that was closed, pickled, deep-copied or inherited by a
+    forked child holds no lock and acquires it again at the next write. A pickled writer remembers the number of
+    records, so that `rewind` can restore that state.
 
     Attributes:
         path: The folder, absolute.
@@ -63,7 +63,7 @@ class RunFolder:
         self._forget()
 
     def _forget(self) -> None:
-        """Hold nothing: no lock, and no open file."""
+        """Drop the lock and open files."""
         self._lock_fd: int | None = None
         self._lines: Lines | None = None
 
@@ -73,19 +73,19 @@ class RunFolder:
     def create(
         cls, path: str | os.PathLike[str], meta: Mapping[str, Any] | None = None, *, overwrite: bool = False
     ) -> RunFolder:
-        """Make a run folder and take its lock.
+        """Create a run folder and acquire its lock.
 
         Args:
-            path: The folder to make; its parents are made too. It may exist when it is empty.
-            meta: What to store about the run; see the package's text for `seed` and `probes`.
-            overwrite: Replace the run that the folder holds; one that recorded nothing is replaced in any case. Only
-                files of a run folder are ever removed; anything else in it stays.
+            path: The folder to create, with its parents; it may exist if it is empty.
+            meta: Description of the run; see the package's docstring for `seed` and `probes`.
+            overwrite: Whether to replace a run in the folder; a run without records is replaced in any case. Only files
+                of a run folder are removed; other files are kept.
 
         Returns:
             The writer.
 
         Raises:
-            RunFolderError: The folder holds something already, is being written, or cannot be written.
+            RunFolderError: The folder is not empty, is being written, or cannot be written.
             ArgumentError: `meta` cannot be stored.
         """
         folder = cls(path, "a")
@@ -95,7 +95,7 @@ class RunFolder:
             folder.path.mkdir(parents=True, exist_ok=True)
         folder._take_lock()
         try:
-            # Another process may have made a run here between the look and the lock.
+            # Another process may have created a run between the check and the lock.
             if refuse_occupied(folder.path, overwrite):
                 with writing(folder.path, "the removal of the run that was there"):
                     remove_run(folder.path)
@@ -109,7 +109,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Open a run folder to read it, also while another process writes it.
+        """Open a run folder for reading, also while another process writes it.
 
         Args:
             path: The folder.
@@ -118,7 +118,7 @@ class RunFolder:
             The reader.
 
         Raises:
-            RunFolderError: It is no run folder, is damaged, or was written by a newer version.
+            RunFolderError: It is not a run folder, is damaged, or was written by a newer version.
         """
         folder = cls(path, "r")
         folder._run = description.read(folder.path)
@@ -126,7 +126,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Open a run folder to go on writing it: take its lock, check every line, set a torn last line aside.
+        """Open a run folder to continue writing: acquire its lock, check every line, set an incomplete last line aside.
 
         Args:
             path: The folder.
@@ -135,14 +135,14 @@ class RunFolder:
             The writer.
 
         Raises:
-            RunFolderError: It is no run folder, is damaged, is being written, or cannot be written.
+            RunFolderError: It is not a run folder, is damaged, is being written, or cannot be written.
         """
         folder = cls(path, "a")
         folder._ensure_writer()
         return folder
 
     def close(self) -> None:
-        """Give the lock up. Reading goes on working, and a later write takes the lock again."""
+        """Release the lock. Reading still works, and a later write acquires the lock again."""
         lines, lock_fd = self._lines, self._lock_fd
         if lines is not None:
             self._count_when_copied = lines.count
@@ -160,7 +160,7 @@ class RunFolder:
         self.close()
 
     def __del__(self) -> None:
-        # At the interpreter's end what closing needs may be gone already, and the system closes the files itself.
+        # At interpreter shutdown needed modules may be gone; the system closes the files itself.
         if sys is None or sys.is_finalizing():
             return
         if getattr(self, "_lock_fd", None) is not None or getattr(self, "_lines", None) is not None:
@@ -181,23 +181,23 @@ class RunFolder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the run's maker stored about it (a fresh copy)."""
+        """The run's description (a fresh copy)."""
         meta: dict[str, Any] = decode(json.dumps(self._info()["meta"]))
         return meta
 
     @property
     def created(self) -> str:
-        """When the folder was made: ISO 8601, UTC."""
+        """Time of the folder's creation: ISO 8601, UTC."""
         created: str = self._info()["created"]
         return created
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of Python and of the libraries at the folder's making."""
+        """Versions of Python and of the libraries when the folder was created."""
         return dict(self._info()["versions"])
 
     def update_meta(self, changes: Mapping[str, Any]) -> None:
-        """Change keys of `meta`; the others stay.
+        """Change keys of `meta`; others are kept.
 
         Args:
             changes: The new values by key.
@@ -212,12 +212,12 @@ class RunFolder:
         self._run = run
 
     def records(self) -> list[dict[str, Any]]:
-        """Return every complete record, in the order of writing, each checked.
+        """Return all complete records, checked, in the order of writing.
 
-        A last line that is not complete is left out: it is being written, or its writer was killed.
+        An incomplete last line is omitted: it is being written, or its writer was killed.
 
         Returns:
-            The records, with the floats that are not finite restored.
+            The records, with non-finite floats restored.
 
         Raises:
             RunFolderError: A line other than the last is damaged, or a record lacks what it must have.
@@ -225,34 +225,33 @@ class RunFolder:
         return [record for record, _ in scan(self.path)]
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record and wait until it is on the disk.
+        """Append a record and flush it to the disk.
 
         Args:
-            record: Strings, numbers, booleans, None, lists and mappings (numpy's too), with a `kind`.
+            record: Strings, numbers, booleans, None, lists and mappings (including numpy's), with a `kind`.
 
         Raises:
-            ArgumentError: The record lacks what it must have, or holds what cannot be stored; nothing is written.
-            RunFolderError: It could not be written; the records before are as they were, and `append` may be called
-                again.
+            ArgumentError: The record lacks a required field or holds an unsupported type; nothing is written.
+            RunFolderError: It could not be written; earlier records are intact, and `append` may be called again.
         """
         self._ensure_writer().append(record)
 
     def rewind(self, count: int | None = None) -> int:
-        """Go back to an earlier state of the run, as after resuming from a checkpoint older than the last record.
+        """Restore an earlier state of the run, as after resuming from a checkpoint older than the last record.
 
-        The records behind it are not lost: they go to `measurements.rewound001.jsonl` (the next free number), with
-        their kernels beside the others as `<index>.rewound001.safetensors`. `meta` stays as it is.
+        Later records are not lost: they move to `measurements.rewound001.jsonl` (the next free number), and their
+        kernels to `<index>.rewound001.safetensors`. `meta` is unchanged.
 
         Args:
-            count: How many records to keep. When None, as many as there were when this handle was pickled, copied or
-                closed.
+            count: Number of records to keep; None for the number when this handle was pickled, copied or closed.
 
         Returns:
-            How many records were set aside.
+            Number of records set aside.
 
         Raises:
-            ArgumentError: `count` is no integer of at least 0, or None on a handle that was neither copied nor closed.
-            RunFolderError: The folder has fewer records, or cannot be written; it is then as it was.
+            ArgumentError: `count` is not an integer of at least 0, or None on a handle that was neither copied nor
+                closed.
+            RunFolderError: The folder has fewer records, or cannot be written; it is then unchanged.
         """
         keep = self._count_when_copied if count is None else count
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
@@ -263,11 +262,11 @@ class RunFolder:
     def save_kernel(
         self, probe: str, index: int, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
     ) -> str:
-        """Store arrays and wait until they are on the disk; to be called before the record that names them.
+        """Store arrays and flush them to the disk; call it before writing the record that names them.
 
         Args:
             probe: The probe's name.
-            index: The measurement's index within the probe; larger than that of every record of the probe.
+            index: The measurement's index within the probe; larger than all recorded ones.
             arrays: Real numbers, integers or booleans by name.
             metadata: Text to store beside them.
 
@@ -276,7 +275,7 @@ class RunFolder:
 
         Raises:
             ArgumentError: A name, the index or an array cannot be stored.
-            RunFolderError: The file could not be written; everything before is as it was.
+            RunFolderError: The file could not be written; earlier data are intact.
         """
         checked_name(probe, "probe")
         if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < 10**12:
@@ -301,7 +300,7 @@ class RunFolder:
             The arrays by name.
 
         Raises:
-            RunFolderError: The path is none of a kernel, or the file is missing, damaged or too large.
+            RunFolderError: The path is not that of a kernel, or the file is missing, damaged or too large.
         """
         return kernels.load(self.path, path, max_bytes)[0]
 
@@ -324,11 +323,11 @@ class RunFolder:
         """Write the measurements as a table, one row each.
 
         The columns are `probe`, `index`, the clock's fields, `segment`, every key of `values` in the order of first
-        appearance, `kernel` and `failure`. A number that is not finite is written as nan, inf or -inf; what a row does
-        not have is empty.
+        appearance, `kernel` and `failure`. Non-finite numbers are written as nan, inf or -inf; missing values are
+        empty.
 
         Args:
-            path: The file to write; `measurements.csv` in the folder when None.
+            path: The file to write; None for `measurements.csv` in the folder.
 
         Returns:
             The file's path.
@@ -352,7 +351,7 @@ class RunFolder:
     def _ensure_writer(self) -> Lines:
         if self.mode != "a":
             raise RunFolderError(
-                f"run folder {self.path} was opened for reading: use RunFolder.resume to go on writing it."
+                f"run folder {self.path} was opened for reading: use RunFolder.resume to continue writing it."
             )
         if self._lines is not None:
             return self._lines
@@ -376,7 +375,7 @@ class RunFolder:
 
 
 def _drop_in_forked_child() -> None:
-    """Close what a forked child inherited, without unlocking: the lock is the parent's, and dies with it alone."""
+    """Close files inherited by a forked child without unlocking: the lock belongs to the parent."""
     for folder in list(_open_writers):
         if folder._lines is not None:
             folder._lines.close()

@@ -1,4 +1,4 @@
-"""The files of kernels: arrays in safetensors, with a checksum of what is in them."""
+"""Kernel files: arrays in safetensors format with a checksum of the content."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes
                 f"arrays: expected {name!r} to hold real numbers of at most 64 bits, integers or booleans, found "
                 f"{array.dtype}. Convert it first."
             )
-        # Own memory in row order and this machine's byte order (0-d stays 0-d, which ascontiguousarray would not keep).
+        # A copy in row order and native byte order (ascontiguousarray would make 0-d arrays 1-d).
         stored[name] = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str) or key == _DIGEST:
@@ -65,13 +65,13 @@ def pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes
 
 
 def store(folder: Path, probe: str, index: int, content: bytes) -> str:
-    """Write a kernel's file and wait until it is on the disk.
+    """Write a kernel's file and flush it to the disk.
 
     Args:
         folder: The run folder.
         probe: The probe's name.
         index: The measurement's index within the probe.
-        content: What `pack` returned.
+        content: The result of `pack`.
 
     Returns:
         The file's path within the folder.
@@ -96,10 +96,10 @@ def load(folder: Path, path: str, max_bytes: int) -> tuple[dict[str, np.ndarray]
         max_bytes: The largest file to read into memory.
 
     Returns:
-        The arrays, and the text that was stored beside them.
+        The arrays, and the text stored beside them.
 
     Raises:
-        RunFolderError: The path is none of a kernel, or the file is missing, damaged or too large.
+        RunFolderError: The path is not that of a kernel, or the file is missing, damaged or too large.
     """  # noqa: DOC501
     match = files.KERNEL_PATH.fullmatch(path) if isinstance(path, str) else None
     if match is None:
@@ -133,7 +133,7 @@ def _unpack(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of names, types, shapes, numbers and metadata, whatever their order."""
+    """Return the SHA-256 of names, types, shapes, numbers and metadata, independent of their order."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
@@ -145,7 +145,7 @@ def _digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> st
 
 
 def _checked_metadata(content: bytes) -> dict[str, str]:
-    # Header and data must fit each other before anything is allocated on the header's word. Returns the metadata.
+    # Check that header and data are consistent before allocating memory for the arrays; return the metadata.
     if len(content) < 8:
         raise Invalid(f"expected a safetensors file, found {len(content)} bytes")
     length = int.from_bytes(content[:8], "little")

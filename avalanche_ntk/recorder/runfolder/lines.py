@@ -1,4 +1,4 @@
-"""`measurements.jsonl`: the records, one a line, read and appended."""
+"""`measurements.jsonl`: the records, one per line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_LINE_BYTES = 1 << 26
 
 
 def scan(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Read the records one after the other, each checked, and stop before a torn last line.
+    """Read and check the records one by one, and stop before an incomplete last line.
 
     Args:
         folder: The run folder.
 
     Yields:
-        Each record with the offset of the byte behind its line.
+        Each record with the byte offset of its line's end.
 
     Raises:
         RunFolderError: A line other than the last is damaged, or a record lacks what it must have.
@@ -43,7 +43,7 @@ def scan(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
             try:
                 record = parse(line)
             except Invalid as error:
-                # After a loss of power the file's end may be garbage of the right length.
+                # After a power failure the end of the file may be garbage of the right length.
                 if not file.read(1):
                     return
                 raise Invalid(f"line {number}: {error}") from None
@@ -57,10 +57,10 @@ def scan(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 class Lines:
-    """The file of the records, open for its only writer. `take_up` comes first.
+    """The file of records, open for its only writer; call `take_up` first.
 
     Attributes:
-        count: How many records there are.
+        count: Number of records.
         last_index: The index of each probe's last measurement.
     """
 
@@ -75,7 +75,7 @@ class Lines:
             self._fd = files.open_regular(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def take_up(self) -> None:
-        """Check every line, and set a torn last line aside.
+        """Check every line, and set an incomplete last line aside.
 
         Raises:
             RunFolderError: A line other than the last is damaged, or the file cannot be read or written.
@@ -88,14 +88,14 @@ class Lines:
             self._set_torn_line_aside()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record and wait until it is on the disk.
+        """Append a record and flush it to the disk.
 
         Args:
-            record: Strings, numbers, booleans, None, lists and mappings, numpy's too.
+            record: Strings, numbers, booleans, None, lists and mappings, including numpy's.
 
         Raises:
-            ArgumentError: The record lacks what it must have, or holds what cannot be stored.
-            RunFolderError: It could not be written; the records before are as they were.
+            ArgumentError: The record lacks a required field or holds an unsupported type.
+            RunFolderError: It could not be written; earlier records are intact.
         """
         encoded = encode(dict(record), "record")
         line = dump(encoded)
@@ -110,7 +110,7 @@ class Lines:
             raise ArgumentError(f"record: {error}") from None
         with writing(self._folder, f"a record to {files.LINES}"):
             self._cut_to_last_record()
-            # Whatever stops us from here on, an interrupt included, the next write cuts the file back first.
+            # After any failure from here on, including an interrupt, the next write truncates the file first.
             self._dirty = True
             try:
                 files.write_all(self._fd, line)
@@ -124,13 +124,13 @@ class Lines:
         remember_index(encoded, self.last_index)
 
     def cut_behind(self, kept: Sequence[tuple[dict[str, Any], int]]) -> None:
-        """Remove all lines but the first ones, and wait until they are gone from the disk.
+        """Truncate the file after some lines, and flush it to the disk.
 
         Args:
-            kept: Those that stay, as `scan` yields them.
+            kept: The lines to keep, as yielded by `scan`.
 
         Raises:
-            OSError: The file cannot be cut.
+            OSError: The file cannot be truncated.
         """
         offset = kept[-1][1] if kept else 0
         os.ftruncate(self._fd, offset)
@@ -150,7 +150,7 @@ class Lines:
             raise Invalid(f"it names the kernel {kernel}, which is not there; call save_kernel first")
 
     def _cut_to_last_record(self, quietly: bool = False) -> None:
-        # Removes what an unfinished write left behind the last record.
+        # Remove the remains of an unfinished write after the last record.
         try:
             if self._dirty:
                 os.ftruncate(self._fd, self._offset)
@@ -171,7 +171,7 @@ class Lines:
         os.lseek(self._fd, self._offset, os.SEEK_SET)
         with os.fdopen(os.dup(self._fd), "rb") as file:
             content = file.read(torn)
-        # First the copy, then the cut: killed between the two, the copy is made again, and nothing is lost.
+        # Copy first, then truncate: after a kill in between, the copy is made again and nothing is lost.
         fd = files.open_regular(self._folder / files.TORN, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             files.write_all(fd, content + b"\n")

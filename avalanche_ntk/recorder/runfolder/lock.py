@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that the operating system releases when its holder dies, however it dies."""
+"""One writer at a time: a lock that the operating system releases whenever its holder ends."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from avalanche_ntk.recorder.runfolder.files import LOCK, open_regular
 if sys.platform == "win32":
     import msvcrt
 
-    # Windows' locks keep others from reading what is locked: a byte far behind the text leaves it readable.
+    # Windows' locks block reading of the locked bytes, so lock a byte far behind the text.
     _LOCKED_BYTE = 1 << 30
 
     def _take(fd: int) -> None:
@@ -41,7 +41,7 @@ _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def acquire(folder: Path) -> int:
-    """Lock a run folder for this process, and write into its lock file who holds it.
+    """Lock a run folder for this process, and write its holder to the lock file.
 
     Args:
         folder: The run folder.
@@ -87,16 +87,16 @@ def _lock(fd: int, folder: Path) -> None:
         os.lseek(fd, 0, os.SEEK_SET)
         os.write(fd, text)
     except OSError:
-        pass  # Only the message for a second writer is poorer; a full disk must not cost the lock itself.
+        pass  # The text only serves the message for a second writer: keep the lock even if the disk is full.
 
 
 def release(fd: int) -> None:
-    """Give the lock up and close its file.
+    """Release the lock and close its file.
 
-    The lock is undone explicitly: a forked child that still has the descriptor would otherwise keep it alive.
+    It is unlocked explicitly: a forked child that still has the descriptor would otherwise keep the lock.
 
     Args:
-        fd: What `acquire` returned.
+        fd: The descriptor from `acquire`.
     """
     try:
         os.ftruncate(fd, 0)

@@ -1,4 +1,4 @@
-"""What may be replaced by a new run, and how the old one's own files are removed."""
+"""Replacement of an existing run by a new one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from avalanche_ntk.recorder.runfolder.lines import scan
 
 
 def refuse_occupied(folder: Path, overwrite: bool) -> bool:
-    """Refuse a folder that holds anything but a run that may be replaced.
+    """Refuse a folder that holds anything but a replaceable run.
 
     Args:
-        folder: The folder to be.
-        overwrite: Whether a run that recorded something may be replaced too.
+        folder: The folder.
+        overwrite: Whether to replace a run with records too.
 
     Returns:
         Whether there is a run to replace.
 
     Raises:
-        RunFolderError: The folder holds something else, or cannot be read.
+        RunFolderError: The folder holds other files or cannot be read.
     """
     if not os.path.lexists(folder):
         return False
     if not folder.is_dir():
-        raise RunFolderError(f"{folder} exists and is no folder: choose another path for the run folder.")
-    # A process killed while creating leaves these two at most.
+        raise RunFolderError(f"{folder} exists and is not a folder: choose another path for the run folder.")
+    # A process killed during creation leaves at most these two.
     found = files.entries(folder) - {files.LOCK, files.RUN + files.TMP}
     if not found:
         return False
@@ -40,12 +40,12 @@ def refuse_occupied(folder: Path, overwrite: bool) -> bool:
             )
         raise RunFolderError(
             f"run folder {folder} exists already and is not empty: found a run of {_recorded(folder)}. Choose another "
-            "folder, go on with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True "
+            "folder, continue it with NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True "
             "(--overwrite); only a run is ever replaced, no other files."
         )
     if folder.is_symlink():
         raise RunFolderError(
-            f"{folder} is a symbolic link, through which nothing is overwritten: give the folder that it points to."
+            f"{folder} is a symbolic link, and overwriting does not follow links: give the folder that it points to."
         )
     try:
         description.read(folder)
@@ -58,7 +58,7 @@ def refuse_occupied(folder: Path, overwrite: bool) -> bool:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run's own files: lines before the kernels they name, `run.json` not at all (it is replaced).
+    """Remove a run's files: lines before the kernels they name; `run.json` is kept, to be replaced.
 
     Args:
         folder: The run folder.
@@ -85,7 +85,7 @@ def remove_run(folder: Path) -> None:
 
 
 def _holds_nothing(folder: Path, found: set[str]) -> bool:
-    """Tell whether the folder is that of a run which recorded nothing (training failed before its first step)."""
+    """Return whether the folder's run has no records (training failed before its first step)."""
     try:
         allowed = {files.RUN, files.LINES}
         return files.RUN in found and found <= allowed and not (folder / files.LINES).stat().st_size

@@ -1,4 +1,4 @@
-"""Setting aside what a run holds beyond the point from which it goes on."""
+"""Setting aside records later than the point at which a run continues."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from avalanche_ntk.recorder.runfolder.lines import Lines, scan
 
 
 def rewind(folder: Path, lines: Lines, keep: int) -> int:
-    """Set every record but the first ones aside, with their kernels.
+    """Set aside all records but the first ones, with their kernels.
 
     Args:
         folder: The run folder.
         lines: Its file of records, open for writing.
-        keep: How many records stay.
+        keep: Number of records to keep.
 
     Returns:
-        How many were set aside.
+        Number of records set aside.
 
     Raises:
-        RunFolderError: There are fewer records, or the folder cannot be written; it is then as it was.
+        RunFolderError: There are fewer records, or the folder cannot be written; it is then unchanged.
     """
     if keep > lines.count:
         raise RunFolderError(
@@ -39,7 +39,7 @@ def rewind(folder: Path, lines: Lines, keep: int) -> int:
     scanned = list(scan(folder))
     behind = [record for record, _ in scanned[keep:]]
     with writing(folder, "what is set aside by rewinding"):
-        # All that is set aside is complete before the lines go: killed on the way, nothing is lost.
+        # The copies are complete before the lines are removed: a kill in between loses nothing.
         kernels = _set_aside(folder, behind)
         lines.cut_behind(scanned[:keep])
         for kernel in kernels:
@@ -48,8 +48,8 @@ def rewind(folder: Path, lines: Lines, keep: int) -> int:
 
 
 def _set_aside(folder: Path, behind: Sequence[dict[str, Any]]) -> list[Path]:
-    # Writes the records a second time, under a name of their own, and so their kernels, which they name from then on.
-    # Returns the kernels' first files.
+    # Copy the records to a new file, and their kernels to new names that the copies refer to. Return the kernels'
+    # original files.
     numbers = [int(match["number"]) for match in map(files.REWOUND.fullmatch, files.entries(folder)) if match]
     suffix = f".rewound{max(numbers, default=0) + 1:03d}"
     kernels: list[Path] = []
@@ -66,12 +66,12 @@ def _set_aside(folder: Path, behind: Sequence[dict[str, Any]]) -> list[Path]:
 
 
 def _duplicate(source: Path, target: Path) -> None:
-    """Give a file a second name; the first may then be replaced or removed without harm to the second."""
+    """Give a file a second name, which survives when the first is replaced or removed."""
     files.unlink(target)
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
-        # Not every file system has second names.
+        # Not every file system supports hard links.
         files.replace(target, files.read_bytes(source, MAX_KERNEL_BYTES))
     else:
         files.sync_directory(target.parent)

@@ -1,4 +1,4 @@
-"""Which fields `run.json` and the records must have, and of what kind; unknown ones are allowed everywhere."""
+"""Required fields of `run.json` and the records, and their types; unknown fields are allowed everywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 def require(found: Mapping[str, Any], key: str, kind: type, or_none: bool = False) -> Any:
-    """Return what an object has under a key, of the kind that it must be.
+    """Return an object's value under a key, checked for its type.
 
     Args:
         found: The object.
@@ -28,7 +28,7 @@ def require(found: Mapping[str, Any], key: str, kind: type, or_none: bool = Fals
         The value.
 
     Raises:
-        Invalid: It is missing or of another kind.
+        Invalid: It is missing or of another type.
     """
     names = {str: "a string", int: "an integer", dict: "an object", list: "a list"}
     if key not in found:
@@ -59,16 +59,16 @@ def _require_probe_name(found: Mapping[str, Any], key: str) -> str:
 
 
 def check_run(run: Any) -> None:
-    """Check what `run.json` holds.
+    """Check the content of `run.json`.
 
     Args:
         run: Its content, decoded.
 
     Raises:
-        Invalid: It is no run's, a newer version's, or lacks what it must have.
+        Invalid: It is not a run's, is from a newer version, or lacks a required field.
     """
     if not isinstance(run, dict) or run.get("schema") != SCHEMA:
-        raise Invalid(f'expected an object with "schema": "{SCHEMA}", so it is no file of this package')
+        raise Invalid(f'expected an object with "schema": "{SCHEMA}", so it is not a file of this package')
     version = run.get("schema_version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise Invalid(f"expected a schema_version of at least 1, found {short(version)}")
@@ -85,13 +85,13 @@ def check_run(run: Any) -> None:
 
 
 def check_meta(meta: Mapping[str, Any]) -> None:
-    """Check what the caller stores about a run.
+    """Check the caller's description of a run.
 
     Args:
-        meta: It, as `encode` returned it or decoded.
+        meta: The description, encoded by `encode` or decoded.
 
     Raises:
-        Invalid: Its `seed` or `probes` are not what they must be.
+        Invalid: Its `seed` or `probes` are invalid.
     """
     if meta.get("seed") is not None:
         require(meta, "seed", int)
@@ -111,11 +111,11 @@ def check_record(record: Any, last_index: Mapping[str, int]) -> None:
     """Check a record.
 
     Args:
-        record: It, decoded.
+        record: The decoded record.
         last_index: The index of each probe's last measurement before it.
 
     Raises:
-        Invalid: It lacks what it must have, or its index does not grow.
+        Invalid: It lacks a required field, or its index does not increase.
     """
     if not isinstance(record, dict):
         raise Invalid(f"expected an object, found {short(record)}")
@@ -149,6 +149,6 @@ def check_record(record: Any, last_index: Mapping[str, int]) -> None:
 
 
 def remember_index(record: Mapping[str, Any], last_index: dict[str, int]) -> None:
-    """Note the index of a measurement in `last_index`."""
+    """Store the index of a measurement in `last_index`."""
     if record["kind"] == "measurement":
         last_index[record["probe"]] = record["index"]

@@ -1,4 +1,4 @@
-"""The table of the measurements, for people: one row each."""
+"""The table of measurements, one row each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avalanche_ntk.recorder.clock import TrainingClock
 
 
 def as_csv(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return the measurements among records as CSV; its columns are told by `RunFolder.export_csv`."""
+    """Return the measurements among records as CSV, with the columns given in `RunFolder.export_csv`."""
     rows = [record for record in records if record["kind"] == "measurement"]
     numbers = list(dict.fromkeys(name for row in rows for name in row["values"]))
     clock = list(TrainingClock.__dataclass_fields__)

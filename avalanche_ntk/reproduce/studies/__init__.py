@@ -1,1 +1,1 @@
-"""One module a study, each with its `STUDY`."""
+"""One module per study, each with a `STUDY`."""

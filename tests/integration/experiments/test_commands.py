@@ -76,7 +76,7 @@ def test_a_run_from_the_shell_is_the_run_from_python(tmp_path):
     again = call(
         "run", "plan.yaml", "--epochs", 1, "--width", 8, "--set", "benchmark.n_tasks=2", "--out", "r", cwd=tmp_path
     )
-    nothing = "This run is complete: nothing was trained. --overwrite makes it anew.\n"
+    nothing = "This run is complete: nothing was trained. --overwrite repeats it.\n"
     assert (again.returncode, again.stdout) == (0, nothing + done.stdout)
 
 
@@ -188,8 +188,8 @@ def test_compare_writes_tables_and_says_what_it_leaves_out(tmp_path):
     assert (tmp_path / "t.tex").read_text().startswith("% ratio is left out")
     few = call("compare", "runs/a0", "runs/a1", cwd=tmp_path)
     sentence = (
-        "No rank correlation with forgetting: it takes three runs of one seed, none of them a control, whose "
-        "forgetting, and whose measure, are defined and not all the same."
+        "No rank correlation with forgetting: it needs three runs of one seed, none of them a control, with defined "
+        "and not constant forgetting and measure."
     )
     assert " ".join(few.stdout.split()).endswith(sentence)
     assert "ρ" not in few.stdout

@@ -254,7 +254,7 @@ def test_ratios_are_not_compared_across_probes(tmp_path, probe, why):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", probe=probe, config={"epochs": 9})
     found = compare([tmp_path / "a", tmp_path / "b"])
-    assert found.refusals == (f"ratio is left out: the runs watch different probes: {why}. Compare runs of one probe",)
+    assert found.refusals == (f"ratio is left out: the runs have different probes: {why}. Compare runs of one probe",)
     assert found.runs["ratio"].isna().all()
 
 

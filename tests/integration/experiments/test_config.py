@@ -53,7 +53,7 @@ WRONG = {
     "1: 2\n": "x.yaml, line 1: expected a name as a key, found the number 1. Write a name.",
     "seed: 2020-01-01\n": "x.yaml, line 1: expected text, a number, true, false or null, found '2020-01-01'. Put text "
     "in quotes.",
-    "epochs: [1\n": "x.yaml, line 2: this is no YAML (expected ',' or ']', but got '<stream end>'). Correct the line.",
+    "epochs: [1\n": "x.yaml, line 2: this is not YAML (expected ',' or ']', but got '<stream end>'). Correct the line.",
     "a: &a\n  <<: *a\n": "x.yaml, line 2: merge keys (<<) are not supported. Write the values out.",
     "model: &m {name: mlp, arguments: *m}\n": "x.yaml, line 1: the value contains itself by an alias. Write it out.",
     "a: !!python/object/apply:os.system ['true']\n": "x.yaml, line 1: unknown key 'a': expected one of "

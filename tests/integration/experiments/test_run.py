@@ -208,7 +208,7 @@ def test_a_strategy_that_remembers_more_begins_anew_and_says_so(tmp_path, strate
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert numbers(tmp_path / "stopped") == numbers(whole)
     assert RunFolder.open(whole).meta["resumes"] == (
-        f"from its start: {strategy} remembers more of earlier tasks than the weights"
+        f"from its start: {strategy} keeps more state from earlier tasks than the weights"
     )
 
 
@@ -230,7 +230,7 @@ def test_with_the_whole_strategy_stored_every_run_goes_on(tmp_path, values):
     assert numbers(tmp_path / "stopped") == numbers(whole)
     meta = RunFolder.open(tmp_path / "stopped").meta
     assert (meta["status"], meta["error"], meta["resumes"]) == (
-        "complete", None, "behind its last complete experience",
+        "complete", None, "after its last complete experience",
     )  # fmt: skip
     assert not list((tmp_path / "stopped").glob("checkpoint*"))
 
@@ -330,7 +330,7 @@ def test_a_strategy_that_the_installed_libraries_break_says_so(tmp_path):
     with pytest.raises(NTKError) as error:
         run({**TINY, "strategy": "BiC"}, tmp_path / "run")
     assert str(error.value).startswith(
-        "BiC cannot be trained with the libraries that are installed: BiCPlugin calls MultiStepLR(verbose=...), an "
+        "BiC cannot be trained with the installed libraries: BiCPlugin calls MultiStepLR(verbose=...), an "
         "argument that torch has removed"
     )
     meta = RunFolder.open(tmp_path / "run").meta
@@ -357,8 +357,7 @@ WRONG = {
     ),
     "a model of its own and an optimizer": (
         {"model": None, "optimizer": {"name": "Adam"}},
-        "optimizer: Adam is made for a model that is named, found model: null (the strategy's own). Name a model, or "
-        "use plain SGD.",
+        "optimizer: Adam needs a named model, found model: null (the strategy's own). Name a model, or use plain SGD.",
     ),
     "a strategy with an optimizer of its own": (
         {"strategy": "StreamingLDA", "optimizer": {"name": "Adam"}},

@@ -80,7 +80,7 @@ def test_an_incomplete_last_line(make_run, torn):
         file.write(torn)
     assert inspect_run(path).problems == [
         "measurements.jsonl ends in an incomplete line after 33 records: it is being written just now, or its writer "
-        "was stopped. RunFolder.resume sets the line aside and goes on."
+        "was stopped. RunFolder.resume sets the line aside and continues."
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_line(make_run):
     found = inspect_run(path)
     assert found.problems == [
         f"run folder {path}: measurements.jsonl cannot be used: line 2: the key 'kind' is missing. The records after "
-        "that line, and the kernels, were not looked at."
+        "that line, and the kernels, were not checked."
     ]
 
 
@@ -110,7 +110,7 @@ def test_remarks_are_no_faults(make_run):
     assert found.remarks == [
         "1 kernel that no record names (kernels/Exp000/000099.safetensors): left by a process that was stopped before "
         "it wrote the record, or set aside by a rewind.",
-        "measurements.torn holds what a stopped process had left of a line; the run went on after it.",
+        "measurements.torn holds an incomplete line of a stopped process; the run continued after it.",
     ]
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_was_killed_is_intact_and_says_where_it_stands(make_run):
     (path / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     found = inspect_run(path)
     assert found.whole
-    assert found.remarks == ["experience 2 was begun and has not ended: training goes on, or was stopped."]
+    assert found.remarks == ["experience 2 was begun and has not ended: training continues, or was stopped."]
 
 
 def test_a_run_that_has_some_of_its_experiences_says_how_many(make_run):
@@ -129,7 +129,7 @@ def test_a_run_that_has_some_of_its_experiences_says_how_many(make_run):
     text = json.loads((path / "run.json").read_text())
     text["meta"] |= {"experiences_done": 3, "n_experiences": 5}
     (path / "run.json").write_text(json.dumps(text))
-    assert inspect_run(path).remarks == ["3 of 5 experiences were trained: training goes on, or was stopped."]
+    assert inspect_run(path).remarks == ["3 of 5 experiences were trained: training continues, or was stopped."]
 
 
 def test_a_run_that_has_just_begun(make_run):
@@ -151,10 +151,10 @@ def test_many_runs_as_json(make_run, tmp_path, monkeypatch, capsys):
     assert {run["path"].rpartition("/")[2]: run["whole"] for run in found["runs"]} == {"bad": False, "good": True}
     assert found["unreadable"] == [
         f"run folder {tmp_path / 'runs' / 'ugly'}: run.json cannot be used: expected an object with "
-        '"schema": "avalanche-ntk-run", so it is no file of this package.'
+        '"schema": "avalanche-ntk-run", so it is not a file of this package.'
     ]
     code, out, _ = command(monkeypatch, capsys, "inspect", tmp_path / "runs")
-    assert (code, out.splitlines()[-1]) == (1, "1 of 3 runs are whole.")
+    assert (code, out.splitlines()[-1]) == (1, "1 of 3 runs are intact.")
 
 
 def test_no_run_is_an_error_without_traceback(tmp_path, monkeypatch, capsys):

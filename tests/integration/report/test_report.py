@@ -227,14 +227,16 @@ def sections_of(path, **arguments):
 
 def test_one_experience_without_evaluations(make_run):
     found = sections_of(make_run("alone", experiences=1, accuracies=None))
-    assert found["answer"] == "alone : it has one experience, and so no boundary; the kernel is followed below."
+    assert found["answer"] == "alone : it has one experience and no boundary; the kernel is followed below."
     assert "No accuracy of the probe's task was recorded by alone: evaluate with accuracy_metrics" in found["curves"]
     assert found["reactivation"].startswith(
         "No run has a boundary with an experience before it that was measured to its end."
     )
     assert found["kernels"] == "There is no boundary yet."
-    assert found["layers"].startswith("Layers were not followed: ask for them with")
-    assert found["linearity"].startswith("The linearisation was not tested: ntk_metrics(ntk, linearisation=True) does.")
+    assert found["layers"].startswith("Layers were not measured: use")
+    assert found["linearity"].startswith(
+        "The linearisation was not measured: use ntk_metrics(ntk, linearisation=True)."
+    )
     assert found["overlap"].startswith("Task overlap was not measured: ")
 
 
@@ -272,7 +274,7 @@ def test_numbers_that_no_axis_can_hold_are_not_drawn(make_run):
 
 def test_nothing_but_failures(make_run):
     found = sections_of(make_run("bad", experiences=1, fail=tuple(range(9))))
-    assert found["answer"] == "bad : all 9 measurements failed, so that there is nothing to say of the kernel."
+    assert found["answer"] == "bad : all 9 measurements failed, so nothing is known of the kernel."
     assert "the measurement at iteration 0 failed: KernelError: <b>not</b> finite" in found["trust"]
     assert "bad: 4 more measurements failed." in found["trust"]
 
@@ -286,7 +288,7 @@ def test_nothing_measured_yet(make_run):
 def test_an_unreadable_neighbour_is_said(make_run, tmp_path):
     make_run("runs/good", experiences=1)
     (make_run("runs/bad", experiences=1) / "run.json").write_text("[]")
-    assert "Not all could be used: run folder" in sections_of(tmp_path / "runs")["answer"]
+    assert "Some data could not be used: run folder" in sections_of(tmp_path / "runs")["answer"]
 
 
 def test_a_run_without_probes_is_refused(tmp_path):
@@ -294,7 +296,7 @@ def test_a_run_without_probes_is_refused(tmp_path):
     with pytest.raises(RunFolderError) as caught:
         write_report(tmp_path / "run", tmp_path / "out")
     assert str(caught.value) == (
-        f"there is nothing to report: {tmp_path / 'run'} holds no probe yet. A probe is there once training has begun."
+        f"there is nothing to report: {tmp_path / 'run'} holds no probe yet. A probe exists once training has begun."
     )
     assert not (tmp_path / "out").exists()
 
@@ -318,9 +320,9 @@ def test_the_answer_in_numbers(make_run):
     slower = at(2, spike=-1e-3, ratio=0.5, norm_dip=0.8, norm_recovery=1.2, alignment_drop=-0.1, peak=1.0)
     run = run_with(make_run, {0: at(0), 1: faster, 2: slower})
     assert answer(run) == (
-        "r: at 1 of 2 boundaries the kernel then moved faster than before: its peak pace was between 0.50 and 4.0 "
-        "times the pace before (median 2.2), a spike of between −0.0010 and 0.0020 per iteration. λ_max fell to "
-        "between 0.50 and 0.80 of its value at the boundary and stood at between 0.90 and 1.2 times that value when "
+        "r: at 1 of 2 boundaries the kernel then moved faster than before: its peak velocity was between 0.50 and 4.0 "
+        "times the velocity before (median 2.2), a spike of between −0.0010 and 0.0020 per iteration. λ_max fell to "
+        "between 0.50 and 0.80 of its value at the boundary and was between 0.90 and 1.2 times that value when "
         "the new task ended. Alignment with the labels dropped by up to 0.25. Accuracy on task 1 went from 1.000 to "
         "0.000 (forgetting 1.000). On the whole test stream it ended at 0.500."
     )
@@ -356,7 +358,7 @@ def test_what_must_be_known_before_comparing(make_run):
         "No verdict without a control",
         "The runs were measured at different times ('epoch_end', 'every_iterations",
         "The runs were measured on different probes (their hashes differ)",
-        "The pace before is below the noise, so that the ratio is a lower bound",
+        "The velocity before is below the noise, so the ratio is a lower bound",
     ]
     assert found[-1].endswith("r at boundary 1 → 2.")
     assert cautions([one], None, {"r": [other]}) == found[-1:]
@@ -448,12 +450,15 @@ def test_nothing_of_somebody_else_s_is_replaced(make_run, tmp_path):
     with pytest.raises(RunFolderError) as caught:
         write_report(path, path)
     assert str(caught.value) == (
-        f"{path} is a run folder, into which no report is written: choose another --out, such as {tmp_path / 'report'}."
+        f"{path} is a run folder; reports are not written into run folders: choose another --out, such as "
+        f"{tmp_path / 'report'}."
     )
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError) as caught:
         write_report(path, tmp_path / "file")
-    assert str(caught.value) == (f"{tmp_path / 'file'} exists and is no folder: choose another --out for the report.")
+    assert str(caught.value) == (
+        f"{tmp_path / 'file'} exists and is not a folder: choose another --out for the report."
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.html").write_text("my thesis")
     with pytest.raises(RunFolderError) as caught:

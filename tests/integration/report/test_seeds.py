@@ -110,7 +110,7 @@ def test_a_verdict_over_seeds_takes_three_that_are_defined():
     none = Reactivation(1, 2, reasons={"spike": "why"})
     found = verdict_over_seeds([(one, control), (one, control), (one, floor), (none, control)])
     assert (found.verdict, found.seeds) == ("undefined", 2)
-    assert found.reason == "it takes 3 seeds whose spike and ratio are defined, as their control's are, found 2"
+    assert found.reason == "it takes 3 seeds with spike and ratio defined for run and control, found 2"
     with pytest.raises(ArgumentError, match="velocities of different cadences are not comparable"):
         verdict_over_seeds(
             [(one, Reactivation(1, 2, peak=1.0, spike=1.0, ratio=1.0, at_floor=False, cadence=(1.0, 5.0)))]

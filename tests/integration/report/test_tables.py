@@ -208,7 +208,7 @@ def test_what_cannot_be_used_is_said_and_the_rest_is_read(make_run):
         "'peak', 'rank', "
         "'ratio', 'reasons', 'spike', 'time_to_peak', 'windows', 'z'. Did you mean 'spike'?).",
         "a record of kind task_overlap cannot be used (ValueError: expected a matrix of shape (0, 0), found (0,)).",
-        "the run is not complete (status 'running'); what there is so far is shown.",
+        "the run is not complete (status 'running'); the data so far are shown.",
         "measurements of probe 'other', which run.json does not describe, are left out.",
     ]
 

@@ -120,9 +120,9 @@ def test_a_measurement_for_which_memory_runs_out_goes_on_in_smaller_blocks():
         got, info = empirical_ntk(model, x, memory_budget=2**24, return_info=True)
     budgets = [2**24 >> k for k in range(1, len(seen) + 1)]
     assert [str(w.message) for w in seen] == [
-        "memory ran out in a measurement (CUDA out of memory. Tried to allocate 20.00 MiB.): it goes on with"
-        f" memory_budget={b} bytes, and so do the next ones of this model. Give memory_budget={b} or less to be spared"
-        " the attempt."
+        "memory ran out in a measurement (CUDA out of memory. Tried to allocate 20.00 MiB.): this and later "
+        f"measurements of this model use memory_budget={b} bytes. Give memory_budget={b} or less to avoid the failed "
+        "attempt."
         for b in budgets
     ]
     assert 1 < info.block <= 12

@@ -379,7 +379,8 @@ def test_bad_inputs():
     )
     groups = {"a": ["0.bias"]}
     assert refused(ArgumentError, lambda: empirical_ntk_by_group(small(), X, groups, params="0.*")) == (
-        "params='0.*' says what the whole kernel covers, found whole=False. Add whole=True, or leave params out."
+        "params='0.*' selects the parameters of the whole kernel, found whole=False. Add whole=True, or leave params "
+        "out."
     )
     assert refused(ArgumentError, lambda: empirical_ntk_by_group(small(), X, {"": ["0"]}, whole=True)) == (
         "a group is called '', which is the name of the whole kernel. Give it another name."
@@ -411,8 +412,8 @@ def test_sparse_and_nested_tensors():
 
 def test_inside_a_transform_of_torch_func():
     message = (
-        "a measurement was asked for inside a torch.func transform (vmap, grad, jvp, …): expected ordinary tensors, of"
-        " which a kernel can be read. Measure outside of the transform."
+        "a measurement was started inside a torch.func transform (vmap, grad, jvp, …): expected ordinary tensors. "
+        "Measure outside of the transform."
     )
     model = small()
     assert refused(ArgumentError, lambda: torch.func.vmap(lambda x: empirical_ntk(model, x[None]))(X)) == message

@@ -422,7 +422,7 @@ class Elsewhere(nn.Module):
 def test_a_parameter_used_through_a_plain_list():
     model, x = Elsewhere(), torch.randn(7, 4)
     check(model, x)
-    told = "parameter 'w' from elsewhere"
+    told = "parameter 'w' other than through"
     with pytest.raises(ModelError, match=told):
         ntk_operator(model, x)
     with pytest.raises(ModelError, match=told):

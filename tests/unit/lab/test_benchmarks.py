@@ -497,7 +497,7 @@ def test_unsafe_zips(tmp_path):
         return path
 
     tail = (
-        ": expected plain image files below CLASS/, train/CLASS/ or test/CLASS/. Do not use this zip, or pack it anew."
+        ": expected plain image files below CLASS/, train/CLASS/ or test/CLASS/. Do not use this zip, or pack it again."
     )
     for name in ("../up.png", "/etc/up.png", "a/../../up.png", "C:/up.png"):
         path = entry(name)
@@ -508,7 +508,7 @@ def test_unsafe_zips(tmp_path):
     with zipfile.ZipFile(path, "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("ant/0.png", "x")
         archive.writestr("ant/0.png", "y")
-    assert message(lambda: load_data(path)) == f"entry 'ant/0.png' of {path} is there twice{tail}"
+    assert message(lambda: load_data(path)) == f"entry 'ant/0.png' of {path} occurs twice{tail}"
 
 
 def test_large_zips_are_refused_before_they_are_read(tmp_path, monkeypatch):
@@ -519,7 +519,7 @@ def test_large_zips_are_refused_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 999)
     assert message(lambda: load_data(path)) == (
         f"entry 'ant/0.png' of {path} unpacks to 1000 bytes, more than 999: expected plain image files below CLASS/,"
-        " train/CLASS/ or test/CLASS/. Do not use this zip, or pack it anew."
+        " train/CLASS/ or test/CLASS/. Do not use this zip, or pack it again."
     )
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
     monkeypatch.setattr(images, "MAX_TOTAL_BYTES", 1999)
@@ -537,8 +537,8 @@ def test_a_zip_that_lies_about_a_size_is_refused(tmp_path):
     data[directory + 24 : directory + 28] = struct.pack("<I", 10)
     path.write_bytes(bytes(data))
     assert message(lambda: load_data(path)) == (
-        f"entry 'ant/0.png' of {path} cannot be read (Bad CRC-32 for file 'ant/0.png'). Check that the zip was copied"
-        " whole."
+        f"entry 'ant/0.png' of {path} cannot be read (Bad CRC-32 for file 'ant/0.png'). Check that the zip was copied "
+        "completely."
     )
 
 
@@ -583,7 +583,7 @@ def test_layouts_that_are_something_else(tmp_path):
     picture(flat / "0.png", 1)
     assert message(lambda: load_data(flat)) == (
         f"{flat} holds 1 images, for example '0.png': expected train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE,"
-        " with images ending in .jpg, .jpeg, .png, .bmp, .webp, .ppm, .pgm. Arrange the files so."
+        " with images ending in .jpg, .jpeg, .png, .bmp, .webp, .ppm, .pgm. Arrange the files like this."
     )
     lacking = folder(tmp_path / "lacking")
     picture(lacking / "test" / "cat" / "0.png", 1)
@@ -594,7 +594,7 @@ def test_layouts_that_are_something_else(tmp_path):
     text = tmp_path / "text.zip"
     text.write_text("hello")
     assert message(lambda: load_data(text)) == (
-        f"{text} cannot be read as a zip (File is not a zip file). Check that it was copied whole."
+        f"{text} cannot be read as a zip (File is not a zip file). Check that it was copied completely."
     )
     nothing = tmp_path / "none.zip"
     assert message(lambda: load_data(nothing)) == f"no zip at {nothing}: expected a file. Check the path."
@@ -610,7 +610,7 @@ def test_torchvision_refusals(tmp_path):
     )
     assert message(lambda: load_data("CIFAR10")) == (
         "torchvision's CIFAR10 is read from a folder, found data_root=None. Give data_root (--data-root), the folder"
-        " that holds it or shall hold it."
+        " that holds it or will hold it."
     )
     # Nothing is downloaded unless asked for.
     assert message(lambda: load_data("CIFAR10", data_root=tmp_path)) == (
@@ -702,7 +702,7 @@ X, Y = torch.zeros(4, 1), torch.tensor([0, 0, 1, 1])
         (lambda: blurred(numbered(), 2, steps=-1), "steps must be 0 or more, found -1. Use 3, for example."),
         (
             lambda: rotated(numbered()),
-            "only square images can be turned, found inputs of shape (1,). Give images (channels, side, side), or use"
+            "only square images can be rotated, found inputs of shape (1,). Give images (channels, side, side), or use"
             " permuted.",
         ),
         (

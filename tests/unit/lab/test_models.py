@@ -338,17 +338,17 @@ def bad(*args, **kwargs):
         ),
         (
             bad("torchvision:resnet18", width=3),
-            "model 'torchvision:resnet18' has no argument 'width': it accepts none of these. Leave what it lacks out,"
+            "model 'torchvision:resnet18' has no argument 'width': it accepts none of these. Leave it out,"
             " or use a model that has it.",
         ),
         (
             bad("mlp", heads=3),
-            "model 'mlp' has no argument 'heads': it accepts activation, depth, parametrisation, width. Leave what it"
-            " lacks out, or use a model that has it.",
+            "model 'mlp' has no argument 'heads': it accepts activation, depth, parametrisation, width. Leave it out, "
+            "or use a model that has it.",
         ),
         (
             bad(factory_for_tests, depth=2),
-            "model 'factory_for_tests' has no argument 'depth': it accepts hidden. Leave what it lacks out, or use a"
+            "model 'factory_for_tests' has no argument 'depth': it accepts hidden. Leave it out, or use a"
             " model that has it.",
         ),
         (

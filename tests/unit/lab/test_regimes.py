@@ -280,8 +280,8 @@ def test_dropout_is_refused():
         ),
         (
             lambda: build_regime("ntk", "torchvision:resnet18", **SHAPE),
-            "model 'torchvision:resnet18' has no argument 'parametrisation': it accepts none of these. Leave what it"
-            " lacks out, or use a model that has it.",
+            "model 'torchvision:resnet18' has no argument 'parametrisation': it accepts none of these. Leave it out, "
+            "or use a model that has it.",
         ),
         (
             lambda: kaiming_uniform_(nn.Sequential(NTKLinear(2, 2))),

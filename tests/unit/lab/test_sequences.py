@@ -126,7 +126,7 @@ def test_a_strategy_learns_them_and_the_plugin_measures_the_kernel(cell):
         (lambda: markov_chains(noise=1.0), "noise must lie in [0, 1), found 1.0. Use 0.1, for example."),
         (
             lambda: markov_chains(7, vocabulary=3),
-            "each class has a permutation of the 3 tokens of its own and there are 6; found n_classes=7. Use"
+            "each class has its own permutation of the 3 tokens and there are 6; found n_classes=7. Use"
             " n_classes=6 or less, or a larger vocabulary.",
         ),
         (

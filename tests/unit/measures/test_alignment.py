@@ -69,7 +69,7 @@ UNDEFINED = [
         [0, 1],
         "the kernel has shape (2, 2): after centring at most one number is left, which has no direction",
     ),
-    (np.zeros((3, 3)), [0, 1, 1], "the kernel is exactly zero, as that of a dead network is"),
+    (np.zeros((3, 3)), [0, 1, 1], "the kernel is exactly zero, as for a dead network"),
     (
         np.ones((3, 3)),
         [0, 1, 1],
@@ -128,7 +128,7 @@ def test_eigenvector_alignment_grows_with_rank_within_bounds(seed, scale):
         (np.eye(3), [1, 1, 1], 1, "all samples have the same label"),
         (np.eye(3), [0, 1, 1], 20, "the 20 leading eigenvectors of a 3×3 kernel span the whole space"),
         (np.eye(3), [0, 1, 1], 3, "the 3 leading eigenvectors of a 3×3 kernel span the whole space"),
-        (np.zeros((3, 3)), [0, 1, 1], 1, "the kernel is exactly zero, as that of a dead network is"),
+        (np.zeros((3, 3)), [0, 1, 1], 1, "the kernel is exactly zero, as for a dead network"),
         (np.full((3, 3), np.inf), [0, 1, 1], 1, "the kernel has 9 non-finite entries of 9"),
     ],
 )

@@ -82,8 +82,8 @@ class TestTaskOverlap:
     @pytest.mark.parametrize(
         ("cross", "first", "second", "reason"),
         [
-            ([[0.0]], [[0.0]], [[1.0]], "the first self-kernel is exactly zero, as that of a dead network is"),
-            ([[0.0]], [[1.0]], [[0.0]], "the second self-kernel is exactly zero, as that of a dead network is"),
+            ([[0.0]], [[0.0]], [[1.0]], "the first self-kernel is exactly zero, as for a dead network"),
+            ([[0.0]], [[1.0]], [[0.0]], "the second self-kernel is exactly zero, as for a dead network"),
             ([[np.nan]], [[1.0]], [[1.0]], "the cross kernel has 1 non-finite entries of 1"),
             ([[1.0]], [[1.0]], [[np.inf]], "the second self-kernel has 1 non-finite entries of 1"),
         ],

@@ -163,8 +163,8 @@ def test_undefined(call, expected):
     [
         (
             lambda: neuron_similarity([1.0, 2.0]),
-            "neuron_similarity needs activations of shape (N, D), N samples and D units, found (2,). Flatten what"
-            " belongs to one sample into one row.",
+            "neuron_similarity needs activations of shape (N, D), N samples and D units, found (2,). Flatten each "
+            "sample's activations into one row.",
         ),
         (
             lambda: tuning_similarity(np.eye(3), np.eye(3)[:, :2]),

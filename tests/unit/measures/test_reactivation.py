@@ -44,7 +44,7 @@ def test_velocity_numbers_by_hand():
     assert found.mixed_cadence is False
     assert (found.boundary, found.end) == (100.0, 160.0)
     assert found.reasons == {
-        "base_in_onset": "it was not given when the experience before the boundary began",
+        "base_in_onset": "the start of the experience before the boundary was not given",
         "norm_dip": "no lambda_max series was given",
         "norm_recovery": "no lambda_max series was given",
         "alignment_drop": "no alignment series was given",
@@ -98,8 +98,9 @@ def test_where_only_the_onset_was_measured_there_is_no_ratio(times, at_rest):
     found = reactivation(times, velocities, 34, start=0, lambda_max=[1.0] * len(times))
     assert found.base_in_onset is True
     reason = (
-        f"of {len(times) - 2} velocities before the boundary {at_rest} lie in the second half of the task before, and "
-        "the others in its onset, which is no base: measure more often before the boundary, or train that task longer"
+        f"of {len(times) - 2} velocities before the boundary {at_rest} lie in the second half of the previous task, "
+        "and the others in its onset, which gives no base: measure more often before the boundary, or train that task "
+        "longer"
     )
     for name in ("base", "spike", "ratio", "at_floor", "z", "rank", "half_life", "cadence", "floor"):
         assert getattr(found, name) is None

@@ -126,12 +126,12 @@ def test_a_class_that_was_never_seen_is_predicted_wrongly():
     ("k", "labels", "reason"),
     [
         (np.eye(3), [1, 1, 1], "all samples have the same label"),
-        (np.eye(3), [0, 1, 2], "no class has two samples, so that none can be held out to choose the ridge"),
+        (np.eye(3), [0, 1, 2], "no class has two samples, so none can be held out to choose the ridge"),
         (np.eye(1), [0], "all samples have the same label"),
         (
             np.zeros((3, 3)),
             [0, 1, 1],
-            "k_train_train has no positive diagonal, as the kernel of a dead network has none",
+            "k_train_train has no positive diagonal entry, as for a dead network",
         ),
         (np.full((3, 3), np.nan), [0, 1, 1], "k_train_train has 9 non-finite entries of 9"),
     ],

@@ -172,8 +172,8 @@ def test_extreme_scales_neither_overflow_nor_vanish(scale):
 
 
 UNDEFINED = {
-    "zero": (np.zeros((3, 3)), True, "is exactly zero, as that of a dead network is"),
-    "zero uncentred": (np.zeros((3, 3)), False, "is exactly zero, as that of a dead network is"),
+    "zero": (np.zeros((3, 3)), True, "is exactly zero, as for a dead network"),
+    "zero uncentred": (np.zeros((3, 3)), False, "is exactly zero, as for a dead network"),
     "constant": (
         np.full((3, 3), 0.1),
         True,

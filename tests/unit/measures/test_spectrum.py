@@ -126,7 +126,7 @@ class TestEffectiveRank:
             (np.zeros((1, 1)), "the kernel has one sample: nothing is left of it after centring"),
             (np.zeros((2, 2)), "the centred kernel has no positive eigenvalue above working precision"),
             (np.full((2, 2), 0.3), "the centred kernel has no positive eigenvalue above working precision"),
-            (np.zeros((3, 3)), "the kernel is exactly zero, as that of a dead network is"),
+            (np.zeros((3, 3)), "the kernel is exactly zero, as for a dead network"),
             (
                 np.full((3, 3), 0.3),
                 "the kernel is constant to working precision: nothing is left of it after centring",
@@ -209,7 +209,7 @@ class TestEigenspaceRotation:
         [
             (np.eye(3), np.eye(3), 3, "the 3 leading eigenvectors of a 3×3 kernel span the whole space"),
             (np.eye(1), np.eye(1), 1, "the 1 leading eigenvectors of a 1×1 kernel span the whole space"),
-            (np.zeros((3, 3)), np.eye(3), 1, "the first kernel is exactly zero, as that of a dead network is"),
+            (np.zeros((3, 3)), np.eye(3), 1, "the first kernel is exactly zero, as for a dead network"),
             (np.eye(3), np.full((3, 3), np.inf), 1, "the second kernel has 9 non-finite entries of 9"),
         ],
     )

@@ -95,7 +95,7 @@ def test_degenerate_kernels_give_reasons_and_neither_warnings_nor_errors(n, kind
 def test_a_reason():
     found = summary(np.eye(3), [0, 0, 0], previous=np.zeros((3, 3)))
     assert found.reasons["alignment"] == "all samples have the same label"
-    assert found.reasons["distance_previous"] == "the first kernel is exactly zero, as that of a dead network is"
+    assert found.reasons["distance_previous"] == "the first kernel is exactly zero, as for a dead network"
     assert found.reasons["eigenvector_alignment_5"] == "all samples have the same label"
 
 

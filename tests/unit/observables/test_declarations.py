@@ -65,7 +65,7 @@ def test_what_cannot_be_registered_is_refused():
     register(Biases)
     register(Biases)  # a notebook's cell that is run again
     cases = {
-        "expected a flag that is a name of Python": {"flag": ""},
+        "expected a flag that is a Python identifier": {"flag": ""},
         "metrics or images": {"flag": "mine", "metrics": ()},
         "flag='norms'": {"flag": "norms", "metrics": (Metric("NTK_Mine", "mine"),)},
         "the tag 'NTK_Velocity' is taken by velocity": {"flag": "mine", "metrics": (Metric("NTK_Velocity", "mine"),)},

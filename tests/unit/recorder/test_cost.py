@@ -140,7 +140,7 @@ MESSAGE = (
     "measuring will take about 69 % of this run's time: a measurement takes 4.00 s, a training iteration 1.00 s, and "
     "every_iterations:2 measures 22 times in a task of 40 iterations. What takes less: reduction='sum_logits' (about "
     "47 %); schedule='around_boundaries:2,5' (about 38 %); schedule='boundaries_only' (about 17 %); "
-    "schedule='share_of_training:0.05' (about 17 %); a smaller probe. (Told once.)"
+    "schedule='share_of_training:0.05' (about 17 %); a smaller probe. (Warned once.)"
 )
 
 

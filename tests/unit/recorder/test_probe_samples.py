@@ -450,7 +450,7 @@ def test_a_loader_that_fails_is_told_before_training():
         strategy.train(benchmark.train_stream[0])
     told = str(caught.value)
     assert told.startswith("the samples of the probe cannot be read through the evaluation data loader of Naive: ")
-    assert told.endswith("mend the data, or give the probe's samples with Probe.from_tensors(x, y).")
+    assert told.endswith("fix the data, or give the probe's samples with Probe.from_tensors(x, y).")
     assert strategy.clock.train_iterations == 0
 
 

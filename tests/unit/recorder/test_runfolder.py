@@ -330,8 +330,8 @@ def test_an_existing_run_is_not_replaced_unasked(path):
     write_run(path)
     before = snapshot(path)
     assert message_of(RunFolder.create, path, {}) == (
-        f"run folder {path} exists already and is not empty: found a run of 3 records. Choose another folder, go "
-        "on with it by NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True (--overwrite); "
+        f"run folder {path} exists already and is not empty: found a run of 3 records. Choose another folder, "
+        "continue it with NTKPlugin(resume=True) (RunFolder.resume), or replace it with overwrite=True (--overwrite); "
         "only a run is ever replaced, no other files."
     )
     assert snapshot(path) == before
@@ -373,8 +373,8 @@ def test_a_strangers_folder_is_never_touched(path, overwrite):
     expected = {
         False: f"{path} holds files of another kind ({found}) and no run: expected an empty folder or one that does "
         "not exist. Choose another folder; only a run is ever replaced.",
-        True: f"overwrite: {path} is not replaced, since it is not recognised as a run folder ({path} is no run "
-        f"folder: expected run.json in it, found {found}. Give the folder that RunFolder.create made.) Choose "
+        True: f"overwrite: {path} is not replaced, since it is not recognised as a run folder ({path} is not "
+        f"a run folder: expected run.json in it, found {found}. Give the folder that RunFolder.create made.) Choose "
         "another folder, or remove this one by hand.",
     }
     assert message_of(RunFolder.create, path, overwrite=overwrite) == expected[overwrite]
@@ -387,7 +387,7 @@ def test_someone_elses_run_json_is_not_overwritten(path):
     (path / "run.json").write_text('{"schema": "theirs"}')
     assert message_of(RunFolder.create, path, overwrite=True) == (
         f"overwrite: {path} is not replaced, since it is not recognised as a run folder (run folder {path}: run.json "
-        'cannot be used: expected an object with "schema": "avalanche-ntk-run", so it is no file of this package.) '
+        'cannot be used: expected an object with "schema": "avalanche-ntk-run", so it is not a file of this package.) '
         "Choose another folder, or remove this one by hand."
     )
     assert snapshot(path) == {"run.json": b'{"schema": "theirs"}'}
@@ -408,10 +408,10 @@ def test_an_empty_folder_and_one_left_by_a_killed_creation_are_used(path, overwr
 def test_a_file_in_the_folders_place(path):
     path.write_text("x")
     assert message_of(RunFolder.create, path, overwrite=True) == (
-        f"{path} exists and is no folder: choose another path for the run folder."
+        f"{path} exists and is not a folder: choose another path for the run folder."
     )
     assert message_of(RunFolder.open, path) == (
-        f"{path} is no run folder: expected a folder with run.json in it, found a file."
+        f"{path} is not a run folder: expected a folder with run.json in it, found a file."
     )
 
 
@@ -421,7 +421,7 @@ def test_overwrite_goes_through_no_link(path):
     link = path.with_name("link")
     link.symlink_to(path)
     assert message_of(RunFolder.create, link, overwrite=True) == (
-        f"{link} is a symbolic link, through which nothing is overwritten: give the folder that it points to."
+        f"{link} is a symbolic link, and overwriting does not follow links: give the folder that it points to."
     )
     assert snapshot(path) == before
 
@@ -440,14 +440,15 @@ def test_links_inside_a_folder_are_not_followed(path):
     probe.rmdir()
     probe.symlink_to(outside / "kernels/Exp000")
     assert message_of(RunFolder.open(path).load_kernel, "kernels/Exp000/000000.safetensors") == (
-        f"run folder {path}: kernels/Exp000/000000.safetensors cannot be used: Exp000 is no folder, or a symbolic "
-        "link, which is not followed."
+        f"run folder {path}: kernels/Exp000/000000.safetensors cannot be used: Exp000 is not a folder, or is a "
+        "symbolic link, which is not followed."
     )
     with RunFolder.resume(path) as folder:
         assert message_of(folder.save_kernel, "Exp000", 1, {"kernel": np.eye(2)}) == (
-            f"run folder {path}: could not write kernels/Exp000/000001.safetensors: Exp000 is no folder, or a symbolic "
-            "link, which is not followed. What was recorded before is intact. Make room or allow writing there, then "
-            "write again or go on with RunFolder.resume."
+            f"run folder {path}: could not write kernels/Exp000/000001.safetensors: Exp000 is not a folder, or is a "
+            "symbolic link, which is not followed. What was recorded before is intact. Make room or allow writing "
+            "there, then "
+            "write again or continue with RunFolder.resume."
         )
     RunFolder.create(path, overwrite=True).close()
     probe.unlink()
@@ -461,7 +462,7 @@ def test_links_inside_a_folder_are_not_followed(path):
     (path / "measurements.jsonl").write_bytes(b"torn")
     assert message_of(RunFolder.resume, path) == (
         f"run folder {path}: could not write measurements.jsonl: Too many levels of symbolic links. What was recorded "
-        "before is intact. Make room or allow writing there, then write again or go on with RunFolder.resume."
+        "before is intact. Make room or allow writing there, then write again or continue with RunFolder.resume."
     )
     for name in ("measurements.jsonl", "lock"):
         (path / name).unlink()
@@ -475,7 +476,7 @@ def test_a_pipe_in_a_files_place_does_not_block(path):
     (path / "measurements.jsonl").unlink()
     os.mkfifo(path / "measurements.jsonl")
     assert message_of(RunFolder.open(path).records) == (
-        f"run folder {path}: measurements.jsonl cannot be read: it is no plain file."
+        f"run folder {path}: measurements.jsonl cannot be read: it is not a regular file."
     )
 
 
@@ -488,7 +489,8 @@ def test_no_folder_and_no_run(path):
     )
     path.mkdir()
     assert message_of(RunFolder.resume, path) == (
-        f"{path} is no run folder: expected run.json in it, found nothing. Give the folder that RunFolder.create made."
+        f"{path} is not a run folder: expected run.json in it, found nothing. Give the folder that RunFolder.create "
+        "made."
     )
 
 
@@ -502,7 +504,7 @@ GOOD_RUN = {"schema": "avalanche-ntk-run", "schema_version": 1, "created": "now"
         (b'{"schema": ', "it is not JSON (Expecting value at character 11)"),
         (b'{"schema": "\xff"}', "expected UTF-8 text, found the byte 0xff"),
         (b"[" * 200_000, "it is nested too deeply"),
-        (b"[]", 'expected an object with "schema": "avalanche-ntk-run", so it is no file of this package'),
+        (b"[]", 'expected an object with "schema": "avalanche-ntk-run", so it is not a file of this package'),
         (
             {"schema_version": 2},
             "it has schema version 2, and this avalanche-ntk reads versions up to 1; install a newer one",
@@ -740,7 +742,7 @@ def test_a_bad_meta_is_refused_before_anything_is_made(path):
 
 def test_a_reader_does_not_write(path):
     folder = RunFolder.open(write_run(path))
-    expected = f"run folder {path} was opened for reading: use RunFolder.resume to go on writing it."
+    expected = f"run folder {path} was opened for reading: use RunFolder.resume to continue writing it."
     assert message_of(folder.append, measurement(3)) == expected
     assert message_of(folder.save_kernel, "Exp000", 3, {"kernel": np.eye(2)}) == expected
     assert message_of(folder.update_meta, {}) == expected

@@ -282,7 +282,7 @@ def test_a_cut_that_fails_is_made_up_for_by_the_next_write(tmp_path, monkeypatch
 # --- full disks and refused writes ---
 
 INTACT = (
-    "What was recorded before is intact. Make room or allow writing there, then write again or go on with "
+    "What was recorded before is intact. Make room or allow writing there, then write again or continue with "
     "RunFolder.resume."
 )
 

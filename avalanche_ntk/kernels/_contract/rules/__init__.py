@@ -1,8 +1,8 @@
 """One rule per kind of use: from an autograd node and the signal at its output to per-sample gradients.
 
-A rule is a function `(Site) -> Piece`, entered with what else is known of its operator by `@node("Addmm", …)`; adding
-one is one function in one of these files. It may raise `NoRule` for a variant that it does not cover, and the use then
-goes through `masked`, which is exact for every node.
+A rule is a function `(Site) -> Piece`, registered with its operator's properties by `@node("Addmm", …)`; adding a rule
+means adding one function to one of these files. It may raise `NoRule` for a variant that it does not cover; the use is
+then computed by `masked`, which is exact for every node.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def masked(s: Site) -> Piece:
-    """Any node at all: its own backward, given the signal of one sample at a time. Exact, and N·R times its cost.
+    """Rule for any node: its own backward, with the signal of one sample at a time. Exact, at N·R times its cost.
 
     Returns:
         A `Dense` piece.
@@ -39,7 +39,7 @@ def masked(s: Site) -> Piece:
     r = s.g.shape[0]
     shape = s.g.shape
     split = s.g.reshape(*shape[:d], s.layout.before, s.n, s.layout.after, *shape[d + 1 :])
-    only = torch.zeros_like(split)  # and its gradient's place: memory for each sample anew would be scattered
+    only = torch.zeros_like(split)  # and the gradient's buffer: new memory for each sample would be scattered
     found: Tensor | None = None
     for n in range(s.n):
         mine = only.select(d + 1, n)
@@ -58,10 +58,10 @@ def masked(s: Site) -> Piece:
 
 
 def piece_of(s: Site, name: str) -> tuple[Piece, str]:
-    """Apply the node's rule, or the one for every node.
+    """Apply the node's rule, or `masked` if it has none.
 
     Returns:
-        The piece and the name of the way taken.
+        The piece and the name of the rule used.
     """
     rule = spec_of(name).rule
     if rule is not None:

@@ -1,4 +1,4 @@
-"""W enters entry by entry, broadcast or repeated over the output."""
+"""Elementwise uses of W, broadcast or repeated over the output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avalanche_ntk.kernels._structure.nodes import node
 
 
 def broadcast(s: Site, factor: Tensor | None, scale: float = 1.0, dims: tuple[int, ...] | None = None) -> Piece:
-    """W enters elementwise, times `factor`, broadcast over the output: sum what it was broadcast over.
+    """W enters elementwise, times `factor`, broadcast over the output: sum over the broadcast dimensions.
 
     Args:
         s: The site.
@@ -30,7 +30,7 @@ def broadcast(s: Site, factor: Tensor | None, scale: float = 1.0, dims: tuple[in
         dims = tuple(range(len(out) - len(s.shape), len(out)))
     need(len(dims) == len(s.shape) and all(d >= 0 and k in (1, out[d]) for d, k in zip(dims, s.shape, strict=True)))
     kept = [d for d, size in zip(dims, s.shape, strict=True) if size != 1]
-    # the samples' dimension may be one of W's only where W has one copy a sample, which is no parameter
+    # the samples' dimension can be one of W's only if W has one copy per sample, which a parameter has not
     need(s.layout.dim not in kept)
     gone = [1 + d for d in range(len(out)) if d not in kept]
     if factor is None:

@@ -1,4 +1,4 @@
-"""Where a parameter enters the computation, and what a rule does there that it does not cover."""
+"""`Site`, a use of a parameter in the computation, and the errors of rules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Site:
         n: Number of samples.
         shape: Shape of the consumed tensor W.
 
-    Where numbers are complex, gradients are those of autograd: the factor that W meets is conjugated.
+    For complex numbers, gradients follow autograd's convention: W's factor is conjugated.
     """
 
     node: Any
@@ -43,10 +43,10 @@ class Site:
     shape: tuple[int, ...]
 
     def kept(self, *names: str) -> Any:
-        """Return what the node keeps for its backward pass under one of these names.
+        """Return the value that the node saves for its backward pass under one of these names.
 
         Raises:
-            NoRule: It keeps none of them: another version of torch, or another device, may name it otherwise.
+            NoRule: It saves none of them: other versions of torch or other devices may use other names.
         """
         try:
             return kept(self.node, *names)
@@ -54,7 +54,7 @@ class Site:
             raise NoRule from exc
 
     def positions(self, t: Tensor, features: int) -> Tensor:
-        """Bring `(R, *shape)` to `(R, N, T, features…)`; the last `features` dimensions stay.
+        """Reshape `(R, *shape)` to `(R, N, T, features…)`; the last `features` dimensions are kept.
 
         Returns:
             A view where strides allow.

@@ -1,4 +1,4 @@
-"""Rows of a table, taken by whole numbers."""
+"""Rows of a table, selected by integers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _rows_taken(s: Site, ids: Tensor) -> Piece:
 
 @node("Index", factored=True, table=0)
 def index(s: Site) -> Piece:
-    """`W[ids]` with whole numbers: a table of rows."""
+    """`W[ids]` with integers: a table of rows."""
     indices = s.kept("indices")
     need(indices[0] is not None and all(i is None for i in indices[1:]) and indices[0].dtype == torch.int64)
     return _rows_taken(s, indices[0])
