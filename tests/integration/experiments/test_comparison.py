@@ -156,7 +156,8 @@ def test_runs_of_scripts_are_grouped_by_their_settings(tmp_path):
     with pytest.raises(ArgumentError) as error:
         compare([tmp_path], by=["model.width"])
     assert str(error.value) == (
-        "--by model.width: none of the runs has a configuration, since a script made them and not avalanche-ntk run. "
+        "--by model.width: none of the runs has a configuration, since they were made by a script, not by "
+        "avalanche-ntk run. "
         "Leave --by out: runs of the same settings are a group."
     )
 
@@ -247,7 +248,7 @@ def test_ratios_are_not_compared_across_cadences(tmp_path):
     [
         ({"size": 9}, "8 samples of experience 0 (a), 9 samples of experience 0 (b)"),
         ({"experience": 1}, "8 samples of experience 0 (a), 8 samples of experience 1 (b)"),
-        ({"hash": "f" * 8}, "b and a have the same seed and other samples"),
+        ({"hash": "f" * 8}, "b and a have the same seed and different samples"),
     ],
 )
 def test_ratios_are_not_compared_across_probes(tmp_path, probe, why):
