@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from avalanche_ntk.reproduce.verdicts import Claim, Finding, Verdict
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "reproduction.md"
-ROW = re.compile(r"^\| (.*) \| (.*) \| (.*) \| ([><]) (\S+) \| (.*) \|$")
+ROW = re.compile(r"^\| (.*) \| (.*) \| (.*) \| ([><]) ([^\s,]+)(?:, margin (\S+))? \| (.*) \|$")
 WORDS = {
     Verdict.HOLDS: "holds throughout",
     Verdict.MOST: "holds in most cases",
@@ -59,7 +59,8 @@ def read(path: Path) -> Stored:
         rows = [(i, m) for i in range(start, end) if (m := ROW.match(lines[i]))]
         findings, evidence = [], []
         for _, m in rows:
-            case, statistic, told, sign, threshold, verdict = (part.replace("\\|", "|") for part in m.groups())
+            groups = ((part or "").replace("\\|", "|") for part in m.groups())
+            case, statistic, told, sign, threshold, margin, verdict = groups
             numbers = [_number(n) for n in re.findall(r"[−-]?(?:inf|\d[\d.]*(?:e[+−-]?\d+)?)", told)]
             note = f"{case[:1].upper()}{case[1:]}, {statistic}: "
             lost = next((re.search(r"undefined for (\d+) of", x) for x in lines[start:end] if x.startswith(note)), None)
@@ -68,13 +69,13 @@ def read(path: Path) -> Stored:
             half = (high - low) / 2
             evidence.append(Evidence(mean, half / float(stdtrit(n - 1, 0.975)) if n > 1 else math.nan, n))
             at = _number(threshold)
-            findings.append(Finding(case, statistic, (), at, sign == ">", mean, low, high, _verdict(verdict)))
+            wide = _number(margin) if margin else math.nan
+            findings.append(
+                Finding(case, statistic, (), at, sign == ">", mean, low, high, _verdict(verdict), margin=wide)
+            )
         if "--budget" not in text:
-            verdicts = decide([Question(f.threshold, f.above) for f in findings], [evidence], 1)
-            findings = [
-                Finding(f.case, f.statistic, (), f.threshold, f.above, f.mean, f.low, f.high, v)
-                for f, (v, _) in zip(findings, verdicts, strict=True)
-            ]
+            verdicts = decide([Question(f.threshold, f.above, f.margin) for f in findings], [evidence], 1)
+            findings = [replace(f, verdict=v) for f, (v, _) in zip(findings, verdicts, strict=True)]
         claims.append((Claim("", lines[start][3:], tuple(findings)), [start, *(i for i, _ in rows)]))
     return Stored(path.stem, lines, claims)
 

@@ -125,12 +125,9 @@ def network(arguments: Mapping[str, Any], shape: Sequence[int], classes: int, se
     """Return an MLP of two hidden layers; `norm` puts a layer norm before each activation."""
     model = build_model("mlp", input_shape=shape, n_classes=classes, width=arguments["width"], depth=2, seed=seed)
     if norm:
-        model.features = nn.Sequential(
-            *(
-                nn.Sequential(layer, nn.LayerNorm(arguments["width"])) if isinstance(layer, nn.Linear) else layer
-                for layer in model.features.children()
-            )
-        )
+        layers = list(model.get_submodule("features").children())
+        made = [[one, nn.LayerNorm(arguments["width"])] if isinstance(one, nn.Linear) else [one] for one in layers]
+        model.features = nn.Sequential(*(part for group in made for part in group))
     return model
 
 
@@ -179,7 +176,7 @@ def learn(
 
 def _outputs(model: nn.Module, x: Tensor) -> np.ndarray:
     with torch.no_grad():
-        return model(x).double().cpu().numpy()
+        return np.asarray(model(x).double().cpu())
 
 
 def numbers(observable: Plasticity, model: nn.Module, probe: Probe, at: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avalanche_ntk.measures.intervals import interval, rank_correlation
-from avalanche_ntk.report.style import MARKERS, PAGE_INCHES, drawing, look, new_figure, put_legend
+from avalanche_ntk.report.style import COLOURS, FAINT, INK, MARKERS, PAGE_INCHES, drawing, new_figure, put_legend
 from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import Results
@@ -349,6 +349,7 @@ def _draw_numbers(axis: Any, seeds: Sequence[Arms]) -> None:
         mean_, low, high = np.array([interval([v for v in values if math.isfinite(v)]) for values in by_number]).T
         at = np.arange(len(by_number)) + 0.22 * (place - 1)
         spread = np.nan_to_num(np.array([mean_ - low, high - mean_]))
-        style = {"color": look(place)["color"], "marker": MARKERS[place], "markersize": 3.5, "linestyle": "None"}
+        # Other colours than those of the arms: all of these are of plain training.
+        style = {"color": (INK, COLOURS[5], FAINT)[place], "marker": MARKERS[place], "markersize": 3.5, "linestyle": ""}
         axis.errorbar(at, mean_, yerr=spread, capsize=2, elinewidth=0.8, label=name, **style)
     axis.set_xticks(range(len(NUMBERS)), [n.name for n in NUMBERS.values()], rotation=40, ha="right")
