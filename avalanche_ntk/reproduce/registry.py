@@ -87,6 +87,10 @@ STUDIES: dict[str, Entry] = {
         "Tang et al. 2025 (arXiv 2506.00592); Lyle et al. 2022–2024; Sokar et al. 2023 (arXiv 2302.12902); "
         "Wang et al. 2026 (arXiv 2605.09044)",
     ),
+    "practical-width": Entry(
+        "Does more width bring linearised predictions, forgetting included, closer at practical widths?",
+        "Wenger et al. 2023 (arXiv 2310.00137)",
+    ),
 }
 
 
