@@ -30,7 +30,7 @@ FLAT, THEORY = 0.1, -0.4  # powers of the width
 def widths(context: Context, kind: str) -> list[int]:
     """Return the widths of a kind of network: units or channels."""
     if kind == "cnn":
-        return list(context.pick([2, 4], [4, 12, 36], [16, 64, 256]))
+        return list(context.pick([4, 6], [4, 12, 36], [16, 64, 256]))
     return list(context.pick([4, 8], [16, 64, 256, 1024], [64, 256, 1024, 4096]))
 
 
