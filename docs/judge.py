@@ -19,10 +19,11 @@ from scipy.special import stdtrit
 from avalanche_ntk.report.style import COLOURS, PAGE_INCHES, drawing, new_figure, to_bytes
 from avalanche_ntk.reproduce.deciding import Evidence, Question, decide
 from avalanche_ntk.reproduce.verdicts import Claim, Finding, Verdict, usual_margin
+from avalanche_ntk.reproduce.writing import number
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "reproduction.md"
-ROW = re.compile(r"^\| (.*) \| (.*) \| (.*) \| ([><]) (\S+) \| (.*) \|$")
+ROW = re.compile(r"^\| (.*) \| (.*) \| (.*) \| ([><]) ([^\s,]+)(?:, margin (\S+))? \| (.*) \|$")
 WORDS = {
     Verdict.HOLDS: "holds throughout",
     Verdict.MOST: "holds in most cases",
@@ -59,7 +60,8 @@ def read(path: Path) -> Stored:
         rows = [(i, m) for i in range(start, end) if (m := ROW.match(lines[i]))]
         findings, evidence = [], []
         for _, m in rows:
-            case, statistic, told, sign, threshold, verdict = (part.replace("\\|", "|") for part in m.groups())
+            groups = ((part or "").replace("\\|", "|") for part in m.groups())
+            case, statistic, told, sign, threshold, margin, verdict = groups
             numbers = [_number(n) for n in re.findall(r"[−-]?(?:inf|\d[\d.]*(?:e[+−-]?\d+)?)", told)]
             note = f"{case[:1].upper()}{case[1:]}, {statistic}: "
             lost = next((re.search(r"undefined for (\d+) of", x) for x in lines[start:end] if x.startswith(note)), None)
@@ -68,9 +70,9 @@ def read(path: Path) -> Stored:
             half = (high - low) / 2
             evidence.append(Evidence(mean, half / float(stdtrit(n - 1, 0.975)) if n > 1 else math.nan, n))
             at = _number(threshold)
-            margin = usual_margin(statistic, at)
+            wide = _number(margin) if margin else usual_margin(statistic, at)
             findings.append(
-                Finding(case, statistic, (), at, sign == ">", mean, low, high, _verdict(verdict), margin=margin)
+                Finding(case, statistic, (), at, sign == ">", mean, low, high, _verdict(verdict), margin=wide)
             )
         if "--budget" not in text:
             verdicts = decide([Question(f.threshold, f.above, f.margin) for f in findings], [evidence], 1)
@@ -92,7 +94,9 @@ def write(stored: Stored) -> None:
     lines, summary = stored.lines, PAGE.read_text(encoding="utf-8")
     for claim, (start, *rows) in stored.claims:
         for i, finding in zip(rows, claim.findings, strict=True):
-            lines[i] = re.sub(r"\| [^|]* \|$", f"| {finding.verdict} |", lines[i])
+            margin = f", margin {number(finding.margin)}" if math.isfinite(finding.margin) else ""
+            ending = f"{margin} | {finding.verdict} |"
+            lines[i] = re.sub(r"(?:, margin \S+)? \| [^|]* \|$", lambda _, e=ending: e, lines[i])
         for i in range(start, min(start + 4, len(lines))):
             if lines[i].startswith("**"):
                 told = claim.told[:1].upper() + claim.told[1:]

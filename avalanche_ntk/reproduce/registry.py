@@ -82,6 +82,15 @@ STUDIES: dict[str, Entry] = {
     ),
     "optimisers": Entry("Reactivation under SGD, momentum and Adam, and in the kernel that the optimiser sees", OPEN),
     "many-tasks": Entry("Twenty tasks in a row: does the kernel's movement add up, decay or settle?", OPEN),
+    "plasticity": Entry(
+        "Forty tasks in a row: which number at a boundary foretells how the next task is learnt?",
+        "Tang et al. 2025 (arXiv 2506.00592); Lyle et al. 2022–2024; Sokar et al. 2023 (arXiv 2302.12902); "
+        "Wang et al. 2026 (arXiv 2605.09044)",
+    ),
+    "practical-width": Entry(
+        "Does more width bring linearised predictions, forgetting included, closer at practical widths?",
+        "Wenger et al. 2023 (arXiv 2310.00137)",
+    ),
 }
 
 

@@ -280,3 +280,27 @@ def trend_by_seed(levels: Iterable[float], by_seed: Iterable[Sequence[float]]) -
 def minus(a: Sequence[float], b: Sequence[float]) -> list[float]:
     """Return the differences of two series with one number per seed."""
     return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def with_own_and_others(
+    numbers: Sequence[Sequence[float]], outcomes: Sequence[Sequence[float]]
+) -> tuple[list[float], list[float]]:
+    """Return the rank correlations of each seed's series with its own outcome, and with those of other seeds.
+
+    What two series have in common because both have a course in time, they have in common with other seeds' too.
+
+    Args:
+        numbers: For each seed n numbers.
+        outcomes: For each seed n outcomes.
+
+    Returns:
+        For each seed the correlation with its own, and the mean of the defined ones with the others'; NaN for a single
+        seed.
+
+    >>> with_own_and_others([[1.0, 2.0], [2.0, 1.0]], [[5.0, 6.0], [7.0, 8.0]])
+    ([1.0, -1.0], [1.0, -1.0])
+    """
+    table = [[rank_correlation(one, other) for other in outcomes] for one in numbers]
+    own = [row[i] for i, row in enumerate(table)]
+    others = [[v for v in row[:i] + row[i + 1 :] if math.isfinite(v)] for i, row in enumerate(table)]
+    return own, [sum(row) / len(row) if row else math.nan for row in others]

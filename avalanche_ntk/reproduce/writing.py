@@ -157,6 +157,8 @@ def as_markdown(setting: Setting, claims: Sequence[Claim], figures: Sequence[str
 
 def _row(finding: Finding) -> str:
     expected = "" if finding.verdict is None else f"{'>' if finding.above else '<'} {number(finding.threshold)}"
+    if expected and math.isfinite(finding.margin):
+        expected += f", margin {number(finding.margin)}"
     verdict = "" if finding.verdict is None else str(finding.verdict)
     cells = (finding.case, finding.statistic, with_interval(finding), expected, verdict)
     return f"| {' | '.join(map(_cell, cells))} |"

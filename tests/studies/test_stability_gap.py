@@ -38,13 +38,13 @@ def test_the_statistics_of_one_arm():
 
 def test_a_seed_is_compared_with_all_others():
     other = {**ARM, "accuracy": [0.9, 0.1, 0.2, 0.3, 0.4, 0.5, *[0.5] * 15]}
-    own, others = study.with_own_and_others([ARM, other, other], study.lost)
+    own, others = study.in_first_quarter([ARM, other, other], study.lost)
     velocity = ARM["velocity"][:5]
     mine = spearmanr(velocity, [0.3, 0.4, 0.7, 0.2, 0.1]).statistic
     theirs = spearmanr(velocity, [0.8, 0.7, 0.6, 0.5, 0.4]).statistic
     assert own == pytest.approx([mine, theirs, theirs])
     assert others == pytest.approx([theirs, (mine + theirs) / 2, (mine + theirs) / 2])
-    assert math.isnan(study.with_own_and_others([ARM], study.lost)[1][0])
+    assert math.isnan(study.in_first_quarter([ARM], study.lost)[1][0])
 
 
 def test_the_study_runs_from_end_to_end(smallest, tmp_path):

@@ -43,16 +43,14 @@ from torch.nn.functional import cross_entropy
 from avalanche_ntk import measures
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.models import build_model
-from avalanche_ntk.measures.intervals import rank_correlation
 from avalanche_ntk.report.scales import log_scale
 from avalanche_ntk.report.style import PAGE_INCHES, add_legend, drawing, new_figure
-from avalanche_ntk.reproduce.around import mean
 from avalanche_ntk.reproduce.drawing import draw_curve
 from avalanche_ntk.reproduce.results import Results
 from avalanche_ntk.reproduce.settings import CLASSES, paper_per_class
 from avalanche_ntk.reproduce.study import Context, Study
 from avalanche_ntk.reproduce.training import accuracy, minibatches, optimizer_step, samples
-from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported
+from avalanche_ntk.reproduce.verdicts import Claim, Finding, found, minus, reported, with_own_and_others
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -209,7 +207,7 @@ def first_over_later(arm: Arm) -> float:
     return math.log10(max(velocity[:NEAR]) / max(velocity[window(arm) :]))
 
 
-def with_own_and_others(arms: Sequence[Arm], number: Any) -> tuple[list[float], list[float]]:
+def in_first_quarter(arms: Sequence[Arm], number: Any) -> tuple[list[float], list[float]]:
     """Return rank correlations over the first quarter's iterations of the velocity with a number of the accuracy.
 
     Args:
@@ -219,9 +217,7 @@ def with_own_and_others(arms: Sequence[Arm], number: Any) -> tuple[list[float], 
     Returns:
         For each seed that of its own, and the mean of those with the other seeds' accuracies; NaN for a single seed.
     """
-    table = [[rank_correlation(of["velocity"][: window(of)], number(other)) for other in arms] for of in arms]
-    own = [row[i] for i, row in enumerate(table)]
-    return own, [mean(row[:i] + row[i + 1 :]) for i, row in enumerate(table)]
+    return with_own_and_others([one["velocity"][: window(one)] for one in arms], [number(one) for one in arms])
 
 
 def judge(results: Results) -> list[Claim]:
@@ -321,9 +317,9 @@ def _together(by_network: Mapping[str, Any]) -> Claim:
     findings = []
     for name, seeds in by_network.items():
         for number, words in ((lost, "the accuracy lost"), (changed, "the change of accuracy")):
-            own, others = with_own_and_others([one[REPLAY] for one in seeds], number)
+            own, others = in_first_quarter([one[REPLAY] for one in seeds], number)
             told = f"rank correlation over iterations of the velocity with {words}, with replay"
-            fresh, _ = with_own_and_others([one[REPLAY_FRESH] for one in seeds], number)
+            fresh, _ = in_first_quarter([one[REPLAY_FRESH] for one in seeds], number)
             findings += [
                 found(name, told, own, 0.0),
                 found(name, f"{told}, minus that of other seeds' accuracies", minus(own, others), 0.0),
