@@ -139,28 +139,34 @@ def decide(
     return found
 
 
-def decided(claim: Claim, looks: Sequence[int], planned: int) -> Claim:
+def decided(looks: Sequence[Claim], seeds: Sequence[int], planned: int) -> Claim:
     """Return a statement with the verdicts of the rule instead of those of each case's own interval.
 
+    The evidence of a look is that of the statement as judged with the seeds of that look: a seed's number may depend on
+    the other seeds, such as a correlation minus that with other seeds' series.
+
     Args:
-        claim: The statement; its findings have one number per seed.
-        looks: Numbers of seeds at the looks so far, such as (5, 10).
+        looks: The statement as judged at each look so far; its findings have one number per seed of that look.
+        seeds: Numbers of seeds at these looks, such as (5, 10).
         planned: Total number of planned looks.
 
     Returns:
-        The statement; findings decided with fewer seeds have a note.
+        The statement of the last look; findings decided with fewer seeds have a note.
     """
+    claim = looks[-1]
     judged = [f for f in claim.findings if f.verdict is not None]
-    evidence = [[Evidence.of(f.values[:n]) for f in judged] for n in looks]
+    at_looks = [{(f.case, f.statistic): f.values for f in look.findings} for look in looks]
+    # A case that an earlier look did not have (a step size at which more seeds learn) had no evidence then.
+    evidence = [[Evidence.of(values.get((f.case, f.statistic), ())) for f in judged] for values in at_looks]
     verdicts = decide([Question(f.threshold, f.above, f.margin) for f in judged], evidence, planned)
-    made = {id(f): _with(f, verdict, look, looks) for f, (verdict, look) in zip(judged, verdicts, strict=True)}
+    made = {id(f): _with(f, verdict, look, seeds) for f, (verdict, look) in zip(judged, verdicts, strict=True)}
     return replace(claim, findings=tuple(made.get(id(f), f) for f in claim.findings))
 
 
-def _with(finding: Finding, verdict: Verdict, look: int, looks: Sequence[int]) -> Finding:
+def _with(finding: Finding, verdict: Verdict, look: int, seeds: Sequence[int]) -> Finding:
     notes = [finding.note] if finding.note else []
     if verdict is Verdict.SAME:
         notes.append(f"no difference larger than {finding.margin:.3g}")
-    if 0 < look < len(looks):
-        notes.append(f"decided after {looks[look - 1]} seeds")
+    if 0 < look < len(seeds):
+        notes.append(f"decided after {seeds[look - 1]} seeds")
     return replace(finding, verdict=verdict, note="; ".join(notes))

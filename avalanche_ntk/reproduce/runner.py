@@ -107,6 +107,7 @@ def reproduce(
     refuse_strangers(place.out, ["results.json", "results.md"])  # before the runs, which may take hours
     begin = time.perf_counter()
     looks: list[int] = []
+    judged: list[Sequence[Claim]] = []  # at each look
     planned = most // count
     while True:
         looks.append(count * (len(looks) + 1))
@@ -115,7 +116,8 @@ def reproduce(
         parts = study.parts(context)
         _measure_parts(name, parts, context, place, jobs, on_progress)
         results = Results(context, place, sweeps)
-        claims = tuple(decided(claim, looks, planned) for claim in study.judge(results))
+        judged.append(study.judge(results))
+        claims = tuple(decided(of_looks, looks, planned) for of_looks in zip(*judged, strict=True))
         if len(looks) == planned or not any(f.verdict is Verdict.OPEN for c in claims for f in c.findings):
             break
     seconds = time.perf_counter() - begin

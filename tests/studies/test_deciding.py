@@ -62,15 +62,22 @@ class TestSteps:
             decide([Question(0.0)], [[open_], [open_]], 1)
 
     def test_a_claim_says_after_how_many_seeds(self):
-        claim = Claim(
-            "k",
-            "T.",
-            (found("a", "s", [1.0, 1.1, 0.9, 1.0, 1.1, -9.0], 0.0), found("b", "s", [0.1, -0.1] * 3, 0.0, margin=0.9)),
-        )
-        made = decided(claim, [5, 6], 2)
+        a, b = [1.0, 1.1, 0.9, 1.0, 1.1, -9.0], [0.1, -0.1] * 3
+        looks = [
+            Claim("k", "T.", (found("a", "s", a[:n], 0.0), found("b", "s", b[:n], 0.0, margin=0.9))) for n in (5, 6)
+        ]
+        made = decided(looks, [5, 6], 2)
         assert [f.verdict for f in made.findings] == [Verdict.HOLDS, Verdict.SAME]
         assert made.findings[0].note == "decided after 5 seeds"
         assert made.findings[1].note.startswith("no difference larger than 0.9")
+
+    def test_a_look_knows_no_later_seeds(self):
+        """Numbers that depend on other seeds are those of each look, not those that later seeds make of them."""
+        first, later = [0.1, -0.1, 0.05, 0.0, -0.05], [1.0, 1.1, 0.9, 1.0, 1.1, -9.0]
+        looks = [Claim("k", "T.", (found("a", "s", values, 0.0),)) for values in (first, later)]
+        assert [f.verdict for f in decided(looks, [5, 6], 2).findings] == [Verdict.OPEN]
+        new = Claim("k", "T.", (found("b", "s", [1.0, 1.1, 0.9, 1.0, 1.1], 0.0),))
+        assert [f.verdict for f in decided([looks[0], new], [5, 6], 2).findings] == [Verdict.HOLDS]
 
 
 def simulated(means, margins, looks=(5, 10, 15, 20), repeats=800, seed=0):

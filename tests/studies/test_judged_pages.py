@@ -28,7 +28,7 @@ def judge():
 
 
 def page(*findings):
-    claim = decided(Claim("key", "It is so", findings), [5], 1)
+    claim = decided([Claim("key", "It is so", findings)], [5], 1)
     return claim, as_markdown(Setting("chaos", Context(Scale.SMALL), 1, 1.0, 1.0), [claim], [])
 
 

@@ -63,7 +63,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def judged():
-    return {claim.key: decided(claim, [12], 1) for claim in claims.judge(Made([made_up(s) for s in range(12)]))}
+    return {claim.key: decided([claim], [12], 1) for claim in claims.judge(Made([made_up(s) for s in range(12)]))}
 
 
 def verdicts(claim, ending, case="permuted, ahead by one"):
@@ -102,7 +102,7 @@ def test_a_remedy_with_the_same_numbers_changes_nothing_and_a_turned_one_does():
         for column in claims.COLUMNS:
             turned[column] = [-v for v in turned[column]]
         one[claims.PERTURBED] = turned
-    claim = decided(claims.judge(Made(seeds))[-1], [12], 1)
+    claim = decided([claims.judge(Made(seeds))[-1]], [12], 1)
     found = {f.case: f for f in claim.judged}
     assert found["relabelled, replay"].values == tuple([0.0] * 12)
     assert found["relabelled, replay"].verdict is Verdict.FAILS  # exactly alike is not less alike

@@ -48,7 +48,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def judged():
-    return {claim.key: decided(claim, [SEEDS], 1) for claim in claims.judge(Made())}
+    return {claim.key: decided([claim], [SEEDS], 1) for claim in claims.judge(Made())}
 
 
 def verdicts(claim, start):
@@ -102,7 +102,7 @@ def test_a_loss_that_is_missed_is_not_matched():
                 found["second"] = [found["second"][0], {**found["second"][1], "loss": 0.07 + 0.001 * seed}]
             return found
 
-    (claim,) = [decided(c, [SEEDS], 1) for c in claims.judge(Missed()) if c.key == "matched"]
+    (claim,) = [decided([c], [SEEDS], 1) for c in claims.judge(Missed()) if c.key == "matched"]
     assert [f.verdict for f in claim.judged] == [Verdict.FAILS, Verdict.FAILS, Verdict.HOLDS]  # the CNN has no 1024
 
 

@@ -79,9 +79,9 @@ def test_differences_and_trends_by_seed():
 def test_correlations_and_accuracies_have_a_margin_of_their_scale():
     # Five numbers of mean 0.01 and standard error 0.031: an interval of 0.01 ± 0.086 lies within ±0.2.
     small = [0.01 + 0.1 * x for x in (-0.9, -0.4, 0.0, 0.4, 0.9)]
-    (tied,) = decided(Claim("k", "t", (found("a", "rank correlation of a with b", small, 0),)), [5], 1).findings
+    (tied,) = decided([Claim("k", "t", (found("a", "rank correlation of a with b", small, 0),))], [5], 1).findings
     assert (tied.verdict, tied.note) == (Verdict.SAME, "no difference larger than 0.2")
-    (score,) = decided(Claim("k", "t", (found("a", "accuracy lost", small, 0),)), [5], 1).findings
+    (score,) = decided([Claim("k", "t", (found("a", "accuracy lost", small, 0),))], [5], 1).findings
     assert score.verdict is Verdict.OPEN  # ±0.086 is wider than two percentage points
     for statistic, threshold in (("spike", 0), ("rank correlation of a with b", 0.5)):
         assert math.isnan(found("a", statistic, small, threshold).margin)
