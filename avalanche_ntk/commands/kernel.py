@@ -51,7 +51,10 @@ def kernel(
     ),
     size: Annotated[int, typer.Option("--size", min=1, help="Number of samples N, equally many of each class.")] = 64,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "train",
-    reduction: Annotated[str, typer.Option("--reduction", help="trace, sum_logits or full.")] = "trace",
+    reduction: Annotated[str, typer.Option("--reduction", help="trace, sum_logits, projected or full.")] = "trace",
+    n_projections: Annotated[
+        int | None, typer.Option("--n-projections", min=1, help="Number of sign vectors, for projected.")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="State dict: .safetensors, or what torch.save wrote.")
     ] = None,
@@ -75,9 +78,9 @@ def kernel(
             from avalanche_ntk.experiments.single import kernel_to_file
 
             told = kernel_to_file(
-                model, data, out, size=size, split=split, reduction=reduction, weights=weights, n_classes=n_classes,
-                arguments=arguments, data_root=data_root, download=download, dtype=dtype, seed=seed, device=device,
-                overwrite=overwrite,
+                model, data, out, size=size, split=split, reduction=reduction, n_projections=n_projections,
+                weights=weights, n_classes=n_classes, arguments=arguments, data_root=data_root, download=download,
+                dtype=dtype, seed=seed, device=device, overwrite=overwrite,
             )  # fmt: skip
     for name, value in told.items():
         print(f"{name}: {value}")

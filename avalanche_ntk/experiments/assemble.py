@@ -162,6 +162,7 @@ def make_setup(config: RunConfig, run_folder: Path, *, done: int, further: list[
         overwrite=done == 0,
         resume=done or False,
         reduction=config.reduction,
+        n_projections=config.n_projections,
         dtype=None if config.dtype is None else getattr(torch, config.dtype),
         output_selector=recipe.output_selector,
         spot_check_every=config.spot_check_every,

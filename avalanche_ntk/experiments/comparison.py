@@ -50,7 +50,10 @@ KERNEL = (
     "linearisation_error",
 )
 COLUMNS = (*LEARNING, *KERNEL, "measuring_share")
-_SETTINGS = ("strategy", "optimizer", "model", "schedule", "reduction", "outputs", "params", "observables", "dtype")
+_SETTINGS = (
+    *("strategy", "optimizer", "model", "schedule", "reduction", "n_projections"),
+    *("outputs", "params", "observables", "dtype"),
+)
 _AT_BOUNDARIES = ("moved", "spike", "ratio", "norm_dip", "norm_recovery", "alignment_drop")
 _ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/(?:Task\d+/)?Exp(?P<experience>\d+)")
 

@@ -158,7 +158,10 @@ class RunConfig:
     observables: list[str] = option(
         factory=list, choices=names.observables, help="What else to measure: flags of `ntk_metrics`."
     )
-    reduction: str = option("trace", choices=lambda: ("trace", "sum_logits"), help="Reduction of the kernel.")
+    reduction: str = option(
+        "trace", choices=lambda: ("trace", "sum_logits", "projected"), help="Reduction of the kernel."
+    )
+    n_projections: int | None = option(None, least=1, help="projected: number of sign vectors.")
     dtype: str | None = option(
         None, choices=lambda: ("float32", "float64"), help="Precision of the kernel; the model's own when null."
     )
@@ -226,6 +229,7 @@ SHORTHANDS = {f.name: f.metadata["shorthand"] for f in fields(RunConfig) if f.me
 """By section, the key set by a plain value in its place."""
 
 _NO_INFLUENCE = ("checkpoint", "tensorboard")
+_ADDED = ("n_projections",)  # runs recorded before these keys existed keep their hash
 
 
 def content_hash(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> str:
@@ -238,7 +242,7 @@ def content_hash(config: Mapping[str, Any], without: tuple[str, ...] = ()) -> st
     Returns:
         SHA-256, hexadecimal.
     """
-    kept = {k: v for k, v in config.items() if k not in (*_NO_INFLUENCE, *without)}
+    kept = {k: v for k, v in config.items() if k not in (*_NO_INFLUENCE, *without) and not (k in _ADDED and v is None)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from avalanche_ntk.recorder.afterwards import measure_checkpoints
 from avalanche_ntk.recorder.probes import Probe
 from avalanche_ntk.recorder.trajectory import Trajectory
 
-REDUCTIONS = ("trace", "sum_logits", "full")
+REDUCTIONS = ("trace", "sum_logits", "projected", "full")
 DTYPES = ("float32", "float64")
 SUFFIXES = (".safetensors", ".npy")
 
@@ -35,6 +35,7 @@ def kernel_to_file(
     size: int = 64,
     split: str = "train",
     reduction: str = "trace",
+    n_projections: int | None = None,
     weights: str | Path | None = None,
     n_classes: int | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -53,7 +54,8 @@ def kernel_to_file(
         out: File ending in `.safetensors` (`kernel`, `indices`, and `labels` if known) or `.npy` (the kernel).
         size: Number of samples N, balanced over classes as far as possible; the first N of a `.npy` file.
         split: "train" or "test".
-        reduction: "trace", "sum_logits" or "full".
+        reduction: "trace", "sum_logits", "projected" or "full".
+        n_projections: Number of sign vectors, for "projected".
         weights: State dict to load into the model: `.safetensors`, or from `torch.save` (loaded without executing
             code).
         n_classes: Number of outputs C; None for that of the data.
@@ -92,12 +94,15 @@ def kernel_to_file(
     if weights is not None:
         _load_weights(net, Path(weights))
     net, x = on_device(net, x, device)
-    kernel = empirical_ntk(net, x, reduction=reduction, dtype=None if dtype is None else getattr(torch, dtype))
+    kernel = empirical_ntk(
+        net, x, reduction=reduction, n_projections=n_projections, dtype=None if dtype is None else getattr(torch, dtype)
+    )
     array = kernel.detach().cpu().numpy()
     content = {"kernel": np.ascontiguousarray(array), "indices": indices}
     if labels is not None:
         content["labels"] = labels
-    _write(out, content, {"model": model, "data": data, "split": split, "reduction": reduction, "seed": str(seed)})
+    about = {"model": model, "data": data, "split": split, "reduction": reduction, "seed": str(seed)}
+    _write(out, content, about if n_projections is None else about | {"n_projections": str(n_projections)})
     return {"file": str(out), "shape": str(tuple(array.shape)), **_told(array, labels, reduction)}
 
 

@@ -2,6 +2,7 @@
 
 from avalanche_ntk.kernels._device.profile import fast_double, in_double, synchronise
 from avalanche_ntk.kernels._function.batch import Batch
+from avalanche_ntk.kernels._function.projections import checked_projections
 from avalanche_ntk.kernels._function.subject import Subject, checked_precision, select_parameters, swapped
 from avalanche_ntk.kernels._function.wrappers import unwrap
 from avalanche_ntk.kernels._generic.jacobians import jacobian
@@ -13,6 +14,7 @@ __all__ = [
     "Batch",
     "Subject",
     "checked_precision",
+    "checked_projections",
     "fast_double",
     "hooks_as",
     "in_double",

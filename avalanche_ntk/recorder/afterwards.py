@@ -263,8 +263,8 @@ def _open(
     folder = RunFolder.resume(out)
     try:
         check_probes(folder, meta["probes"])
-        for key in ("checkpoints", "reduction", "outputs", "params", "observables", "dtype"):
-            if folder.meta.get(key) != meta[key]:
+        for key in ("checkpoints", "reduction", "n_projections", "outputs", "params", "observables", "dtype"):
+            if folder.meta.get(key) != meta.get(key):
                 raise ArgumentError(
                     f"the run in {out} cannot be continued: {key} differ from those with which it began. Give the "
                     "same ones, or overwrite=True (--overwrite) to start again."

@@ -16,7 +16,14 @@ from torch.utils._pytree import tree_flatten
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, ProbeError, ProcessError, positive, unknown_name
 from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
-from avalanche_ntk.kernels.support import Batch, checked_precision, hooks_as, measuring, spot_check_in_double
+from avalanche_ntk.kernels.support import (
+    Batch,
+    checked_precision,
+    checked_projections,
+    hooks_as,
+    measuring,
+    spot_check_in_double,
+)
 from avalanche_ntk.observables import Moment, Observable
 from avalanche_ntk.randomness import preserved_rng_state
 from avalanche_ntk.recorder.clock import TrainingClock
@@ -128,6 +135,13 @@ class Measurer:
             )
         if reduction not in REDUCTIONS:
             raise unknown_name("reduction", reduction, REDUCTIONS)
+        if reduction == "projected":
+            checked_projections(n_projections, "reduction='projected'")
+        elif n_projections is not None:
+            raise ArgumentError(
+                f"n_projections={n_projections} was given for reduction={reduction!r}, which is exact. "
+                "Give reduction='projected', or leave n_projections out."
+            )
         if isinstance(outputs, str) and outputs not in ("first", "all"):
             raise unknown_name("outputs", outputs, ("first", "all"))
         self.reduction = reduction

@@ -17,7 +17,7 @@ from avalanche_ntk.errors import ProbeError, RunFolderError
 from avalanche_ntk.recorder.runfolder import RunFolder
 
 STATE = "state"
-SETTINGS = ("reduction", "outputs", "params", "dtype", "schedule", "observables")
+SETTINGS = ("reduction", "n_projections", "outputs", "params", "dtype", "schedule", "observables")
 """Keys of `meta` that must be equal for the numbers of a series to be comparable."""
 
 COUNTS = ("iteration", "epoch", "optimizer_step")
@@ -176,9 +176,9 @@ def _other_probe(folder: RunFolder, known: Mapping[str, Any], probe: Mapping[str
 def _check_settings(folder: RunFolder, meta: Mapping[str, Any]) -> None:
     known = folder.meta
     different = [
-        f"{key} is {known.get(key)!r} there and {meta[key]!r} here"
+        f"{key} is {known.get(key)!r} there and {meta.get(key)!r} here"
         for key in SETTINGS
-        if known.get(key) != _plain(meta[key])
+        if known.get(key) != _plain(meta.get(key))
     ]
     if different:
         raise _refused(

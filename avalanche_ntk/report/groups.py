@@ -16,7 +16,10 @@ from avalanche_ntk.report.text import counted, listed, plain
 
 _CHANGES_NO_NUMBER = ("seed", "checkpoint", "tensorboard")
 # Keys that describe a run without a configuration.
-_SETTINGS = ("strategy", "optimizer", "model", "schedule", "reduction", "outputs", "params", "observables", "dtype")
+_SETTINGS = (
+    *("strategy", "optimizer", "model", "schedule", "reduction", "n_projections"),
+    *("outputs", "params", "observables", "dtype"),
+)
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,12 @@ def trust_row(run: Run, trajectory: Trajectory) -> list[str]:
         if isinstance(t.get("methods"), Mapping):
             methods.update({plain(k, 30): v for k, v in t["methods"].items() if isinstance(v, int)})
     shares = [m.values["measuring_share"] for m in trajectory if "measuring_share" in m.values]
+    signs = f" ({setting(meta['n_projections'])} sign vectors)" if meta.get("n_projections") else ""
     return [
         run.name,
         f"{len(trajectory):,}" + (f", {failed:,} failed" if failed else ""),
         f"{len(trajectory.labels):,}",
-        f"{setting(meta.get('reduction'))}, outputs {setting(meta.get('outputs'))}",
+        f"{setting(meta.get('reduction'))}{signs}, outputs {setting(meta.get('outputs'))}",
         plain(trajectory.cadence) or MISSING,
         f"{sum(m.kernel is not None for m in trajectory):,}",
         _largest(t.get("spot_check_max_relative_error") for t in trusted),

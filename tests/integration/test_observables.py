@@ -164,7 +164,7 @@ def test_the_forecast_refuses_what_it_does_not_know():
     assert ntk.trajectory[-1].reasons["forecast_error"] == (
         "the forecast supports torch.optim.SGD only; the strategy has Adam"
     )
-    with pytest.warns(UndefinedMeasureWarning, match="the new task's classes are not among the outputs"):
+    with pytest.warns(UndefinedMeasureWarning, match="the new task's classes are not among the kernel's outputs"):
         ntk, _ = observed(StaticKernelForecast(), optimizer=plain_sgd, model=linear_model(), outputs=[0, 1])
     assert ntk.trajectory[-1].reasons["forecast_error"] == (
         "the new task's classes are not among the kernel's outputs (NTKPlugin(outputs='all') measures them)"

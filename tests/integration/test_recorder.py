@@ -153,7 +153,7 @@ def test_what_stands_outside_an_experience_is_told():
     model, optimizer = model_and_optimizer()
     with (
         recorder.experience(model, optimizer),
-        pytest.raises(PluginError, match="recorded already"),
+        pytest.raises(PluginError, match="an experience is already being recorded"),
         recorder.experience(model, optimizer),
     ):
         pass
@@ -186,6 +186,10 @@ def test_projected_kernels_checks_and_hooks_pass_through():
     assert math.isfinite(recorder.trajectory[0].values["spectral_norm"])
     with pytest.raises(ArgumentError, match="unknown reduction 'full'"):
         NTKRecorder(reduction="full")
+    with pytest.raises(ArgumentError, match="of at least 1 for reduction='projected', found None"):
+        NTKRecorder(reduction="projected")
+    with pytest.raises(ArgumentError, match="n_projections=2 was given for reduction='trace', which is exact"):
+        NTKRecorder(n_projections=2)
 
 
 def test_people_look():

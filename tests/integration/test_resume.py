@@ -294,6 +294,10 @@ def test_other_settings_are_refused(tmp_path, stopped):
         "'sum_logits' here; schedule is 'every_iterations:1' there and 'every_iterations:2' here. Give the same ones "
         "as before, or measure into another folder."
     )
+    assert refusal(stopped, tmp_path / "run", reduction="projected", n_projections=2).startswith(
+        f"run folder {tmp_path / 'run'} cannot be continued with other settings: reduction is 'trace' there and "
+        "'projected' here; n_projections is None there and 2 here. "
+    )
     assert refusal(stopped, tmp_path / "run", observe=[PerLayer()]).startswith(
         f"run folder {tmp_path / 'run'} cannot be continued with other settings: observables is [] there and [{{"
     )

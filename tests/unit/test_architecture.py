@@ -154,7 +154,7 @@ def test_the_picture_of_the_rooms_is_what_they_import():
 
 
 def test_the_readme_of_the_kernels_names_every_module():
-    rows = (ROOT / "kernels" / "README.md").read_text().split("| room |")[1].split("\n\n")[0].splitlines()
+    rows = (ROOT / "kernels" / "README.md").read_text().split("| sub-package |")[1].split("\n\n")[0].splitlines()
     told = {
         line.split("|")[1].strip().strip("`"): set(re.findall(r"`([\w/]+)`", line.split("|")[2])) for line in rows[2:]
     }

@@ -235,7 +235,7 @@ REFUSED = {
     ),
     "a reduction": (
         {"out": "n.npy", "reduction": "trce"},
-        "unknown reduction 'trce': expected one of 'full', 'sum_logits', 'trace'. Did you mean 'trace'?",
+        "unknown reduction 'trce': expected one of 'full', 'projected', 'sum_logits', 'trace'. Did you mean 'trace'?",
     ),
     "more than there is": (
         {"out": "n.npy", "size": 5000}, "digits has 1347 train samples, found size=5000. Give a smaller --size.",
@@ -272,6 +272,12 @@ def test_a_kernel_of_given_inputs_and_weights(tmp_path):
     expected = reference_ntk(net, torch.from_numpy(inputs[:6]), reduction="full")
     np.testing.assert_allclose(np.load(tmp_path / "k.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
     assert float(told["trace"]) == pytest.approx(float(torch.einsum("nncc->", expected.double())), rel=1e-5)
+    kernel_to_file(
+        "mlp", str(tmp_path / "x.npy"), tmp_path / "p.npy", size=6, n_classes=3, reduction="projected",
+        n_projections=2, arguments={"width": 4, "depth": 1}, weights=tmp_path / "w.pt",
+    )  # fmt: skip
+    expected = reference_ntk(net, torch.from_numpy(inputs[:6]), reduction="projected", n_projections=2)
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow  # processes that import the training stack

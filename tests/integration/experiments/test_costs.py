@@ -77,7 +77,7 @@ def test_what_is_asked_for_must_fit():
         costs_of("mlp", "digits", size=2000)
     done = CliRunner().invoke(app, ["doctor", "--data", "digits"])
     assert str(done.exception) == (
-        "what measuring costs takes a model and data: found one of them. Give --model and --data."
+        "the cost of measuring needs a model and data: found only one of them. Give --model and --data."
     )
 
 
