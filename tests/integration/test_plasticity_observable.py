@@ -157,7 +157,7 @@ def test_numbers_that_cannot_be_had_take_no_other_with_them():
     ntk, _, _ = trained(Plasticity(steps=0), model=NoLinear())
     last = ntk.trajectory[-1]
     assert "calls no linear layer" in last.reasons["feature_rank_srank"]
-    assert last.reasons["dormant_share"] == "no layer but the first and the last has units to look at"
+    assert last.reasons["dormant_share"] == "the model has no hidden layer whose units could be measured"
     assert math.isfinite(last.values["kernel_rank_effective"]) and last.values["gradient_norm"] > 0
 
 

@@ -141,12 +141,13 @@ try:
     empirical_ntk(wrong, x, process_group=WORLD)
 except NTKError as exc:
     text = str(exc)
-assert "parameter '1.bias' of process 1 differs from that of process 0" in text, text try:
+assert "parameter '1.bias' of process 1 differs from that of process 0" in text, text
+try:
     empirical_ntk(model, x + rank, process_group=WORLD)
 except NTKError as exc:
     text = str(exc)
-assert "input '0 of batch 1' of process 1 differs from that of process 0" in text, text close(empirical_ntk(model, x,
-process_group=WORLD), reference_ntk(model, x, reduction="trace"))
+assert "input '0 of batch 1' of process 1 differs from that of process 0" in text, text
+close(empirical_ntk(model, x, process_group=WORLD), reference_ntk(model, x, reduction="trace"))
 """,
     )
 
