@@ -179,7 +179,7 @@ def test_a_kernel_and_its_numbers_need_few_packages():
 @pytest.mark.slow
 def test_the_readmes_table_is_what_the_demonstration_finds(tmp_path):
     """Training differs a little from processor to processor, so numbers agree in size."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What one learns in a minute")[1]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## What the demonstration shows")[1]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| task" in line]
     assert len(rows) == 3
     command = [sys.executable, "-c", "from avalanche_ntk.cli import main; main()", "demo", "--out", "demo"]
