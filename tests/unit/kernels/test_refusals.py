@@ -86,6 +86,7 @@ def test_no_trainable_parameters():
     ],
 )
 def test_outputs_that_are_no_logits(model, message):
+    model = model.to(X.device)
     assert refused(ModelError, lambda: empirical_ntk(model, X)) == message
 
 
