@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from avalanche_ntk.strategies.memory import at_least, call, evaluating, live_outputs, remember
+from avalanche_ntk.strategies.memory import at_least, call, evaluating, live_outputs_on, remember
 from torch import Tensor, nn
 
 from avalanche_ntk.adapters.reading import model_of
@@ -95,7 +95,7 @@ class KernelDriftPlugin(SupervisedPlugin):
         with trained_function(model):
             with torch.no_grad():
                 outputs, features = outputs_and_features(model, samples)
-            live = live_outputs(model, samples)
+            live = live_outputs_on(model, samples)
         self.anchors.append(Anchor(samples, outputs, live, gram(features)))
 
     def penalty(self, model: nn.Module) -> Tensor:

@@ -6,13 +6,12 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
 from avalanche_ntk.adapters.reading import reader_of
 from avalanche_ntk.errors import ArgumentError, is_whole
-from avalanche_ntk.kernels import jvp_prediction
+from avalanche_ntk.kernels.support import live_outputs
 from avalanche_ntk.recorder.probes import Probe, ProbeSpec
 
 
@@ -45,23 +44,9 @@ def call(model: nn.Module, samples: Probe) -> Tensor:
     return out
 
 
-def live_outputs(model: nn.Module, samples: Probe) -> list[int]:
-    """Return the outputs that depend on a parameter: those of classes to come are masked by a head that grows.
-
-    Args:
-        model: The model.
-        samples: N samples.
-
-    Returns:
-        Their indices; all of them where none moves.
-    """
-    # The derivative along one random direction is exactly zero for an output that depends on no parameter.
-    generator = torch.Generator("cpu").manual_seed(0)
-    here = {name: p.detach() for name, p in model.named_parameters()}
-    direction = {name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in here.items()}
-    moved = jvp_prediction(model, samples.x, here, direction, task_labels=labels_for(model, samples))
-    live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
-    return live or list(range(moved.shape[1]))
+def live_outputs_on(model: nn.Module, samples: Probe) -> list[int]:
+    """Return the outputs that depend on a parameter, trained or not, see `live_outputs`."""
+    return live_outputs(model, samples.x, dict(model.named_parameters()), task_labels=labels_for(model, samples))
 
 
 @contextmanager

@@ -281,6 +281,8 @@ class OGD(SupervisedTemplate):
         **usual: The other arguments of `avalanche.training.templates.SupervisedTemplate`.
     """
 
+    _plugin: type[OGDPlugin] = OGDPlugin
+
     def __init__(
         self,
         *,
@@ -292,7 +294,7 @@ class OGD(SupervisedTemplate):
         plugins: Any = None,
         **usual: Any,
     ) -> None:
-        own = OGDPlugin(n_samples, logits, seed)
+        own = self._plugin(n_samples, logits, seed)
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or ()), own], **usual)
 
 
@@ -328,7 +330,7 @@ class PCAOGD(SupervisedTemplate):
         super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or ()), own], **usual)
 
 
-class OGDPlus(SupervisedTemplate):
+class OGDPlus(OGD):
     """Orthogonal gradient descent with directions taken anew at each boundary as a strategy, see `OGDPlusPlugin`.
 
     Args:
@@ -341,16 +343,4 @@ class OGDPlus(SupervisedTemplate):
         **usual: The other arguments of `avalanche.training.templates.SupervisedTemplate`.
     """
 
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        n_samples: int = 100,
-        logits: str = "true",
-        seed: int = 0,
-        plugins: Any = None,
-        **usual: Any,
-    ) -> None:
-        own = OGDPlusPlugin(n_samples, logits, seed)
-        super().__init__(model=model, optimizer=optimizer, plugins=[*(plugins or ()), own], **usual)
+    _plugin = OGDPlusPlugin

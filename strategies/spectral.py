@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from avalanche_ntk.strategies.memory import at_least, call, evaluating, labels_for, live_outputs, remember
+from avalanche_ntk.strategies.memory import at_least, call, evaluating, labels_for, live_outputs_on, remember
 from torch import Tensor, nn
 
 from avalanche_ntk.adapters.reading import model_of
@@ -66,7 +66,7 @@ def leading_modes(model: nn.Module, samples: Probe, n_modes: int) -> Modes:
     with trained_function(model):
         with torch.no_grad(), evaluating(model):
             outputs = call(model, samples)
-        live = live_outputs(model, samples)
+        live = live_outputs_on(model, samples)
         theta = empirical_ntk(
             model, samples.read_only()[0], task_labels=labels_for(model, samples), reduction="full", outputs=live
         )

@@ -33,6 +33,7 @@ from avalanche_ntk.experiments.config import content_hash
 from avalanche_ntk.experiments.schema import unknown_choice
 from avalanche_ntk.measures.intervals import interval, rank_correlation
 from avalanche_ntk.recorder.frames import COUNT, COUNT_OR_NONE, NUMBER, TEXT, TRUTH_OR_NONE, make_frame
+from avalanche_ntk.recorder.resume import RUN_SETTINGS
 from avalanche_ntk.recorder.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,10 +51,6 @@ KERNEL = (
     "linearisation_error",
 )
 COLUMNS = (*LEARNING, *KERNEL, "measuring_share")
-_SETTINGS = (
-    *("strategy", "optimizer", "model", "schedule", "reduction", "n_projections"),
-    *("outputs", "params", "observables", "dtype"),
-)
 _AT_BOUNDARIES = ("moved", "spike", "ratio", "norm_dip", "norm_recovery", "alignment_drop")
 _ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/(?:Task\d+/)?Exp(?P<experience>\d+)")
 
@@ -243,7 +240,7 @@ def _row(folder: RunFolder, probe: str | None) -> RunRow:
         complete="status" not in meta or meta["status"] == "complete",
         values={c: float(values.get(c, math.nan)) for c in COLUMNS},
         failures=_failures([r for r in of_probe if r["kind"] == "measurement"]),
-        settings={key: meta[key] for key in _SETTINGS if key in meta},
+        settings={key: meta[key] for key in RUN_SETTINGS if key in meta},
         control=tags.get("control") is True,
     )
 

@@ -16,6 +16,7 @@ from avalanche_ntk.kernels._device.processes import Alone, Group
 from avalanche_ntk.kernels._device.profile import default_budget
 from avalanche_ntk.kernels._function.batch import Batch, labels_of_second
 from avalanche_ntk.kernels._function.projections import (
+    check_exact_or_projected,
     checked_projections,
     hadamard_rows,
     independent_rows,
@@ -126,14 +127,10 @@ class Request:
                     f"estimator={self.estimator!r} estimates the trace kernel from independent signs, found"
                     " reduction='projected', which has its own. Leave the estimator out."
                 )
-            checked_projections(self.n_projections, "reduction='projected'")
+            check_exact_or_projected(self.reduction, self.n_projections)
             checked_seed(self.seed)
         elif self.estimator is None:
-            if self.n_projections is not None:
-                raise ArgumentError(
-                    f"n_projections={self.n_projections} was given for reduction={self.reduction!r}, which is exact."
-                    " Give reduction='projected', or leave n_projections out."
-                )
+            check_exact_or_projected(self.reduction, self.n_projections)
         elif self.estimator != "rademacher":
             raise unknown_name("estimator", self.estimator, ["rademacher"])
         elif self.reduction != "trace":

@@ -24,7 +24,7 @@ from avalanche_ntk.recorder.clock import TrainingClock
 from avalanche_ntk.recorder.host import Host
 from avalanche_ntk.recorder.measurer import Measured, Measurer
 from avalanche_ntk.recorder.probes import Probe
-from avalanche_ntk.recorder.resume import check_probes, is_run
+from avalanche_ntk.recorder.resume import SETTINGS, check_probes, is_run
 from avalanche_ntk.recorder.runfolder import RunFolder
 from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.recorder.weights import load_state, moment_of, read_state
@@ -263,7 +263,7 @@ def _open(
     folder = RunFolder.resume(out)
     try:
         check_probes(folder, meta["probes"])
-        for key in ("checkpoints", "reduction", "n_projections", "outputs", "params", "observables", "dtype"):
+        for key in ("checkpoints", *SETTINGS):
             if folder.meta.get(key) != meta.get(key):
                 raise ArgumentError(
                     f"the run in {out} cannot be continued: {key} differ from those with which it began. Give the "

@@ -15,12 +15,13 @@ from torch.utils._pytree import tree_flatten
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError, ProbeError, ProcessError, positive, unknown_name
-from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group, jvp_prediction
+from avalanche_ntk.kernels import KernelInfo, empirical_ntk, empirical_ntk_by_group
 from avalanche_ntk.kernels.support import (
     Batch,
+    check_exact_or_projected,
     checked_precision,
-    checked_projections,
     hooks_as,
+    live_outputs,
     measuring,
     spot_check_in_double,
 )
@@ -135,13 +136,7 @@ class Measurer:
             )
         if reduction not in REDUCTIONS:
             raise unknown_name("reduction", reduction, REDUCTIONS)
-        if reduction == "projected":
-            checked_projections(n_projections, "reduction='projected'")
-        elif n_projections is not None:
-            raise ArgumentError(
-                f"n_projections={n_projections} was given for reduction={reduction!r}, which is exact. "
-                "Give reduction='projected', or leave n_projections out."
-            )
+        check_exact_or_projected(reduction, n_projections)
         if isinstance(outputs, str) and outputs not in ("first", "all"):
             raise unknown_name("outputs", outputs, ("first", "all"))
         self.reduction = reduction
@@ -415,19 +410,8 @@ class Measurer:
             self.outputs_seen[probe.name] = found
 
     def _live_outputs(self, model: nn.Module, x: Any, task_labels: Tensor | None) -> list[int]:
-        """Find the outputs that depend on a parameter: a growing head masks those of classes not seen yet."""
-        # The derivative along a random direction is exactly zero for an output that depends on no parameter.
-        generator = torch.Generator("cpu").manual_seed(0)
-        parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        direction = {
-            name: torch.randn(p.shape, generator=generator, device="cpu").to(p.device, p.dtype)
-            for name, p in parameters.items()
-        }
-        moved = jvp_prediction(
-            model, x, parameters, direction, task_labels=task_labels, output_selector=self.output_selector
-        )
-        live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
-        return live or list(range(moved.shape[1]))
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        return live_outputs(model, x, trained, task_labels=task_labels, output_selector=self.output_selector)
 
     def _spot_check(self, moment: Moment, kernel: Tensor, extras: Extras) -> None:
         """Compare an entry with the reference implementation."""

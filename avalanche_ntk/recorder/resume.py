@@ -20,6 +20,9 @@ STATE = "state"
 SETTINGS = ("reduction", "n_projections", "outputs", "params", "dtype", "schedule", "observables")
 """Keys of `meta` that must be equal for the numbers of a series to be comparable."""
 
+RUN_SETTINGS = ("strategy", "optimizer", "model", *SETTINGS)
+"""Keys of `meta` that describe a run without a configuration."""
+
 COUNTS = ("iteration", "epoch", "optimizer_step")
 
 

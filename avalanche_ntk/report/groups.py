@@ -10,16 +10,12 @@ from typing import Any
 
 from avalanche_ntk import measures
 from avalanche_ntk.errors import ArgumentError
+from avalanche_ntk.recorder.resume import RUN_SETTINGS
 from avalanche_ntk.recorder.trajectory import Trajectory
 from avalanche_ntk.report.runs import Run, seed_of, strategy_of, varied
 from avalanche_ntk.report.text import counted, listed, plain
 
 _CHANGES_NO_NUMBER = ("seed", "checkpoint", "tensorboard")
-# Keys that describe a run without a configuration.
-_SETTINGS = (
-    *("strategy", "optimizer", "model", "schedule", "reduction", "n_projections"),
-    *("outputs", "params", "observables", "dtype"),
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def _setting(run: Run) -> str:
     kept = (
         {k: v for k, v in config.items() if k not in _CHANGES_NO_NUMBER}
         if isinstance(config, Mapping)
-        else {key: meta[key] for key in _SETTINGS if key in meta}
+        else {key: meta[key] for key in RUN_SETTINGS if key in meta}
     )
     return json.dumps([run.is_control, kept], sort_keys=True, default=str)
 

@@ -109,7 +109,7 @@ def test_live_outputs_that_cannot_be_found_are_all_there_are(monkeypatch):
         calls.append(1)
         raise RuntimeError("no derivative")
 
-    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "jvp_prediction", fails)
+    monkeypatch.setattr(avalanche_ntk.recorder.measurer, "live_outputs", fails)
     ntk, models, told = trained(MLP(6, 4, width=8, depth=1))
     by_the_oracle(ntk, models, outputs=range(4))
     assert len(calls) == 1

@@ -33,6 +33,21 @@ def checked_projections(n_projections: object, why: str, least: int = 1) -> int:
     return int(n_projections)
 
 
+def check_exact_or_projected(reduction: str, n_projections: object) -> None:
+    """Check the number of combinations for a kernel without an estimator.
+
+    Raises:
+        ArgumentError: A projected kernel has none, or an exact one was given a number.
+    """
+    if reduction == "projected":
+        checked_projections(n_projections, "reduction='projected'")
+    elif n_projections is not None:
+        raise ArgumentError(
+            f"n_projections={n_projections} was given for reduction={reduction!r}, which is exact. Give"
+            " reduction='projected', or leave n_projections out."
+        )
+
+
 def number_of_rows(outputs: int) -> int:
     """Return R, the number of rows for this number of outputs: the next power of two."""
     return 1 << max(0, outputs - 1).bit_length()

@@ -99,6 +99,35 @@ def jvp_prediction(
         return moved
 
 
+def live_outputs(
+    model: nn.Module,
+    x: Any,
+    parameters: Mapping[str, Tensor],
+    *,
+    task_labels: Any = None,
+    output_selector: Callable[[Any], Tensor] | None = None,
+) -> list[int]:
+    """Return the outputs that depend on a parameter: a growing head masks those of classes not seen yet.
+
+    Args:
+        model: The model.
+        x: N inputs.
+        parameters: Name → parameter of the model.
+        task_labels: See `empirical_ntk`.
+        output_selector: See `empirical_ntk`.
+
+    Returns:
+        Their indices; all of them if none depends.
+    """
+    # The derivative along a random direction is exactly zero for an output that depends on no parameter.
+    generator = torch.Generator("cpu").manual_seed(0)
+    here = {name: p.detach() for name, p in parameters.items()}
+    direction = {name: torch.randn(p.shape, generator=generator, device="cpu").to(p) for name, p in here.items()}
+    moved = jvp_prediction(model, x, here, direction, task_labels=task_labels, output_selector=output_selector)
+    live: list[int] = (moved != 0).any(0).nonzero().flatten().tolist()
+    return live or list(range(moved.shape[1]))
+
+
 def push(
     f: Callable[[dict[str, Tensor]], Tensor], at: dict[str, Tensor], tangent: dict[str, Tensor], model: nn.Module
 ) -> tuple[Tensor, Tensor]:

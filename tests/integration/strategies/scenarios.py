@@ -58,6 +58,21 @@ def strategy(
     )
 
 
+def train(cls: Any, model: nn.Module, benchmark: Any, plugins: Any = (), **arguments: Any) -> Any:
+    """A strategy of this package, trained on all experiences by plain SGD."""
+    strategy = cls(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
+        train_mb_size=8,
+        plugins=list(plugins),
+        evaluator=EvaluationPlugin(),
+        **arguments,
+    )
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    return strategy
+
+
 def digits(made: Any, n: int = 2, **arguments: Any) -> Job:
     """Train on the first `n` experiences of Split-Digits."""
     benchmark = split_digits(5, **arguments)

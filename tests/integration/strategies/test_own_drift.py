@@ -4,7 +4,6 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
-from avalanche.training.plugins import EvaluationPlugin
 from avalanche_ntk.strategies import KernelDrift, KernelDriftPlugin
 from avalanche_ntk.strategies.drift import Anchor, gram, outputs_and_features
 from torch import nn
@@ -14,7 +13,7 @@ from avalanche_ntk.errors import ArgumentError, ModelError
 from avalanche_ntk.kernels import empirical_ntk
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.recorder.probes import Probe
-from tests.integration.strategies.scenarios import MultiHeadMLP
+from tests.integration.strategies.scenarios import MultiHeadMLP, train
 from tests.integration.strategies.unchanged import digest
 from tests.support.lines import BatchNormCNN, tiny_stream
 
@@ -23,20 +22,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
 ]
-
-
-def train(cls, model, benchmark, plugins=(), **arguments):
-    strategy = cls(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
-        train_mb_size=8,
-        plugins=list(plugins),
-        evaluator=EvaluationPlugin(),
-        **arguments,
-    )
-    for experience in benchmark.train_stream:
-        strategy.train(experience)
-    return strategy
 
 
 def test_the_penalty_and_its_gradient_by_hand():

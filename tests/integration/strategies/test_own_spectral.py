@@ -7,7 +7,6 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
-from avalanche.training.plugins import EvaluationPlugin
 from avalanche_ntk.strategies import SpectralDrift, SpectralDriftPlugin
 from avalanche_ntk.strategies.spectral import leading_modes
 from torch import nn
@@ -16,7 +15,7 @@ from avalanche_ntk.errors import ArgumentError, KernelError
 from avalanche_ntk.kernels import reference_ntk
 from avalanche_ntk.lab.models import MLP
 from avalanche_ntk.recorder.probes import Probe
-from tests.integration.strategies.scenarios import MultiHeadMLP
+from tests.integration.strategies.scenarios import MultiHeadMLP, train
 from tests.integration.strategies.unchanged import digest
 from tests.support.lines import BatchNormCNN, tiny_stream
 
@@ -24,20 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:No loggers specified:UserWarning"),
 ]
-
-
-def train(cls, model, benchmark, plugins=(), **arguments):
-    strategy = cls(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
-        train_mb_size=8,
-        plugins=list(plugins),
-        evaluator=EvaluationPlugin(),
-        **arguments,
-    )
-    for experience in benchmark.train_stream:
-        strategy.train(experience)
-    return strategy
 
 
 def moved_mlp():

@@ -64,9 +64,8 @@ def test_float32_and_a_single_sample(name):
     _, model, x, _, one, _ = build(name, 1, seed=2)
     got, info = empirical_ntk(model, x, dtype=torch.float64, return_info=True, **one)
     assert got.shape == (1, 1) and error(got, reference_ntk(model, x, **one)) <= 1e-12
-    assert set(info.methods.values()) <= ways_of(name, x), (
-        info.reasons
-    )  # torch's attention has another graph for one sample
+    # torch's attention has another graph for one sample
+    assert set(info.methods.values()) <= ways_of(name, x), info.reasons
 
 
 @pytest.mark.parametrize("method", ["ghost", "explicit", "jacobian", "loop"])
