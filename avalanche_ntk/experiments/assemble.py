@@ -21,6 +21,7 @@ from avalanche_ntk.experiments.config import BenchmarkConfig, RunConfig
 from avalanche_ntk.experiments.names import BENCHMARK_ARGUMENTS
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
 from avalanche_ntk.lab.benchmarks import SHIFTS, LabelledData, load_data
+from avalanche_ntk.lab.benchmarks.images import has_test_part
 from avalanche_ntk.lab.models import build_model
 from avalanche_ntk.lab.regimes import build_regime
 from avalanche_ntk.recorder.probes import ProbeSpec
@@ -72,8 +73,10 @@ def _load(b: BenchmarkConfig, seed: int) -> LabelledData:
     path = Path(b.data)
     if path.suffix.lower() == ".zip" and path.is_file():
         found = path.stat()
-        # A process that makes many runs decodes the images only once, unless the file changes.
-        return _load_zip(str(path.resolve()), (found.st_size, found.st_mtime_ns), b.image_size, b.standardise, seed)
+        # A process that makes many runs decodes the images only once, unless the file changes. The seed splits off a
+        # test part; where there is one, runs of all seeds share the data.
+        split = 0 if has_test_part(path) else seed
+        return _load_zip(str(path.resolve()), (found.st_size, found.st_mtime_ns), b.image_size, b.standardise, split)
     return load_data(
         b.data,
         data_root=b.data_root,

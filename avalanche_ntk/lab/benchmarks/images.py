@@ -59,13 +59,7 @@ def read_zip(path: Path, image_size: int | None = None) -> tuple[Parts, list[str
         ArgumentError: The file is not a zip, an entry is not safe to read, the layout differs, or an image cannot be
             read or is too large.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except FileNotFoundError as exc:
-        raise ArgumentError(f"no zip at {path}: expected a file. Check the path.") from exc
-    except (zipfile.BadZipFile, OSError) as exc:
-        raise ArgumentError(f"{path} cannot be read as a zip ({exc}). Check that it was copied completely.") from exc
-    with archive:
+    with _opened(path) as archive:
         infos = [i for i in archive.infolist() if not i.is_dir()]
         _check_entries(path, infos)
         entries = {i.filename: i for i in infos}
@@ -79,6 +73,31 @@ def read_zip(path: Path, image_size: int | None = None) -> tuple[Parts, list[str
                 ) from exc
 
         return _read(str(path), list(entries), load, image_size)
+
+
+def has_test_part(path: Path) -> bool:
+    """Return whether a zip has images below `test/`, so that no seed chooses its test part.
+
+    Args:
+        path: The zip.
+
+    Returns:
+        True if it does.
+
+    Raises:
+        ArgumentError: The file is not a zip, or its layout differs.
+    """
+    with _opened(path) as archive:
+        return "test" in _layout(str(path), archive.namelist())
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError as exc:
+        raise ArgumentError(f"no zip at {path}: expected a file. Check the path.") from exc
+    except (zipfile.BadZipFile, OSError) as exc:
+        raise ArgumentError(f"{path} cannot be read as a zip ({exc}). Check that it was copied completely.") from exc
 
 
 def _check_entries(path: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
