@@ -50,6 +50,7 @@ def reproduce(
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Number of seeds; 5, and 2 at the scale tiny, when left out.")
     ] = None,
+    first_seed: Annotated[int, typer.Option("--first-seed", min=0, help="The least seed; the others follow it.")] = 0,
     budget: Annotated[
         int | None,
         typer.Option("--budget", min=1, help="Most seeds: --seeds more at a time while a statement is undecided."),
@@ -88,6 +89,7 @@ def reproduce(
             data=data,
             data_root=data_root,
             seeds=seeds,
+            first_seed=first_seed,
             budget=budget,
             jobs=jobs,
             device=device,

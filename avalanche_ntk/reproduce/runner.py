@@ -58,6 +58,7 @@ def reproduce(
     data: str = "digits",
     data_root: str | None = None,
     seeds: int | None = None,
+    first_seed: int = 0,
     budget: int | None = None,
     jobs: int = 1,
     device: str = "cpu",
@@ -76,6 +77,8 @@ def reproduce(
         data: Argument of `benchmarks.load_data`; by default the digits, which need no download.
         data_root: Folder of torchvision's datasets.
         seeds: Number of seeds; None for 5, or 2 at the scale "tiny".
+        first_seed: The least seed; the others follow it. A study whose settings were chosen on some seeds is judged on
+            others.
         budget: Maximum number of seeds: while a statement is undecided, `seeds` more are added at a time, up to the
             budget. None for `seeds`, that is, a single look.
         jobs: Number of parallel runs and measurements, each on one core.
@@ -95,9 +98,9 @@ def reproduce(
     at = Scale(scale)
     count = (TINY_SEEDS if at is Scale.TINY else SEEDS) if seeds is None else seeds
     most = count if budget is None else budget
-    for what, number in (("seeds", count), ("jobs", jobs)):
-        if number < 1:
-            raise ArgumentError(f"{what} must be 1 or more, found {number}.")
+    for what, number, least in (("seeds", count, 1), ("first_seed", first_seed, 0), ("jobs", jobs, 1)):
+        if number < least:
+            raise ArgumentError(f"{what} must be {least} or more, found {number}.")
     if most < count or most % count:
         raise ArgumentError(
             f"budget must be a multiple of the {count} seeds that are added at a time, found {most}. "
@@ -111,7 +114,7 @@ def reproduce(
     planned = most // count
     while True:
         looks.append(count * (len(looks) + 1))
-        context = Context(at, data, data_root, tuple(range(looks[-1])), device)
+        context = Context(at, data, data_root, tuple(range(first_seed, first_seed + looks[-1])), device)
         sweeps = _run_plans(study.plans(context), context, place, jobs, on_progress)
         parts = study.parts(context)
         _measure_parts(name, parts, context, place, jobs, on_progress)

@@ -53,6 +53,7 @@ class Setting:
         words = ["avalanche-ntk", "reproduce", self.name, "--scale", str(c.scale), "--data", c.data]
         words += ["--data-root", c.data_root] if c.data_root else []
         words += ["--seeds", str(self.batch or len(c.seeds))]
+        words += ["--first-seed", str(c.seeds[0])] if c.seeds[0] else []
         words += ["--budget", str(self.budget)] if self.budget is not None else []
         words += ["--jobs", str(self.jobs)]
         return shlex.join([*words, *(["--device", c.device] if c.device != "cpu" else [])])
@@ -134,7 +135,10 @@ def as_markdown(setting: Setting, claims: Sequence[Claim], figures: Sequence[str
     context = setting.context
     entry = STUDIES[setting.name]
     source = "an open question" if entry.source == OPEN else entry.source
-    lines = [f"# {entry.title}", "", f"{_capital(source)}; {len(context.seeds)} seeds, scale {context.scale}.", ""]
+    seeds = f"{len(context.seeds)} seeds"
+    if context.seeds[0]:
+        seeds += f" ({context.seeds[0]} to {context.seeds[-1]})"
+    lines = [f"# {entry.title}", "", f"{_capital(source)}; {seeds}, scale {context.scale}.", ""]
     lines += ["```sh", setting.command, "```", ""]
     if context.scale is Scale.TINY:
         lines += ["The scale `tiny` shows that the command works; its numbers say nothing.", ""]
