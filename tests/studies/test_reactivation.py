@@ -97,6 +97,23 @@ def test_relative_numbers():
     assert math.isnan(claims.relative([3.0], [-1.0])[0])
 
 
+def test_peaks_are_compared_by_their_ratio():
+    """Twice the control's peak, a quarter of it, and one that was not defined."""
+    peaks = {False: [4.0, 0.5, math.nan], True: [2.0, 2.0, 1.0]}
+
+    def runs(plan, at, *, control):
+        trajectory = SimpleNamespace(reactivations={1: None})
+        return [
+            SimpleNamespace(seed=seed, peak=peak, trajectory=lambda: trajectory)
+            for seed, peak in zip((5, 6, 7), peaks[control], strict=True)
+        ]
+
+    results = SimpleNamespace(context=SimpleNamespace(seeds=(5, 6, 7)), runs=runs)
+    *defined, undefined = claims.above_the_controls_peak(results, "widths", lambda run: run.peak, {})
+    assert defined == [1.0, -2.0]
+    assert math.isnan(undefined)
+
+
 def test_what_the_first_new_class_adds():
     # 1 → 3 with the first, then 3 → 4 → 5: 2 − 1
     by_overlap = {0.0: [5.0], 0.25: [4.0], 0.6: [3.0], 1.0: [1.0]}
@@ -167,7 +184,7 @@ def test_the_study_at_its_smallest(tmp_path):
     first, beyond = outcome.claims[0].findings[0], outcome.claims[2].findings[0]
     assert first.case == beyond.case == "MLP, width 8, lazy"
 
-    def spikes(control):
+    def of_boundary(name, control):
         sweep = json.loads((tmp_path / "sweeps" / "widths" / "sweep.json").read_text())
         found = {}
         for run in sweep["runs"]:
@@ -175,12 +192,13 @@ def test_the_study_at_its_smallest(tmp_path):
             config = RunFolder.open(tmp_path / "sweeps" / "widths" / "runs" / run["name"]).meta["config"]
             if config["model"]["width"] == 8 and config["regime"]["name"] == "lazy" and run["control"] is control:
                 [second] = [r for r in records if r["kind"] == "reactivation" and r["experience"] == 1]
-                found[run["seed"]] = second["reactivation"]["spike"]
+                found[run["seed"]] = second["reactivation"][name]
         return found
 
-    shifted, control = spikes(False), spikes(True)
-    assert first.values == pytest.approx([shifted[s] for s in (0, 1)])
-    assert beyond.values == pytest.approx([shifted[s] - control[s] for s in (0, 1)])
+    spikes = of_boundary("spike", False)
+    assert first.values == pytest.approx([spikes[s] for s in (0, 1)])
+    shifted, control = of_boundary("peak", False), of_boundary("peak", True)
+    assert beyond.values == pytest.approx([math.log2(shifted[s] / control[s]) for s in (0, 1)])
     assert {p.stem for p in outcome.files if p.suffix == ".svg"} == {
         "widths", "convolutional", "overlaps", "frequencies", "learning-rates", "boundaries", "alternatives",
     }  # fmt: skip

@@ -124,11 +124,23 @@ def test_what_failed_is_told(study, tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "measured").glob("*.json")] == ["good-seed=0.json"]
 
 
+def test_a_study_can_be_made_with_other_seeds(study, tmp_path):
+    """What a pilot with the first seeds has shown is judged on others."""
+    outcome = reproduce("a-test", tmp_path, scale="tiny", seeds=1, first_seed=5, budget=2)
+    assert {json.loads(p.read_text())["seed"] for p in tmp_path.glob("measured/*.json")} == {5, 6}
+    assert outcome.claims[1].findings[0].values == (15, 16)
+    assert json.loads((tmp_path / "results.json").read_text())["seeds"] == [5, 6]
+    page = (tmp_path / "results.md").read_text()
+    assert "2 seeds (5 to 6), scale tiny." in page
+    assert "--seeds 1 --first-seed 5 --budget 2 --jobs 1\n" in page
+
+
 def test_wrong_arguments_are_refused(tmp_path):
     for arguments, message in (
         ({"name": "reactivatoin"}, None),
         ({"name": "reactivation", "scale": "huge"}, "scale must be one of 'tiny', 'small', 'paper', found 'huge'."),
         ({"name": "reactivation", "seeds": 0}, "seeds must be 1 or more, found 0."),
+        ({"name": "reactivation", "first_seed": -1}, "first_seed must be 0 or more, found -1."),
         ({"name": "reactivation", "jobs": 0}, "jobs must be 1 or more, found 0."),
     ):
         with pytest.raises(ArgumentError) as caught:
