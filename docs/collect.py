@@ -1,8 +1,8 @@
 """Put results of `avalanche-ntk reproduce` into the documentation: `python docs/collect.py NAME=FOLDER …`.
 
-`FOLDER/results.md` becomes `docs/reproduction/NAME.md`, its figures `docs/reproduction/NAME/*.svg`, and what stands
-between `<!-- results: NAME -->` and `<!-- end -->` in `docs/reproduction.md` is written anew. NAME is the study's, or
-`STUDY@WHAT` for a second one, on other data for example.
+`FOLDER/results.md` becomes `docs/reproduction/NAME.md`, its figures and `results.json`, which has every seed's numbers,
+go to `docs/reproduction/NAME/`, and what stands between `<!-- results: NAME -->` and `<!-- end -->` in
+`docs/reproduction.md` is written anew. NAME is the study's, or `STUDY@WHAT` for a second one, such as on other data.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "reproduction.md"
@@ -20,9 +21,19 @@ def summary(name: str, found: dict, figures: list[Path]) -> str:
     lines = ["```sh", found["command"], "```", ""]
     lines += ["| statement | verdict |", "|---|---|"]
     lines += [f"| {claim['text']} | {claim['told']} |" for claim in found["claims"]]
-    lines += ["", f"[Every case with its numbers](reproduction/{name}.md)"]
+    cases, seeds = f"reproduction/{name}.md", f"reproduction/{name}/results.json"
+    lines += ["", f"[Every case with its numbers]({cases}); [those of every seed]({seeds})"]
     lines += [line for path in figures for line in ("", f"![{path.stem}](reproduction/{name}/{path.name})")]
     return "\n".join(lines)
+
+
+def shortened(value: Any) -> Any:
+    """Round numbers to six digits."""
+    if isinstance(value, dict):
+        return {key: shortened(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [shortened(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def collect(name: str, folder: Path) -> None:
@@ -34,6 +45,8 @@ def collect(name: str, folder: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     figures = [Path(shutil.copy(folder / "figures" / figure, target)) for figure in order]
+    numbers = json.dumps(shortened(found), ensure_ascii=False, separators=(",", ":"))
+    (target / "results.json").write_text(numbers.replace('{"key"', '\n{"key"') + "\n", encoding="utf-8")
     target.with_suffix(".md").write_text(page.replace("](figures/", f"]({name}/"), encoding="utf-8")
     text = PAGE.read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- results: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from avalanche_ntk.errors import ProcessError
 from avalanche_ntk.experiments.schema import ConfigError, unknown_choice
@@ -265,16 +266,16 @@ class _Processes(Launcher):
         for part in ("jobs", "logs"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         file, log = self.folder / "jobs" / f"{name}.json", self.folder / "logs" / f"{name}.log"
-        reply = file.with_suffix(".reply.json")
-        reply.unlink(missing_ok=True)
+        # Each start has its own: the same command given twice would take the reply that the other one waits for.
+        reply = file.with_suffix(f".{uuid4().hex}.reply.json")
         log.write_bytes(b"")
-        job = {**job, "log": str(log), "reply": str(reply)}
+        job = {**job, "log": str(log)}
         file.write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
         threads = str(job["config"]["threads"])
         process = self.workers.take(threads)
         assert process.stdin is not None
         try:
-            process.stdin.write(os.fsencode(f"{file}\n"))
+            process.stdin.write(os.fsencode(f"{file}\0{reply}\n"))
             process.stdin.flush()
         except OSError:
             process.wait()  # the process has ended, as its handle reports

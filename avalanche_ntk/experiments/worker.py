@@ -1,7 +1,8 @@
 """A worker process that makes runs of a sweep in sequence: `python -m avalanche_ntk.experiments.worker PARENT`.
 
-It reads paths of job files from its input, one per line. A run's output, with a line of progress per experience, goes
-to the job's log, and its outcome to the job's reply. The worker ends when its input or its parent process ends.
+It reads the paths of a job file and of its reply from its input, one job per line, separated by a NUL. A run's output,
+with a line of progress per experience, goes to the job's log, and its outcome to the reply. The worker ends when its
+input or its parent process ends.
 """
 
 from __future__ import annotations
@@ -83,11 +84,12 @@ def attempt(job: Mapping[str, Any]) -> str | None:
     return None if error is None else f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def serve(job: Mapping[str, Any]) -> None:
-    """Make one run; its output goes to the job's log, its outcome to the job's reply.
+def serve(job: Mapping[str, Any], reply: Path) -> None:
+    """Make one run; its output goes to the job's log, its outcome to the reply.
 
     Args:
-        job: As for `work`, and `log` and `reply`, both paths.
+        job: As for `work`, and the path `log`.
+        reply: The file to write: `failure`, why it failed, or null.
     """
     with open(job["log"], "ab") as log:
         for stream in (1, 2):  # the streams themselves, so that output of C libraries is logged too
@@ -95,7 +97,7 @@ def serve(job: Mapping[str, Any]) -> None:
     failure = attempt(job)
     sys.stdout.flush()
     sys.stderr.flush()
-    write_whole(Path(job["reply"]), json.dumps({"failure": failure}))
+    write_whole(reply, json.dumps({"failure": failure}))
 
 
 def main() -> int:
@@ -103,7 +105,8 @@ def main() -> int:
     if hasattr(os, "getppid"):
         _end_with(int(sys.argv[1]))
     for line in sys.stdin.buffer:  # a path is bytes and may not be valid text
-        serve(json.loads(Path(os.fsdecode(line.rstrip(b"\n"))).read_text(encoding="utf-8")))
+        job, reply = (Path(os.fsdecode(path)) for path in line.rstrip(b"\n").split(b"\0"))
+        serve(json.loads(job.read_text(encoding="utf-8")), reply)
     return 0
 
 

@@ -149,7 +149,7 @@ def learn(
     Returns:
         For each loss: `loss`, `steps`, relative `error` of the change of the outputs, and for what happened and what
         was told the `rise` of the test loss and the `drop` of its accuracy. NaN for a loss that is not reached, as by
-        one of fifteen CNNs of four channels.
+        one of thirty CNNs of four channels.
     """
     static = frozen(model, test, x, y)
     before = static.old_at_boundary

@@ -165,13 +165,13 @@ def test_a_killed_run_goes_on_to_the_same_numbers(uninterrupted, tmp_path, momen
     whole = run(config, tmp_path / "whole") if values else uninterrupted
     job = {"config": config.as_dict(), "out": str(path), "tags": {}, "overwrite": False}
     log, reply = tmp_path / "log", tmp_path / "reply.json"
-    (tmp_path / "job.json").write_text(json.dumps({**job, "log": str(log), "reply": str(reply)}))
+    (tmp_path / "job.json").write_text(json.dumps({**job, "log": str(log)}))
     process = subprocess.Popen(
         [sys.executable, "-m", "avalanche_ntk.experiments.worker", str(os.getpid())],
         stdin=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    process.stdin.write(f"{tmp_path / 'job.json'}\n".encode())
+    process.stdin.write(f"{tmp_path / 'job.json'}\0{reply}\n".encode())
     process.stdin.flush()
     while not log.exists() or "progress 1 3\n" not in log.read_text():
         assert process.poll() is None

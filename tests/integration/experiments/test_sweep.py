@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from avalanche_ntk.experiments import ConfigError, load_sweep, ready, run, run_sweep
+from avalanche_ntk.experiments import ConfigError, load_config, load_sweep, ready, run, run_sweep
 from avalanche_ntk.experiments.launch import launcher
 from avalanche_ntk.experiments.sweep import is_complete
 from avalanche_ntk.recorder.runfolder import RunFolder
@@ -203,6 +203,26 @@ import sys
 from avalanche_ntk.experiments import run_sweep
 run_sweep(sys.argv[1], sys.argv[2], on_change=lambda o: print(*[x.state for x in o], *o[0].progress, flush=True))
 """
+
+
+@pytest.mark.slow  # two processes that each import the training stack
+def test_the_same_command_given_twice_gets_a_reply_each(tmp_path):
+    """One makes the run; the other is told that the folder is taken, or finds it complete."""
+    job = {"config": load_config(ONE).as_dict(), "out": str(tmp_path / "run"), "overwrite": False, "tags": {}}
+    launches = [launcher("processes", tmp_path, {}) for _ in range(2)]
+    try:
+        handles = [launch.start("run", job) for launch in launches]
+        deadline = time.monotonic() + 90
+        while not all(handle.is_done() for handle in handles) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert all(handle.is_done() for handle in handles)
+        told = [handle.failure() for handle in handles]
+    finally:
+        for launch in launches:
+            launch.close()
+    assert None in told
+    assert all(failure is None or failure.startswith("RunFolderError: run folder") for failure in told)
+    assert not list((tmp_path / "jobs").glob("*.reply.json"))
 
 
 @pytest.mark.slow  # four processes that each import the training stack
