@@ -82,13 +82,13 @@ def has_test_part(path: Path) -> bool:
         path: The zip.
 
     Returns:
-        True if it does.
-
-    Raises:
-        ArgumentError: The file is not a zip, or its layout differs.
+        True if it does; False also for a file that cannot be read, as reading it tells.
     """
-    with _opened(path) as archive:
-        return "test" in _layout(str(path), archive.namelist())
+    try:
+        with _opened(path) as archive:
+            return "test" in _layout(str(path), archive.namelist())
+    except ArgumentError:
+        return False
 
 
 def _opened(path: Path) -> zipfile.ZipFile:

@@ -22,8 +22,8 @@ TWICE = 1.0  # margin of log₂ of two peaks, which differ by orders of magnitud
 
 BEYOND = "log₂(peak/control's peak)"
 AS_BEYOND = (
-    "Not in the paper. Both have one first task, so that the larger peak is the larger spike; a ratio, since peaks "
-    "differ by orders of magnitude. Within a factor of two they are alike."
+    "Not in the paper. Both have the same first task, so the larger peak is the larger spike. Peaks are compared by "
+    "their ratio, since they differ by orders of magnitude; a factor of less than two does not matter."
 )
 
 At = Mapping[str, Any]
@@ -432,8 +432,8 @@ def _every_boundary(results: Results) -> list[Claim]:
             "7b",
             "At every boundary it spikes more than with fresh samples of the first classes.",
             tuple(beyond),
-            "Not in the paper. From the second boundary on the networks have learnt different tasks, and what is "
-            "compared is peaks. Within a factor of two they are alike.",
+            "Not in the paper. Peaks are compared, by their ratio; a factor of less than two does not matter. From the "
+            "second boundary on the two networks have learnt different tasks.",
         ),
     ]
 
