@@ -38,7 +38,7 @@ def test_every_result_stands_in_the_documentation():
     for name in [*STUDIES, "reactivation@cifar10"]:
         [part] = re.findall(rf"<!-- results: {name} -->\n(.*?)<!-- end -->", page, re.DOTALL)
         assert part.startswith(f"```sh\navalanche-ntk reproduce {name.partition('@')[0]} --scale small --data "), name
-        assert "--seeds 5 " in part, name
+        assert int(re.search(r"--seeds (\d+) ", part)[1]) >= 5, name
         assert "| statement | verdict |" in part, name
         assert f"](reproduction/{name}/" in part, name
         assert (DOCS / "reproduction" / f"{name}.md").is_file()
