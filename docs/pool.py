@@ -4,8 +4,7 @@ FOLDER has the results of `reproduce --first-seed N` with one look, the page `do
 seeds before. Of these mean and 95 % interval are known, which is all that Student's interval of both together needs
 (to the page's three digits). The page is the first of two looks, both together are the second, and each look has half
 of the 5 %. A statement of which the page has no case, since its statistic is another one, is judged by the new seeds
-alone, in one look. POOLED becomes a folder for
-`docs/collect.py`; its `results.json` has the values of the new seeds.
+alone, in one look. POOLED becomes a folder for `docs/collect.py`, with the values of the new seeds in `results.json`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import math
 import re
 import shutil
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from avalanche_ntk.reproduce.deciding import Evidence, Question, decide
 from avalanche_ntk.reproduce.registry import Scale
 from avalanche_ntk.reproduce.study import Context
 from avalanche_ntk.reproduce.verdicts import Claim, Finding, Verdict
-from avalanche_ntk.reproduce.writing import Setting, as_markdown
+from avalanche_ntk.reproduce.writing import Setting, as_json, as_markdown
 
 DOCS = Path(__file__).parent
 ROW = re.compile(r"^\| (.*) \| (.*) \| (\S+) \[(\S+), (\S+)\] \| .* \|$")
@@ -45,9 +44,9 @@ def of_page(text: str, seeds: int) -> dict[Key, Evidence]:
             mean, low, high = (float(part.replace("−", "-")) for part in m.groups()[2:])
             error = (high - low) / 2 / float(stdtrit(seeds - 1, 0.975))
             found[claim, case, statistic] = Evidence(mean, error, seeds)
-    for line in text.splitlines():
-        if "undefined for" in line:
-            found = {k: e for k, e in found.items() if not line.startswith(f"{k[1]}, {k[2]}: ")}
+        if "undefined for" in line:  # a note behind the table of its statement
+            noted = {k: f"{k[1][:1].upper()}{k[1][1:]}, {k[2]}: " for k in found if k[0] == claim}
+            found = {k: e for k, e in found.items() if k not in noted or not line.startswith(noted[k])}
     return found
 
 
@@ -134,13 +133,8 @@ def pool(name: str, folder: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(folder / "figures", out / "figures", dirs_exist_ok=True)
     (out / "results.md").write_text(page, encoding="utf-8")
-    found |= {"command": setting.command, "core_seconds": seconds, "seeds": list(everything), "seeds_of_values": seeds}
-    for stored, claim in zip(found["claims"], claims, strict=True):
-        findings = [{k: None if v != v else v for k, v in asdict(f).items()} for f in claim.findings]
-        for finding in findings:
-            finding["values"] = [None if v != v else v for v in finding["values"]]
-        stored |= {"verdict": str(claim.verdict), "told": claim.told, "remark": claim.remark, "findings": findings}
-    (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    stored = as_json(setting, claims) | {"seeds_of_values": seeds}
+    (out / "results.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

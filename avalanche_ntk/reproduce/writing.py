@@ -75,7 +75,7 @@ def write_results(out: Path, setting: Setting, claims: Sequence[Claim], figures:
         RunFolderError: A file written by something else would be replaced.
     """
     files: dict[str, str | bytes] = {
-        "results.json": json.dumps(_as_json(setting, claims), indent=1) + "\n",
+        "results.json": json.dumps(as_json(setting, claims), indent=1) + "\n",
         "results.md": as_markdown(setting, claims, list(figures)),
     }
     for name, figure in figures.items():
@@ -83,7 +83,16 @@ def write_results(out: Path, setting: Setting, claims: Sequence[Claim], figures:
     return write_owned(out, files)
 
 
-def _as_json(setting: Setting, claims: Sequence[Claim]) -> dict[str, Any]:
+def as_json(setting: Setting, claims: Sequence[Claim]) -> dict[str, Any]:
+    """Return the results as plain values.
+
+    Args:
+        setting: Their record.
+        claims: The claims.
+
+    Returns:
+        The content of `results.json`.
+    """
     context = setting.context
     entry = STUDIES[setting.name]
     return {

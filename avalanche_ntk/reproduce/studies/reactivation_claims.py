@@ -22,7 +22,7 @@ TWICE = 1.0  # margin of log₂ of two peaks, which differ by orders of magnitud
 
 BEYOND = "log₂(peak/control's peak)"
 AS_BEYOND = (
-    "Not in the paper. Both have the same first task, so the larger peak is the larger spike. Peaks are compared by "
+    "Both have the same first task, so the larger peak is the larger spike. Peaks are compared by "
     "their ratio, since they differ by orders of magnitude; a factor of less than two does not matter."
 )
 
@@ -192,8 +192,8 @@ def _spikes_more(results: Results) -> Claim:
         "1c",
         "The spike is larger than that of fresh samples of the same classes.",
         tuple(findings),
-        f"{AS_BEYOND} A network that has learnt its samples by heart and does not generalise meets as large a loss on "
-        "fresh samples of its classes as on new classes.",
+        f"Not in the paper. {AS_BEYOND} A network that has learnt its samples by heart and does not "
+        "generalise meets as large a loss on fresh samples of its classes as on new classes.",
     )
 
 
@@ -484,6 +484,6 @@ def _depends(results: Results) -> list[Claim]:
             "open-b",
             "So measured, it spikes more than with fresh samples of the same classes.",
             tuple(beyond),
-            f"{remark} {AS_BEYOND.removeprefix('Not in the paper. ')}",
+            f"{remark} {AS_BEYOND}",
         ),
     ]
