@@ -1,10 +1,10 @@
 """Add new seeds of a study to those of its page: `python docs/pool.py NAME=FOLDER:POOLED`.
 
-FOLDER has the results of `reproduce --first-seed N` with one look, the page `docs/reproduction/NAME.md` those of the N
-seeds before. Of these mean and 95 % interval are known, which is all that Student's interval of both together needs
-(to the page's three digits). The page is the first of two looks, both together are the second, and each look has half
-of the 5 %. A statement of which the page has no case, since its statistic is another one, is judged by the new seeds
-alone, in one look. POOLED becomes a folder for `docs/collect.py`, with the values of the new seeds in `results.json`.
+FOLDER has the results of `reproduce --first-seed N` with one look, `docs/reproduction/NAME/results.json` those of the
+page. Seeds of FOLDER that the page lacks are new. Of the earlier ones mean and standard error are known at every look,
+which is all that Student's interval of all together needs. The new seeds make one look more, and each of K looks has
+1/K of the 5 %. A statement that the page lacks, or whose statistic is another one there, is judged by the new seeds
+alone, in one look. POOLED becomes a folder for `docs/collect.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import math
 import re
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
-
-from scipy.special import stdtrit
 
 from avalanche_ntk.reproduce.deciding import Evidence, Question, decide
 from avalanche_ntk.reproduce.registry import Scale
@@ -27,27 +25,31 @@ from avalanche_ntk.reproduce.verdicts import Claim, Finding, Verdict
 from avalanche_ntk.reproduce.writing import Setting, as_json, as_markdown
 
 DOCS = Path(__file__).parent
-ROW = re.compile(r"^\| (.*) \| (.*) \| (\S+) \[(\S+), (\S+)\] \| .* \|$")
 NONE = Evidence(math.nan, math.nan, 0)
+Looks = list[Evidence]
 Key = tuple[str, str, str]
 
 
-def of_page(text: str, seeds: int) -> dict[Key, Evidence]:
-    """Return the evidence of a page by statement, case and statistic; not of cases that lack seeds."""
-    found: dict[Key, Evidence] = {}
-    claim = ""
-    for line in text.splitlines():
-        if line.startswith("## "):
-            claim = line[3:]
-        if m := ROW.match(line.replace("\\|", "¦")):
-            case, statistic = (part.replace("¦", "|") for part in m.groups()[:2])
-            mean, low, high = (float(part.replace("−", "-")) for part in m.groups()[2:])
-            error = (high - low) / 2 / float(stdtrit(seeds - 1, 0.975))
-            found[claim, case, statistic] = Evidence(mean, error, seeds)
-        if "undefined for" in line:  # a note behind the table of its statement
-            noted = {k: f"{k[1][:1].upper()}{k[1][1:]}, {k[2]}: " for k in found if k[0] == claim}
-            found = {k: e for k, e in found.items() if k not in noted or not line.startswith(noted[k])}
-    return found
+def looks_of(found: dict[str, Any]) -> dict[Key, Looks]:
+    """Return the evidence of stored results at each look, by statement, case and statistic."""
+    if "--budget" in found["command"] and "looks" not in found["claims"][0]["findings"][0]:
+        raise SystemExit(f"the page of {found['study']} must have been made in one look, or by this script.")
+    return {
+        (claim["text"], f.case, f.statistic): looks
+        for claim in found["claims"]
+        for f, looks in map(_stored, claim["findings"])
+    }
+
+
+def _stored(stored: dict[str, Any]) -> tuple[Finding, Looks]:
+    """Return a finding of `results.json` with its evidence at each look."""
+    plain: dict[str, Any] = {
+        k: math.nan if v is None and k not in ("verdict", "values") else v for k, v in stored.items()
+    }
+    looks = [Evidence(*(math.nan if v is None else v for v in look)) for look in plain.pop("looks", [])]
+    plain["values"] = tuple(math.nan if v is None else v for v in plain["values"])
+    plain["verdict"] = None if plain["verdict"] is None else Verdict(plain["verdict"])
+    return Finding(**plain), looks or [Evidence.of(plain["values"])]
 
 
 def pooled(a: Evidence, b: Evidence) -> Evidence:
@@ -66,74 +68,83 @@ def pooled(a: Evidence, b: Evidence) -> Evidence:
     return Evidence(mean, math.sqrt(squares / (n - 1) / n), n)
 
 
-def judged(claim: Claim, page: dict[Key, Evidence], new: str) -> Claim:
-    """Return a statement with the verdicts of two looks."""
-    earlier = [page.get((claim.text, f.case, f.statistic), NONE) for f in claim.findings]
-    both = [pooled(e, Evidence.of(f.values)) for e, f in zip(earlier, claim.findings, strict=True)]
+def judged(claim: Claim, earlier: dict[Key, Looks], is_new: list[bool], seeds: int) -> tuple[Claim, list[Looks]]:
+    """Return a statement with the verdicts of all looks, and the evidence of its cases at each.
+
+    Args:
+        claim: The statement, with the values of FOLDER.
+        earlier: The page's evidence.
+        is_new: Which of the values are of new seeds.
+        seeds: Number of all seeds.
+    """
+    before = [earlier.get((claim.text, f.case, f.statistic), [NONE]) for f in claim.findings]
     asked = [i for i, f in enumerate(claim.findings) if f.verdict is not None]
+    known = any(look.n for i in asked for look in before[i])
+    count = max(len(looks) for looks in before) if known or not asked else 0
+    all_looks = []
+    for finding, looks in zip(claim.findings, before, strict=True):
+        new = Evidence.of([v for v, fresh in zip(finding.values, is_new, strict=True) if fresh])
+        padded = [NONE] * (count - len(looks)) + looks if count else []
+        all_looks.append([*padded, pooled(padded[-1], new) if padded else new])
     questions = [Question(f.threshold, f.above, f.margin) for f in claim.judged]
-    is_new = all(earlier[i].n == 0 for i in asked)
-    looks = [[evidence[i] for i in asked] for evidence in ([both] if is_new else [earlier, both])]
-    verdicts = dict(zip(asked, decide(questions, looks, len(looks)), strict=True))
+    verdicts = decide(questions, [[all_looks[i][k] for i in asked] for k in range(count + 1)], count + 1)
+    by_case = dict(zip(asked, verdicts, strict=True))
+    most = max((all_looks[i][-1].n for i in asked), default=seeds)
     findings = []
-    for i, (finding, before, evidence) in enumerate(zip(claim.findings, earlier, both, strict=True)):
-        verdict, look = verdicts.get(i, (None, 0))
-        notes = [note for note in finding.note.split("; ") if note.startswith("undefined")]
+    for i, (finding, looks) in enumerate(zip(claim.findings, all_looks, strict=True)):
+        verdict, look = by_case.get(i, (None, 0))
+        last = looks[-1]
+        notes = [f"undefined for {most - last.n} of {most} seeds"] if last.n < most else []
         notes += [f"no difference larger than {finding.margin:.3g}"] if verdict is Verdict.SAME else []
-        notes += [f"decided after {before.n} seeds"] if look == 1 and not is_new else []
-        low, high = evidence.interval(0.05) if evidence.n > 1 else (math.nan, math.nan)
-        findings.append(
-            replace(finding, mean=evidence.mean, low=low, high=high, verdict=verdict, note="; ".join(notes))
-        )
+        notes += [f"decided after {looks[look - 1].n} seeds"] if 0 < look <= count else []
+        low, high = last.interval(0.05) if last.n > 1 else (math.nan, math.nan)
+        findings.append(replace(finding, mean=last.mean, low=low, high=high, verdict=verdict, note="; ".join(notes)))
     remark = claim.remark
-    if asked and is_new:
-        remark = f"{remark} Of seeds {new} alone: the earlier ones were compared by another statistic.".strip()
-    return replace(claim, findings=tuple(findings), remark=remark)
-
-
-def read(claim: dict[str, Any]) -> Claim:
-    """Return a statement of `results.json`."""
-    findings = []
-    for stored in claim["findings"]:
-        f = {k: math.nan if v is None and k not in ("verdict", "values") else v for k, v in stored.items()}
-        f["values"] = tuple(math.nan if v is None else v for v in f["values"])
-        f["verdict"] = None if f["verdict"] is None else Verdict(f["verdict"])
-        findings.append(Finding(**f))
-    return Claim(claim["key"], claim["text"], tuple(findings), claim["remark"])
+    if most < seeds:
+        told = f"Of seeds {seeds - most} to {seeds - 1} alone: the earlier ones were compared by another statistic."
+        remark = f"{remark} {told}".strip()
+    return replace(claim, findings=tuple(findings), remark=remark), all_looks
 
 
 def pool(name: str, folder: Path, out: Path) -> None:
-    """Write the results of both."""
+    """Write the results of all seeds."""
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    text = (DOCS / "reproduction" / f"{name}.md").read_text(encoding="utf-8")
-    seeds, new = found["seeds"], f"{found['seeds'][0]} to {found['seeds'][-1]}"
-    if int(re.search(r"(\d+) seeds", text)[1]) != seeds[0] or "--budget" in text or "--first-seed" in text:
-        raise SystemExit(f"the page of {name} must have the seeds 0 to {seeds[0] - 1}, in one look.")
-    evidence = of_page(text, seeds[0])
-    claims = [judged(read(claim), evidence, new) for claim in found["claims"]]
-    spent = re.search(r"took (\d+) (s|min) in all", text)
-    seconds = found["core_seconds"] + int(spent[1]) * (60 if spent[2] == "min" else 1)
-    everything = tuple(range(seeds[-1] + 1))
+    page = json.loads((DOCS / "reproduction" / name / "results.json").read_text(encoding="utf-8"))
+    earlier, known = looks_of(page), len(page["seeds"])
+    is_new = [seed >= known for seed in found["seeds"]]
+    everything = tuple(range(known + sum(is_new)))
+    if "--budget" in found["command"] or not any(is_new) or found["seeds"][-1] != everything[-1]:
+        raise SystemExit(f"{folder} must have, in one look, the seeds from {known} on; found {found['seeds']}.")
+    results = []
+    for stored in found["claims"]:
+        claim = Claim(stored["key"], stored["text"], tuple(_stored(f)[0] for f in stored["findings"]), stored["remark"])
+        results.append(judged(claim, earlier, is_new, len(everything)))
+    claims = [claim for claim, _ in results]
+    seconds = page["core_seconds"] + found["core_seconds"] * sum(is_new) / len(is_new)
     context = Context(Scale(found["scale"]), found["data"], None, everything, found["device"])
     jobs = int(re.search(r"--jobs (\d+)", found["command"])[1])
-    setting = Setting(
-        found["study"], context, jobs, found["wall_seconds"], seconds, len(everything) // 2, len(everything)
-    )
+    setting = Setting(found["study"], context, jobs, found["wall_seconds"], seconds)
+    looks = [*page.get("looks", [known]), len(everything)]
+    setting = replace(setting, batch=math.ceil(len(everything) / len(looks)), budget=len(everything))
     figures = [path.stem for path in sorted((folder / "figures").glob("*.svg"))]
     order = re.findall(r"!\[([^]]*)\]\(figures/", (folder / "results.md").read_text(encoding="utf-8"))
     assert sorted(order) == figures
-    page = as_markdown(setting, claims, order)
+    text = as_markdown(setting, claims, order)
     told = (
-        f"Seeds 0 to {seeds[0] - 1} are an earlier look, whose means and intervals are known to three digits; the "
-        f"second look has all {len(everything)}, and each look half of the 5 %. The figures show seeds {new}.\n"
+        f"Judged at {', '.join(map(str, looks[:-1]))} and {looks[-1]} seeds; each look has 1/{len(looks)} of the 5 %."
+        " Seeds were added because statements had stayed undecided. Of the earlier ones mean and standard error are"
+        f" known, to the digits of their page. The figures show seeds {found['seeds'][0]} to {found['seeds'][-1]}.\n"
     )
-    page = page.replace(
+    text = text.replace(
         "beside whatever else the machine did.\n", f"beside whatever else the machine did.\n\n{told}", 1
     )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(folder / "figures", out / "figures", dirs_exist_ok=True)
-    (out / "results.md").write_text(page, encoding="utf-8")
-    stored = as_json(setting, claims) | {"seeds_of_values": seeds}
+    (out / "results.md").write_text(text, encoding="utf-8")
+    stored = as_json(setting, claims) | {"seeds_of_values": found["seeds"], "looks": looks}
+    for claim, (_, cases) in zip(stored["claims"], results, strict=True):
+        for finding, case in zip(claim["findings"], cases, strict=True):
+            finding["looks"] = [[None if v != v else v for v in astuple(look)] for look in case]
     (out / "results.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
