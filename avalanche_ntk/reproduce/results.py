@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,7 @@ class Results:
             The runs.
         """
         if plan not in self._cache:
-            folder = self.place.sweep(plan) / "runs"
-            made = [DoneRun(planned, folder / planned.name) for planned in self.sweeps[plan].runs]
+            made = [DoneRun(planned, self._folders[planned.config.hash]) for planned in self.sweeps[plan].runs]
             self._cache[plan] = sorted(made, key=lambda run: run.seed)
         return [
             run
@@ -111,9 +110,19 @@ class Results:
 
     def seconds(self, parts: Iterable[str]) -> float:
         """Return the total seconds of all runs and measurements on one core."""
-        runs = [run.run.folder.meta.get("wall_seconds", 0.0) for plan in self.sweeps for run in self.runs(plan)]
+        made = {run.path: run for plan in self.sweeps for run in self.runs(plan)}
+        runs = [run.run.folder.meta.get("wall_seconds", 0.0) for run in made.values()]
         measured = [read_measured(self.place.measured(part, seed)) for part in parts for seed in self.context.seeds]
         return float(sum(runs) + sum(one["seconds"] for one in measured))
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
+        """Folders of the runs by the hash of their configuration."""
+        return {
+            planned.config.hash: self.place.sweep(plan) / "runs" / planned.name
+            for plan, sweep in without_repeats(self.sweeps).items()
+            for planned in sweep.runs
+        }
 
     @cached_property
     def _cache(self) -> dict[str, list[DoneRun]]:
@@ -122,6 +131,23 @@ class Results:
     def measured(self, part: str) -> list[dict[str, Any]]:
         """Return the results of `measure` for a part, seeds in order."""
         return [read_measured(self.place.measured(part, seed))["values"] for seed in self.context.seeds]
+
+
+def without_repeats(sweeps: Mapping[str, Sweep]) -> dict[str, Sweep]:
+    """Return the plans without the runs that an earlier plan has: plans of a study share their usual setting.
+
+    Args:
+        sweeps: The resolved plans.
+
+    Returns:
+        The plans with what is to be made of each.
+    """
+    seen: set[str] = set()
+    rest = {}
+    for plan, sweep in sweeps.items():
+        rest[plan] = replace(sweep, runs=tuple(p for p in sweep.runs if p.config.hash not in seen))
+        seen |= {p.config.hash for p in sweep.runs}
+    return rest
 
 
 def per_seed(runs: Iterable[DoneRun], number: Callable[[DoneRun], float], seeds: Sequence[int]) -> list[float]:

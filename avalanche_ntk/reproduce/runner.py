@@ -20,7 +20,7 @@ from avalanche_ntk.files import write_whole
 from avalanche_ntk.owned import refuse_strangers
 from avalanche_ntk.reproduce.deciding import decided
 from avalanche_ntk.reproduce.registry import Scale, load_study
-from avalanche_ntk.reproduce.results import Results, read_measured
+from avalanche_ntk.reproduce.results import Results, read_measured, without_repeats
 from avalanche_ntk.reproduce.study import Context, Place, Plan
 from avalanche_ntk.reproduce.verdicts import Claim, Verdict
 from avalanche_ntk.reproduce.writing import Setting, write_results
@@ -135,7 +135,7 @@ def _run_plans(
     made = {plan: load_sweep({**keys, "seeds": list(context.seeds)}, name=plan) for plan, keys in plans.items()}
     failures: list[str] = []
     with Workers() as workers:
-        for plan, sweep in made.items():
+        for plan, sweep in without_repeats(made).items():
 
             def tell(outcomes: Sequence[RunOutcome], plan: str = plan) -> None:
                 on_progress(plan, sum(o.state in ("done", "skipped", "failed") for o in outcomes), len(outcomes))

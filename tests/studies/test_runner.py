@@ -100,6 +100,28 @@ def test_a_study_is_made_and_kept(study, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in part} == part
 
 
+def test_a_run_of_two_plans_is_made_once(study, tmp_path, monkeypatch):
+    """The second plan's width 4 is the first's, with its numbers; its time counts once."""
+
+    def of_two(context):
+        [(name, first)] = plans(context).items()
+        return {name: first, "epochs": {**first, "grid": {"epochs": [1, 2], "model.width": [4]}}}
+
+    def judged(results):
+        shared = [run.path for run in results.runs("epochs", {"epochs": 2})]
+        assert shared == [run.path for run in results.runs("widths", {"model.width": 4})]
+        of_plans = {p.name: len(list(p.glob("runs/*/run.json"))) for p in results.place.sweep("").glob("*")}
+        assert of_plans == {"widths": 8, "epochs": 4}
+        spent = [json.loads(p.read_text())["meta"]["wall_seconds"] for p in tmp_path.glob("sweeps/*/runs/*/run.json")]
+        assert results.seconds([]) == pytest.approx(sum(spent))
+        lengths = [[len(run.trajectory()) for run in results.runs("epochs", {"epochs": n})] for n in (1, 2)]
+        assert all(short < long for short, long in zip(*lengths, strict=True))
+        return [Claim("moves", "The kernel moves.", ())]
+
+    monkeypatch.setattr(runner, "load_study", lambda name: Study(judge=judged, draw=draw, plans=of_two))
+    assert reproduce("a-test", tmp_path, scale="tiny").claims[0].text == "The kernel moves."
+
+
 def test_parts_that_changed_are_measured_anew(study, tmp_path, monkeypatch):
     alone = Study(judge=lambda results: [], draw=lambda results: {}, parts=STUDY.parts, measure=measure)
     monkeypatch.setattr(runner, "load_study", lambda name: alone)
