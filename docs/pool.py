@@ -125,7 +125,11 @@ def pool(name: str, folder: Path, out: Path) -> None:
     jobs = int(re.search(r"--jobs (\d+)", found["command"])[1])
     setting = Setting(found["study"], context, jobs, found["wall_seconds"], seconds)
     looks = [*page.get("looks", [known]), len(everything)]
-    setting = replace(setting, batch=math.ceil(len(everything) / len(looks)), budget=len(everything))
+    # `reproduce` makes looks of equal size only: as many as here, or fewer.
+    batches = (
+        b for b in range(1, len(everything) + 1) if len(everything) % b == 0 and b * len(looks) >= len(everything)
+    )
+    setting = replace(setting, batch=next(batches), budget=len(everything))
     figures = [path.stem for path in sorted((folder / "figures").glob("*.svg"))]
     order = re.findall(r"!\[([^]]*)\]\(figures/", (folder / "results.md").read_text(encoding="utf-8"))
     assert sorted(order) == figures

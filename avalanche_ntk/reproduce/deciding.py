@@ -4,7 +4,8 @@ The rule guarantees that a statement gets a wrong verdict in any of its cases in
 decided as soon as an adjusted interval of its mean lies on one side of the threshold, or within the margin of practical
 equivalence around it (two one-sided tests). The interval is adjusted for:
 
-- **repeated looks**: with K planned looks each has the level α/K (Bonferroni; a decided case stays decided);
+- **repeated looks**: with K planned looks each has the level α/K (Bonferroni). A case stays decided unless the plain
+  interval of all seeds so far contradicts it: then it is undecided again, which only makes wrong verdicts rarer;
 - **many cases**: within a look the cases share the level by Holm's procedure, the clearest first;
 - **both sides**: every wrong verdict of either kind requires an interval that misses the mean.
 
@@ -78,16 +79,22 @@ class Evidence:
 
     def verdict(self, threshold: float, margin: float, above: bool, level: float) -> Verdict:
         """Return the verdict of the interval at a level on the claim that the mean is above (or below) a threshold."""
+        found = (v for v in _DECIDED if self.shows(v, threshold, margin, above, level))
+        return next(found, Verdict.OPEN)
+
+    def shows(self, verdict: Verdict, threshold: float, margin: float, above: bool, level: float) -> bool:
+        """Return whether the interval at a level shows a verdict other than "undecided"."""
         if self.n < FEWEST:
-            return Verdict.OPEN
+            return False
         low, high = self.interval(level)
-        if (low > threshold) if above else (high < threshold):
-            return Verdict.HOLDS
-        if (high <= threshold) if above else (low >= threshold):
-            return Verdict.FAILS
-        if math.isfinite(margin) and threshold - margin < low and high < threshold + margin:
-            return Verdict.SAME
-        return Verdict.OPEN
+        if verdict is Verdict.HOLDS:
+            return low > threshold if above else high < threshold
+        if verdict is Verdict.FAILS:
+            return high <= threshold if above else low >= threshold
+        return math.isfinite(margin) and threshold - margin < low and high < threshold + margin
+
+
+_DECIDED = (Verdict.HOLDS, Verdict.FAILS, Verdict.SAME)
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,10 @@ def decide(
                 break
             found[i] = verdict, number
             remaining -= 1
+    for i, (verdict, _) in enumerate(found):
+        q = questions[i]
+        if verdict is not Verdict.OPEN and not looks[-1][i].shows(verdict, q.threshold, q.margin, q.above, alpha):
+            found[i] = Verdict.OPEN, 0
     return found
 
 

@@ -31,6 +31,12 @@ class TestEvidence:
         assert one.verdict(0.65, 2.0, True, 0.05) is Verdict.SAME
         assert one.verdict(0.65, 0.1, True, 0.05) is Verdict.OPEN
 
+    def test_a_small_effect_that_is_seen_later_is_still_without_a_difference_that_matters(self):
+        small = Evidence(0.05, 0.01, 10)
+        assert small.verdict(0.0, 0.5, True, 0.05) is Verdict.HOLDS
+        wide = Evidence(0.0, 0.05, 10)
+        assert decide([Question(0.0, margin=0.5)], [[wide], [small]], 2) == [(Verdict.SAME, 1)]
+
     def test_few_seeds_say_nothing(self):
         assert Evidence.of([5.0, 5.0]).verdict(0.0, NAN, True, 0.05) is Verdict.OPEN
         assert Evidence.of([5.0, 5.0]).level_that_decides(0.0, NAN) == 1.0
@@ -54,22 +60,28 @@ class TestSteps:
         assert verdicts == [Verdict.OPEN, Verdict.HOLDS, Verdict.OPEN]
 
     def test_each_look_has_its_share_and_what_is_decided_stays(self):
-        clear, open_ = Evidence(3.0, 0.5, 10), Evidence(0.1, 0.5, 10)
+        clear, open_, fair = Evidence(3.0, 0.5, 10), Evidence(0.1, 0.5, 10), Evidence(1.2, 0.5, 10)
         p = clear.level_that_decides(0.0, NAN)
-        assert decide([Question(0.0)], [[open_], [clear], [open_]], 3) == [(Verdict.HOLDS, 2)]
+        assert ALPHA / 3 < fair.level_that_decides(0.0, NAN) < ALPHA  # too little for a look, not against it
+        assert decide([Question(0.0)], [[open_], [clear], [fair]], 3) == [(Verdict.HOLDS, 2)]
+        assert decide([Question(0.0)], [[open_], [clear], [open_]], 3) == [(Verdict.OPEN, 0)]
+        assert decide([Question(0.0)], [[clear], [open_], [fair]], 3) == [(Verdict.HOLDS, 1)]
         assert decide([Question(0.0)], [[clear]], math.floor(ALPHA / p) + 1) == [(Verdict.OPEN, 0)]
         with pytest.raises(ValueError, match="2 looks were made, of 1 planned"):
             decide([Question(0.0)], [[open_], [open_]], 1)
 
     def test_a_claim_says_after_how_many_seeds(self):
-        a, b = [1.0, 1.1, 0.9, 1.0, 1.1, -9.0], [0.1, -0.1] * 3
-        looks = [
-            Claim("k", "T.", (found("a", "s", a[:n], 0.0), found("b", "s", b[:n], 0.0, margin=0.9))) for n in (5, 6)
-        ]
-        made = decided(looks, [5, 6], 2)
-        assert [f.verdict for f in made.findings] == [Verdict.HOLDS, Verdict.SAME]
-        assert made.findings[0].note == "decided after 5 seeds"
-        assert made.findings[1].note.startswith("no difference larger than 0.9")
+        a, b, c = [1.0, 1.1, 0.9, 1.0, 1.1, 0.2], [0.1, -0.1] * 3, [1.0, 1.1, 0.9, 1.0, 1.1, -9.0]
+
+        def look(n):
+            of_b = found("b", "s", b[:n], 0.0, margin=0.9)
+            return Claim("k", "T.", (found("a", "s", a[:n], 0.0), of_b, found("c", "s", c[:n], 0.0)))
+
+        made = decided([look(5), look(6)], [5, 6], 2)
+        assert [f.verdict for f in made.findings] == [Verdict.HOLDS, Verdict.SAME, Verdict.OPEN]
+        assert [f.note for f in made.findings] == [
+            "decided after 5 seeds", "no difference larger than 0.9; decided after 5 seeds", ""
+        ]  # fmt: skip
 
     def test_a_look_knows_no_later_seeds(self):
         """Numbers that depend on other seeds are those of each look, not those that later seeds make of them."""
