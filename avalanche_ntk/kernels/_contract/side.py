@@ -105,12 +105,16 @@ class Side:
         self.plan.pull(name)
 
     def _carried(self, handles: list[int], rows: slice, name: str) -> Piece | None:
-        """Return gradients propagated through the parameter's chain: factored if possible, otherwise explicit."""
+        """Return gradients propagated through the parameter's chain: factored if possible, otherwise explicit.
+
+        Those of a preconditioned parameter are always explicit, since each entry has its own weight.
+        """
         leaf, graph, root = self.subject.leaves[name], self.at.graph, self.subject.roots.get(name)
         made = [(self.plan.handles[h], piece) for h in handles if (piece := self._piece([h], rows, name)) is not None]
         factors = [carried_factors(piece, graph, handle.edge, name) for handle, piece in made]
-        if root is None and factors and all(f is not None for f in factors):
-            return merge([f for f in factors if f is not None], tuple(leaf.shape))
+        if factors and all(f is not None for f in factors):
+            whole = merge([f for f in factors if f is not None], tuple(leaf.shape))
+            return whole if root is None else Dense(whole.dense(tuple(leaf.shape)).mul_(root))
         total: Tensor | None = None
         for handle, piece in made:
             j: Tensor | None = piece.dense(self.w_shape(handle))
