@@ -256,8 +256,14 @@ def standardised(data: LabelledData) -> LabelledData:
     spread[spread <= 1e-6 * squares.sqrt()] = 1.0
     shape = (-1, *[1] * (first.ndim - 1))
     shift, scale = mean.reshape(shape).float(), spread.reshape(shape).float()
-    train, test = (_Standardised(part, shift, scale) for part in (data.train, data.test))
+    train, test = (_scaled(part, shift, scale) for part in (data.train, data.test))
     return replace(data, train=train, test=test)
+
+
+def _scaled(part: Dataset[Any], mean: Tensor, std: Tensor) -> Dataset[Any]:
+    if isinstance(part, TensorImages) and part.x.is_floating_point():  # bytes would take four times the memory
+        return TensorImages((part.x - mean) / std, part.y)
+    return _Standardised(part, mean, std)
 
 
 class _Standardised(Dataset[Any]):
