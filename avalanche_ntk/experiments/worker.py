@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from avalanche_ntk.children import end_with
 from avalanche_ntk.files import write_whole
 
 PROGRESS = "progress "
@@ -41,17 +40,6 @@ def work(job: Mapping[str, Any]) -> str:
         return str(
             run(job["config"], job["out"], tags=job["tags"], overwrite=job["overwrite"], on_progress=on_progress)
         )
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent has ended, so that a killed sweep leaves no process with a run's lock."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def caught(function: Callable[..., Any], *arguments: Any) -> tuple[Any, Exception | None]:
@@ -103,7 +91,7 @@ def serve(job: Mapping[str, Any], reply: Path) -> None:
 def main() -> int:
     """Serve the jobs named on the input until it ends."""
     if hasattr(os, "getppid"):
-        _end_with(int(sys.argv[1]))
+        end_with(int(sys.argv[1]))  # a killed sweep leaves no process with a run's lock
     for line in sys.stdin.buffer:  # a path is bytes and may not be valid text
         job, reply = (Path(os.fsdecode(path)) for path in line.rstrip(b"\n").split(b"\0"))
         serve(json.loads(job.read_text(encoding="utf-8")), reply)

@@ -6,18 +6,17 @@ import csv
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from glob import glob
 from itertools import pairwise
-from multiprocessing import get_context
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
+from avalanche_ntk.children import pool_of
 from avalanche_ntk.errors import ArgumentError
 from avalanche_ntk.observables import Observable
 from avalanche_ntk.recorder.clock import TrainingClock
@@ -183,7 +182,7 @@ def _all(
     if not rest:
         return
     if pool is None:  # submit no more calls at a time than there are processes
-        with ProcessPoolExecutor(min(jobs, len(rest)), mp_context=get_context("spawn")) as own:
+        with pool_of(min(jobs, len(rest))) as own:
             yield from _in_order(own, measure, rest, len(rest))
     else:
         yield from _in_order(pool, measure, rest, jobs)

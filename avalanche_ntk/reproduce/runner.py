@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avalanche_ntk.children import pool_of
 from avalanche_ntk.errors import ArgumentError, NTKError, ended
 from avalanche_ntk.experiments.launch import Workers
 from avalanche_ntk.experiments.sweep import Outcome as RunOutcome
@@ -161,7 +161,7 @@ def _measure_parts(
     done = len(units) - len(todo)
     failures: list[str] = []
     on_progress("measurements", done, len(units))
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with pool_of(jobs) as pool:
         running: dict[Future[None], str] = {
             pool.submit(_measure, name, context, part, dict(parts[part]), seed, place.measured(part, seed)): (
                 f"{part}, seed {seed}"

@@ -68,7 +68,7 @@ def study(monkeypatch):
                 future.set_exception(error)
             return future
 
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(runner, "pool_of", Here)
 
 
 def test_a_study_is_made_and_kept(study, tmp_path):

@@ -16,7 +16,7 @@ ROOT = Path(avalanche_ntk.__file__).parent
 # has a layer of its own.
 GROUPS = ("recorder", "adapters", "lab")
 LAYERS = {
-    **dict.fromkeys(["errors", "files", "frozen", "numerals", "owned", "randomness"], 0),
+    **dict.fromkeys(["children", "errors", "files", "frozen", "numerals", "owned", "randomness"], 0),
     **dict.fromkeys(["recorder.clock", "recorder.frames", "recorder.labels", "recorder.names"], 0),
     **dict.fromkeys(["recorder.steps", "recorder.stepclock", "adapters.tasks"], 0),
     **dict.fromkeys(["kernels", "measures", "recorder.schedule", "recorder.cost", "recorder.runfolder"], 1),
